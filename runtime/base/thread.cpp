@@ -1,0 +1,125 @@
+#include "runtime/base/thread.hpp"
+
+#include <pthread.h>
+
+#include <csignal>
+
+namespace falaj {
+
+Thread::Thread(std::string name, std::move_only_function<void()> body)
+    : thread_([name = std::move(name), body = std::move(body)]() mutable {
+        sigset_t all;
+        sigfillset(&all);
+        pthread_sigmask(SIG_BLOCK, &all, nullptr);
+        pthread_setname_np(pthread_self(), name.substr(0, 15).c_str());
+        body();
+      }) {}
+
+Thread::~Thread() { join(); }
+
+void Thread::join() {
+  if (thread_.joinable()) thread_.join();
+}
+
+BlockingPool::BlockingPool(std::string name, std::size_t threads, std::size_t queue_max) : queue_max_(queue_max) {
+  for (std::size_t i = 0; i < threads; ++i) threads_.emplace_back(name + "-" + std::to_string(i), [this] { run(); });
+}
+
+BlockingPool::~BlockingPool() { stop(); }
+
+bool BlockingPool::submit(std::move_only_function<void()> task) {
+  {
+    const std::scoped_lock lock(mutex_);
+    if (stopping_ || queue_.size() >= queue_max_) return false;
+    queue_.push_back(std::move(task));
+  }
+  wake_.notify_one();
+  return true;
+}
+
+void BlockingPool::stop() {
+  {
+    const std::scoped_lock lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_all();
+  for (auto& thread : threads_) thread.join();
+}
+
+void BlockingPool::run() {
+  for (;;) {
+    std::move_only_function<void()> task;
+    {
+      std::unique_lock lock(mutex_);
+      wake_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
+      if (queue_.empty()) return;
+      task = std::move(queue_.front());
+      queue_.pop_front();
+    }
+    task();
+  }
+}
+
+TimerThread::TimerThread(const Clock& clock) : clock_(clock), thread_("timer", [this] { run(); }) {}
+
+TimerThread::~TimerThread() { stop(); }
+
+std::uint64_t TimerThread::at(Instant when, std::move_only_function<void()> call) {
+  bool first = false;
+  std::uint64_t id = 0;
+  {
+    const std::scoped_lock lock(mutex_);
+    if (stopping_) return 0;
+    id = next_++;
+    const auto entry = due_.emplace(Key{when, id}, std::move(call)).first;
+    when_.emplace(id, when);
+    first = entry == due_.begin();
+  }
+  if (first) wake_.notify_one();
+  return id;
+}
+
+void TimerThread::cancel(std::uint64_t id) {
+  std::move_only_function<void()> dropped;  // destroyed after the lock is released
+  const std::scoped_lock lock(mutex_);
+  const auto found = when_.find(id);
+  if (found == when_.end()) return;
+  const auto entry = due_.find(Key{found->second, id});
+  dropped = std::move(entry->second);
+  due_.erase(entry);
+  when_.erase(found);
+}
+
+void TimerThread::stop() {
+  {
+    const std::scoped_lock lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_one();
+  thread_.join();
+}
+
+void TimerThread::run() {
+  std::unique_lock lock(mutex_);
+  while (!stopping_) {
+    if (due_.empty()) {
+      wake_.wait(lock);
+      continue;
+    }
+    const auto now = clock_.now();
+    const auto entry = due_.begin();
+    if (entry->first.first > now) {
+      wake_.wait_for(lock, entry->first.first - now);
+      continue;
+    }
+    when_.erase(entry->first.second);
+    auto call = std::move(entry->second);
+    due_.erase(entry);
+    lock.unlock();
+    call();
+    call = nullptr;
+    lock.lock();
+  }
+}
+
+}  // namespace falaj

@@ -1,0 +1,80 @@
+// The one file with threads. Everything else gets its parallelism from an executor, a BlockingPool or a TimerThread.
+//
+// Ways to get hurt: a task that blocks for ever keeps stop() waiting; give every wait inside it a deadline.
+#pragma once
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "runtime/base/clock.hpp"
+
+namespace falaj {
+
+// A named thread that joins when destroyed. Signals are blocked in it (the main thread handles them).
+class Thread {
+ public:
+  Thread() = default;
+  Thread(std::string name, std::move_only_function<void()> body);
+  Thread(Thread&&) = default;
+  Thread& operator=(Thread&&) = default;
+  ~Thread();
+  void join();
+  [[nodiscard]] bool joinable() const { return thread_.joinable(); }
+
+ private:
+  std::thread thread_;
+};
+
+// A fixed number of threads and a bounded queue for work that may block (disk commits, kernel runs).
+class BlockingPool {
+ public:
+  BlockingPool(std::string name, std::size_t threads, std::size_t queue_max);
+  ~BlockingPool();  // runs what is queued, then joins
+  BlockingPool(const BlockingPool&) = delete;
+  BlockingPool& operator=(const BlockingPool&) = delete;
+  // false: the queue is full or the pool is stopping; the task was not taken.
+  bool submit(std::move_only_function<void()> task);
+  void stop();
+
+ private:
+  void run();
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<std::move_only_function<void()>> queue_;
+  std::size_t queue_max_;
+  bool stopping_ = false;
+  std::vector<Thread> threads_;
+};
+
+// Calls functions at monotonic instants, on its own thread: they must be short and must not block.
+class TimerThread {
+ public:
+  explicit TimerThread(const Clock& clock);
+  ~TimerThread();
+  TimerThread(const TimerThread&) = delete;
+  TimerThread& operator=(const TimerThread&) = delete;
+  std::uint64_t at(Instant when, std::move_only_function<void()> call);
+  void cancel(std::uint64_t id);  // no effect when it already ran; does not wait for a call in progress
+  void stop();
+
+ private:
+  using Key = std::pair<Instant, std::uint64_t>;
+  void run();
+  const Clock& clock_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::map<Key, std::move_only_function<void()>> due_;
+  std::map<std::uint64_t, Instant> when_;
+  std::uint64_t next_ = 1;
+  bool stopping_ = false;
+  Thread thread_;
+};
+
+}  // namespace falaj
