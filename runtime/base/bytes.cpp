@@ -96,10 +96,14 @@ bool is_utf8(std::string_view text) noexcept {
       ++i;
       continue;
     }
-    if (lead >> 5 == 6) extra = 1, code = lead & 31;
-    else if (lead >> 4 == 14) extra = 2, code = lead & 15;
-    else if (lead >> 3 == 30) extra = 3, code = lead & 7;
-    else return false;
+    if (lead >> 5 == 6)
+      extra = 1, code = lead & 31;
+    else if (lead >> 4 == 14)
+      extra = 2, code = lead & 15;
+    else if (lead >> 3 == 30)
+      extra = 3, code = lead & 7;
+    else
+      return false;
     if (extra >= text.size() - i) return false;
     for (std::size_t k = 1; k <= extra; ++k) {
       const auto next = static_cast<unsigned char>(text[i + k]);

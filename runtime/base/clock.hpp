@@ -45,4 +45,3 @@ class ManualClock final : public Clock {
 };
 
 }  // namespace falaj
-

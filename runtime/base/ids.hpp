@@ -28,11 +28,11 @@ using ActorId = Id<struct ActorIdTag>;          // unique within one incarnation
 using TypeId = Id<struct TypeIdTag>;            // Cap'n Proto type id of a message
 using Epoch = Id<struct EpochTag>;              // who may decide; smaller ones are refused
 using CorrelationId = Id<struct CorrelationTag>;
-using Step = Id<struct StepTag>;                // optimizer steps done
+using Step = Id<struct StepTag>;  // optimizer steps done
 using Partition = Id<struct PartitionTag, std::uint16_t>;
 using Rank = Id<struct RankTag, std::uint32_t>;
 using ModelVersion = Id<struct ModelVersionTag>;
-using Revision = Id<struct RevisionTag>;        // version of a control-store key
+using Revision = Id<struct RevisionTag>;  // version of a control-store key
 
 using NodeName = Id<struct NodeNameTag, std::string>;  // [a-z0-9-]{1,63}
 

@@ -90,7 +90,8 @@ std::string line(const Sink& sink, Level level, std::string_view component, std:
   std::string out;
   if (sink.json) {
     const auto ns = SystemClock().wall().unix_ns;
-    out = fmt::format("{{\"time\":{}.{:06d},\"level\":\"{}\",\"node\":", ns / 1'000'000'000, ns % 1'000'000'000 / 1000, names[static_cast<int>(level)]);
+    out = fmt::format("{{\"time\":{}.{:06d},\"level\":\"{}\",\"node\":", ns / 1'000'000'000, ns % 1'000'000'000 / 1000,
+                      names[static_cast<int>(level)]);
     append_json(out, sink.node);
     out += ",\"component\":";
     append_json(out, component);
@@ -122,7 +123,8 @@ void write(Level level, std::string_view component, std::string_view event, Fiel
   if (level == Level::error) g_errors.fetch_add(1, std::memory_order_relaxed);
   const auto sink = current();
   if (level < sink->level) return;
-  constexpr spdlog::level::level_enum levels[] = {spdlog::level::debug, spdlog::level::info, spdlog::level::warn, spdlog::level::err, spdlog::level::off};
+  constexpr spdlog::level::level_enum levels[] = {spdlog::level::debug, spdlog::level::info, spdlog::level::warn, spdlog::level::err,
+                                                  spdlog::level::off};
   sink->logger->log(levels[static_cast<int>(level)], spdlog::string_view_t(line(*sink, level, component, event, fields)));
 }
 

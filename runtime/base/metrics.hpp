@@ -45,7 +45,9 @@ class Histogram {
   static constexpr int kPowers = 27;
   static constexpr int kBuckets = kSteps * kPowers + 1;
   static double upper_seconds(int bucket) noexcept;
-  [[nodiscard]] std::uint64_t bucket(int index) const noexcept { return buckets_[static_cast<std::size_t>(index)].load(std::memory_order_relaxed); }
+  [[nodiscard]] std::uint64_t bucket(int index) const noexcept {
+    return buckets_[static_cast<std::size_t>(index)].load(std::memory_order_relaxed);
+  }
 
  private:
   std::array<std::atomic<std::uint64_t>, kBuckets> buckets_{};

@@ -53,9 +53,7 @@ double Random::normal() noexcept {
   return std::sqrt(-2.0 * std::log(u)) * std::cos(2.0 * std::numbers::pi * v);
 }
 
-Random Random::split(std::string_view name) const noexcept {
-  return Random(s_[0] ^ std::rotl(s_[3], 23) ^ stable_hash(name));
-}
+Random Random::split(std::string_view name) const noexcept { return Random(s_[0] ^ std::rotl(s_[3], 23) ^ stable_hash(name)); }
 
 std::uint64_t entropy_seed() {
   std::random_device device;

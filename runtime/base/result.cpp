@@ -5,8 +5,8 @@
 namespace falaj {
 
 std::string_view to_string(ErrorCode code) noexcept {
-  constexpr std::array<std::string_view, 12> names = {"failed",     "invalid",     "not_found", "conflict", "denied",        "overloaded",
-                                                      "unreachable", "gone",       "deadline",  "unimplemented", "corrupt", "no_space"};
+  constexpr std::array<std::string_view, 12> names = {"failed",      "invalid", "not_found", "conflict",      "denied",  "overloaded",
+                                                      "unreachable", "gone",    "deadline",  "unimplemented", "corrupt", "no_space"};
   const auto index = static_cast<std::size_t>(code);
   return index < names.size() ? names[index] : "failed";
 }

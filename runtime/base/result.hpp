@@ -65,9 +65,9 @@ Error within(std::string_view where, Error inner);
     auto falaj_status_ = (__VA_ARGS__);                                      \
     if (!falaj_status_.has_value()) return std::move(falaj_status_).error(); \
   } while (false)
-#define FALAJ_ASSIGN_IMPL_(tmp, var, ret, ...)       \
-  auto tmp = (__VA_ARGS__);                          \
-  if (!tmp.has_value()) ret std::move(tmp).error();  \
+#define FALAJ_ASSIGN_IMPL_(tmp, var, ret, ...)      \
+  auto tmp = (__VA_ARGS__);                         \
+  if (!tmp.has_value()) ret std::move(tmp).error(); \
   var = std::move(tmp).value()
 #define FALAJ_ASSIGN(var, ...) FALAJ_ASSIGN_IMPL_(FALAJ_CONCAT(falaj_result_, __LINE__), var, return, __VA_ARGS__)
 #define FALAJ_CO_TRY(...)                                                       \

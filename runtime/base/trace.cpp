@@ -16,9 +16,12 @@ std::optional<std::uint64_t> lower_hex(std::string_view text) {
   std::uint64_t value = 0;
   for (const char c : text) {
     int digit = 0;
-    if (c >= '0' && c <= '9') digit = c - '0';
-    else if (c >= 'a' && c <= 'f') digit = c - 'a' + 10;
-    else return std::nullopt;
+    if (c >= '0' && c <= '9')
+      digit = c - '0';
+    else if (c >= 'a' && c <= 'f')
+      digit = c - 'a' + 10;
+    else
+      return std::nullopt;
     value = value << 4 | static_cast<std::uint64_t>(digit);
   }
   return value;
@@ -33,7 +36,9 @@ TraceContext child_of(const TraceContext& parent, Random& random) {
   return {parent.trace_high, parent.trace_low, nonzero(random), parent.sampled};
 }
 
-std::string traceparent(const TraceContext& c) { return format("00-{:016x}{:016x}-{:016x}-{:02x}", c.trace_high, c.trace_low, c.span, c.sampled ? 1 : 0); }
+std::string traceparent(const TraceContext& c) {
+  return format("00-{:016x}{:016x}-{:016x}-{:02x}", c.trace_high, c.trace_low, c.span, c.sampled ? 1 : 0);
+}
 
 std::optional<TraceContext> parse_traceparent(std::string_view text) {
   if (text.size() < 55 || text[2] != '-' || text[35] != '-' || text[52] != '-') return std::nullopt;

@@ -20,8 +20,8 @@ struct TraceContext {
 };
 
 TraceContext new_trace(Random& random, bool sampled = false);
-TraceContext child_of(const TraceContext& parent, Random& random);  // same trace, new span
-std::string traceparent(const TraceContext& context);              // "00-<32 hex>-<16 hex>-<2 hex>"
+TraceContext child_of(const TraceContext& parent, Random& random);     // same trace, new span
+std::string traceparent(const TraceContext& context);                  // "00-<32 hex>-<16 hex>-<2 hex>"
 std::optional<TraceContext> parse_traceparent(std::string_view text);  // nullopt: invalid, start a new trace
 
 }  // namespace falaj

@@ -1,0 +1,175 @@
+#include "messages/message.hpp"
+
+#include <capnp/dynamic.h>
+
+#include <cstdlib>
+#include <new>
+#include <stdexcept>
+
+#include "runtime/base/format.hpp"
+#include "runtime/base/limits.hpp"
+
+namespace falaj {
+
+Message::Rep* Message::Rep::make(std::size_t capacity) {
+  void* memory = std::malloc(sizeof(Rep) + capacity);
+  if (memory == nullptr) throw std::bad_alloc();
+  auto* rep = new (memory) Rep;
+  rep->capacity = capacity;
+  return rep;
+}
+
+void Message::release(Rep* rep) noexcept {
+  if (rep == nullptr || rep->references.fetch_sub(1, std::memory_order_release) != 1) return;
+  // An acquire load of the counter, not a fence: ThreadSanitizer does not see fences.
+  static_cast<void>(rep->references.load(std::memory_order_acquire));
+  rep->~Rep();
+  std::free(rep);
+}
+
+Message::Arena::Arena(std::size_t words) : first_(Rep::make((std::max<std::size_t>(words, 3) + 1) * 8)) {
+  std::memset(first_->data(), 0, first_->capacity);
+}
+
+Message::Arena::~Arena() noexcept(false) { Message::release(first_); }
+
+kj::ArrayPtr<capnp::word> Message::Arena::allocateSegment(unsigned minimum) {
+  if (!handed_out_) {
+    handed_out_ = true;
+    const std::size_t room = first_->capacity / 8 - 1;
+    if (room >= minimum) {
+      total_ = room;
+      return {reinterpret_cast<capnp::word*>(first_->data()) + 1, room};
+    }
+  }
+  const std::size_t size = std::max<std::size_t>(minimum, total_);
+  total_ += size;
+  more_.push_back(std::make_unique<capnp::word[]>(size));  // zeroed
+  return {more_.back().get(), size};
+}
+
+namespace {
+
+void write_table(std::uint8_t* to, std::size_t words) {
+  const std::uint32_t table[2] = {0, static_cast<std::uint32_t>(words)};  // little-endian hosts only, as all of Falaj
+  std::memcpy(to, table, sizeof table);
+}
+
+}  // namespace
+
+Message Message::Arena::finish(TypeId type) && {
+  const auto segments = getSegmentsForOutput();
+  if (segments.size() == 1 && more_.empty()) {
+    auto* rep = std::exchange(first_, nullptr);
+    rep->size = (segments[0].size() + 1) * 8;
+    rep->type = type;
+    rep->trusted = true;
+    write_table(rep->data(), segments[0].size());
+    return Message(rep);
+  }
+  std::size_t words = 0;
+  for (const auto& segment : segments) words += segment.size();
+  Arena flat(words + 1);
+  flat.setRoot(getRoot<capnp::AnyPointer>().asReader());
+  return std::move(flat).finish(type);
+}
+
+namespace {
+
+void walk(capnp::DynamicValue::Reader value, int depth);
+
+void walk_list(const capnp::DynamicList::Reader& list, int depth) {
+  const auto type = list.getSchema().whichElementType();
+  using Which = capnp::schema::Type;
+  const bool pointers = type == Which::STRUCT || type == Which::LIST || type == Which::TEXT || type == Which::DATA;
+  if (!pointers) return;
+  for (const auto element : list) walk(element, depth + 1);
+}
+
+void walk_struct(const capnp::DynamicStruct::Reader& value, int depth) {
+  for (const auto field : value.getSchema().getNonUnionFields()) {
+    const auto type = field.getType();
+    if (type.isStruct() || type.isList() || type.isText() || type.isData()) {
+      if (value.has(field)) walk(value.get(field), depth + 1);
+    } else if (field.getProto().isGroup()) {
+      walk(value.get(field), depth + 1);
+    }
+  }
+  KJ_IF_MAYBE (field, value.which()) {
+    if (value.has(*field)) walk(value.get(*field), depth + 1);
+  }
+}
+
+void walk(capnp::DynamicValue::Reader value, int depth) {
+  if (depth > limits::kNestingMax) throw std::length_error("message is nested too deeply");
+  switch (value.getType()) {
+    case capnp::DynamicValue::STRUCT:
+      walk_struct(value.as<capnp::DynamicStruct>(), depth);
+      break;
+    case capnp::DynamicValue::LIST:
+      walk_list(value.as<capnp::DynamicList>(), depth);
+      break;
+    default:
+      break;  // text and data are bounds-checked by being read
+  }
+}
+
+}  // namespace
+
+Result<std::unique_ptr<capnp::FlatArrayMessageReader>> Message::checked(const capnp::StructSchema& schema) const {
+  try {
+    capnp::ReaderOptions options;
+    options.nestingLimit = limits::kNestingMax;
+    options.traversalLimitInWords = limits::kTraversalWordsMax;
+    {
+      capnp::FlatArrayMessageReader reader(words(), options);
+      walk(reader.getRoot<capnp::DynamicStruct>(schema), 0);
+    }
+    options.traversalLimitInWords = ~0ULL;  // the walk above has shown what is reachable
+    return std::make_unique<capnp::FlatArrayMessageReader>(words(), options);
+  } catch (const kj::Exception& e) {
+    return error(ErrorCode::corrupt, format("message {} is malformed: {}", schema.getShortDisplayName().cStr(), e.getDescription().cStr()));
+  } catch (const std::length_error& e) {
+    return error(ErrorCode::corrupt, format("message {}: {}", schema.getShortDisplayName().cStr(), e.what()));
+  }
+}
+
+Result<MessageBuffer> MessageBuffer::allocate(std::size_t bytes) {
+  if (bytes % 8 != 0 || bytes < 16 || bytes > limits::kMessageBytesMax) {
+    return invalid(format("a message of {} bytes: must be a multiple of 8 between 16 and {}", bytes, limits::kMessageBytesMax));
+  }
+  auto* rep = Message::Rep::make(bytes);
+  rep->size = bytes;
+  return MessageBuffer(rep);
+}
+
+Result<Message> MessageBuffer::finish(TypeId type) && {
+  std::uint32_t segments = 0;
+  std::memcpy(&segments, rep_->data(), 4);
+  ++segments;  // the table holds the count less one
+  if (segments == 0 || segments > limits::kSegmentsMax)
+    return error(ErrorCode::corrupt, format("a message of {} segments; at most {} are read", segments, limits::kSegmentsMax));
+  std::size_t expected = (segments / 2 + 1) * 8ULL;
+  if (expected > rep_->size) return error(ErrorCode::corrupt, "a message shorter than its segment table");
+  for (std::uint32_t i = 0; i < segments; ++i) {
+    std::uint32_t words = 0;
+    std::memcpy(&words, rep_->data() + 4 + 4ULL * i, 4);
+    expected += 8ULL * words;
+  }
+  if (expected != rep_->size)
+    return error(ErrorCode::corrupt, format("a message of {} bytes whose segments add up to {}", rep_->size, expected));
+  rep_->type = type;
+  return Message(std::exchange(rep_, nullptr));
+}
+
+Result<Message> message_from_bytes(TypeId type, ByteView bytes) {
+  FALAJ_ASSIGN(auto buffer, MessageBuffer::allocate(bytes.size()));
+  std::memcpy(buffer.writable().data(), bytes.data(), bytes.size());
+  return std::move(buffer).finish(type);
+}
+
+void throw_wrong_type(TypeId wanted, TypeId found) {
+  throw std::logic_error(format("message of type {:x} read as {:x}", found.value(), wanted.value()));
+}
+
+}  // namespace falaj
