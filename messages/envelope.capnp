@@ -98,4 +98,5 @@ struct Hello {
   lane @4 :Lane;
   listen @5 :Text;        # host:port where this node can be reached; empty: it does not listen
   refusal @6 :ErrorInfo;  # set: the other side's Hello was not accepted, and this is why; the connection closes
+  session @7 :UInt64;     # drawn by the side that dialled: the connections of one session live and die together
 }
