@@ -1,0 +1,156 @@
+// What travels between actors of one process: refs, scopes, and a message on its way. Values and handles only; thread-safe.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "messages/message.hpp"
+#include "runtime/base/clock.hpp"
+#include "runtime/base/ids.hpp"
+#include "runtime/base/result.hpp"
+#include "runtime/base/trace.hpp"
+
+namespace falaj {
+
+enum class Lane : std::uint8_t { control, normal, bulk };
+constexpr std::size_t kLanes = 3;
+
+using TimerId = std::uint64_t;
+
+// For whom and why a message is sent (messages/envelope.capnp, Scope). Immutable, shared. A null ScopeRef: the node itself.
+struct Scope {
+  std::string principal;  // SPIFFE id
+  std::string tenant;
+  std::string purpose;
+  std::string residency;
+  std::string idempotency_key;
+};
+using ScopeRef = std::shared_ptr<const Scope>;
+
+struct SendOptions {
+  Lane lane = Lane::normal;
+  Duration timeout{0};  // for asks; zero: limits::kAskDefault
+  ScopeRef scope;
+  TraceContext trace;
+};
+
+struct ActorAddress {
+  NodeId node;
+  Incarnation incarnation;  // of the node; zero: whichever runs now
+  ActorId actor;            // zero: by name
+  std::string name;
+  bool operator==(const ActorAddress&) const = default;
+};
+std::string to_string(const ActorAddress& address);
+
+struct Delivery;
+
+// Where messages go: a local actor's mailbox or the proxy of a remote actor. Reference-counted by hand, because the counts carry
+// the happens-before edge that ThreadSanitizer must see.
+class Target {
+ public:
+  Target() = default;
+  Target(const Target&) = delete;
+  Target& operator=(const Target&) = delete;
+  // Takes the delivery, or refuses its ask / counts its tell as a dead letter. Thread-safe, never blocks.
+  virtual void deliver(std::unique_ptr<Delivery> delivery) = 0;
+  [[nodiscard]] virtual ActorAddress address() const = 0;
+
+  void retain() noexcept { references_.fetch_add(1, std::memory_order_relaxed); }
+  void release() noexcept {
+    if (references_.fetch_sub(1, std::memory_order_acq_rel) == 1) dispose();
+  }
+
+ protected:
+  virtual ~Target() = default;
+  virtual void dispose() noexcept { delete this; }
+
+ private:
+  std::atomic<std::uint32_t> references_{0};
+};
+
+// A value: where messages go. An empty ref answers asks with not_found.
+class ActorRef {
+ public:
+  ActorRef() = default;
+  explicit ActorRef(Target* target) noexcept : target_(target) {
+    if (target_ != nullptr) target_->retain();
+  }
+  ActorRef(const ActorRef& other) noexcept : ActorRef(other.target_) {}
+  ActorRef(ActorRef&& other) noexcept : target_(std::exchange(other.target_, nullptr)) {}
+  ActorRef& operator=(ActorRef other) noexcept {
+    std::swap(target_, other.target_);
+    return *this;
+  }
+  ~ActorRef() {
+    if (target_ != nullptr) target_->release();
+  }
+  [[nodiscard]] explicit operator bool() const noexcept { return target_ != nullptr; }
+  [[nodiscard]] Target* get() const noexcept { return target_; }
+  [[nodiscard]] ActorAddress address() const { return target_ == nullptr ? ActorAddress{} : target_->address(); }
+  bool operator==(const ActorRef& other) const noexcept = default;
+
+ private:
+  Target* target_ = nullptr;
+};
+
+enum class Kind : std::uint8_t { tell, ask, reply, refusal, watch, unwatch, down, timer };  // the first seven as in envelope.capnp
+
+// One message on its way to one actor.
+struct Delivery {
+  Delivery* next = nullptr;  // owned by the mailbox it is in
+  Message body;              // refusal and down: ErrorInfo
+  Kind kind = Kind::tell;
+  Lane lane = Lane::normal;
+  CorrelationId correlation;
+  ActorRef from;
+  Instant deadline = Instant::max();
+  TraceContext trace;
+  ScopeRef scope;
+  bool from_outside = false;  // came over a link: the handler's verb is checked
+};
+
+Message refusal_message(const Error& error);
+Error refusal_error(const Message& message);  // of an ErrorInfo body, also one from outside
+
+// The reply token and metadata of a received message. Destroyed unanswered, it refuses an ask with `failed`.
+class Inbound {
+ public:
+  explicit Inbound(const Delivery& delivery)
+      : from_(delivery.from),
+        correlation_(delivery.correlation),
+        open_(delivery.kind == Kind::ask),
+        lane_(delivery.lane),
+        deadline_(delivery.deadline),
+        trace_(delivery.trace),
+        scope_(delivery.scope) {}
+  Inbound(Inbound&& other) noexcept;
+  Inbound& operator=(Inbound&& other) noexcept;
+  ~Inbound();
+
+  void reply(Message answer);
+  void refuse(Error why);
+  [[nodiscard]] bool wants_reply() const noexcept { return open_; }
+  [[nodiscard]] const ActorRef& from() const noexcept { return from_; }
+  [[nodiscard]] const ScopeRef& scope() const noexcept { return scope_; }
+  [[nodiscard]] Instant deadline() const noexcept { return deadline_; }
+  [[nodiscard]] const TraceContext& trace() const noexcept { return trace_; }
+  [[nodiscard]] SendOptions options() const;
+  void set_now(Instant now) noexcept { received_ = now; }  // by the host, so that options() can give the time that is left
+
+ private:
+  void answer(Kind kind, Message body);
+  ActorRef from_;
+  CorrelationId correlation_;
+  bool open_;
+  Lane lane_;
+  Instant deadline_;
+  Instant received_{};
+  TraceContext trace_;
+  ScopeRef scope_;
+};
+
+}  // namespace falaj
