@@ -1,0 +1,72 @@
+// Optimizers over one flat vector of parameters: AdamW and SGD with PyTorch's formulas and defaults, clipping by the global norm,
+// learning-rate schedules. Element by element in a fixed order, denormals flushed: the bits depend on nothing but the inputs.
+#pragma once
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "runtime/base/result.hpp"
+
+namespace falaj::kernels {
+
+enum class OptimizerKind : std::uint8_t { adamw, sgd };
+std::string_view to_string(OptimizerKind kind) noexcept;
+Result<OptimizerKind> optimizer_kind(std::string_view text);
+
+struct OptimizerSpec {
+  OptimizerKind kind = OptimizerKind::adamw;
+  double learning_rate = 1e-3;
+  double weight_decay = 0.01;  // adamw: decoupled; sgd: added to the gradient
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double epsilon = 1e-8;
+  double momentum = 0.0;   // sgd only
+  bool nesterov = false;   // sgd only, needs momentum
+  double clip_norm = 0.0;  // 0: no clipping
+  bool operator==(const OptimizerSpec&) const = default;
+};
+Status check(const OptimizerSpec& spec);
+
+enum class ScheduleKind : std::uint8_t { constant, warmup_cosine };
+
+struct Schedule {
+  ScheduleKind kind = ScheduleKind::constant;
+  std::uint64_t warmup_steps = 0;  // linear from 0, reached after so many steps; also with constant
+  std::uint64_t total_steps = 0;   // warmup_cosine: the cosine reaches its floor here
+  double floor = 0.0;              // share of the learning rate that remains at the end
+  // The factor for the step with this number (the first is 0).
+  [[nodiscard]] double factor(std::uint64_t step) const noexcept;
+  bool operator==(const Schedule&) const = default;
+};
+
+class Optimizer {
+ public:
+  // decay[i] != 0: weight decay applies to element i (empty: to all).
+  Optimizer(OptimizerSpec spec, std::size_t parameters, std::vector<std::uint8_t> decay = {});
+
+  // gradients are means over the batch; they are clipped in place first. Returns their norm before clipping. A norm that is not
+  // finite changes nothing but the returned value: the caller decides (skip the batch, or fail).
+  double step(std::span<float> parameters, std::span<float> gradients, double factor = 1.0);
+
+  [[nodiscard]] std::uint64_t steps() const noexcept { return steps_; }
+  [[nodiscard]] const OptimizerSpec& spec() const noexcept { return spec_; }
+  // Flat, to be stored: adamw first moments then second moments, sgd momentum (empty without).
+  [[nodiscard]] std::span<const float> state() const noexcept { return state_; }
+  Status load(std::uint64_t steps, std::span<const float> state);
+
+ private:
+  void adamw(std::span<float> parameters, std::span<const float> gradients, double rate);
+  void sgd(std::span<float> parameters, std::span<const float> gradients, double rate);
+
+  OptimizerSpec spec_;
+  std::size_t size_;
+  std::vector<std::uint8_t> decay_;
+  std::vector<float> state_;
+  std::uint64_t steps_ = 0;
+};
+
+// The Euclidean norm, summed in double in a fixed order.
+double global_norm(std::span<const float> values) noexcept;
+
+}  // namespace falaj::kernels

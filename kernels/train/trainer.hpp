@@ -1,0 +1,112 @@
+// Training of one graph by one process: gradients of given rows, parameters as one flat vector, evaluation, export.
+//
+//   auto trainer = Trainer::make(graph, target);                   // a family's graph or an imported one
+//   auto data = (*trainer)->prepare(table, labels);                // preprocessing runs once, here
+//   loss += *(*trainer)->gradient(*data, rows, sum_of_gradients);  // sums over rows, so that micro-shards add up
+//   optimizer.step((*trainer)->parameters(), mean_of_gradients);
+//   auto model = (*trainer)->export_graph();                       // the same graph with the present parameters
+//
+// The graph is cut in two: the prefix that depends on no parameter (imputation, standardising, codes) is evaluated once for a data set;
+// the rest is differentiated. The flat vector holds the parameters in the order in which the backward pass finishes their
+// gradients, so that buckets are ranges of it.
+//
+// Deterministic: the same rows, parameters and step key give the same bits on the same machine, on any thread.
+// Ways to get hurt: not thread-safe, and a gradient() takes as long as it takes: call it where blocking is allowed.
+#pragma once
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "kernels/graph.hpp"
+#include "kernels/train/families.hpp"
+#include "kernels/train/metrics.hpp"
+#include "kernels/train/preprocess.hpp"
+
+namespace falaj::kernels {
+
+struct TrainTarget {
+  TargetSpec spec;
+  std::string logits = {};                  // value to train; empty: metadata, else what feeds the last Sigmoid or Softmax, else output 0
+  std::vector<std::string> trainable = {};  // initialisers; empty: weights, biases, embeddings and scales that reach the logits
+};
+
+// Rows ready for training: the values at the cut, and the labels. Made by Trainer::prepare, for that trainer's graph only (trainers of
+// equal graphs may share it).
+class DataSet {
+ public:
+  [[nodiscard]] std::size_t rows() const noexcept { return labels_.size(); }
+  [[nodiscard]] std::span<const float> labels() const noexcept { return labels_; }  // class numbers, or raw targets
+
+ private:
+  friend class Trainer;
+  std::vector<Tensor> values_;  // first dimension: rows
+  std::vector<float> labels_;
+};
+
+struct Parameter {
+  std::string name;
+  Shape shape;
+  std::size_t offset = 0;
+  std::size_t count = 0;
+  bool decay = true;  // matrices and embeddings; not biases and scales
+};
+
+struct Bucket {
+  std::size_t offset = 0;
+  std::size_t count = 0;
+};
+
+// Metrics of one kind; merges with others of the same kind.
+struct Evaluation {
+  double loss_sum = 0;
+  std::uint64_t rows = 0;
+  std::variant<BinaryMetrics, MulticlassMetrics, RegressionMetrics> metrics;
+  [[nodiscard]] double loss() const noexcept { return rows == 0 ? 0.0 : loss_sum / static_cast<double>(rows); }
+  // binary: auc; multiclass: accuracy; regression: -rmse. Larger is better.
+  [[nodiscard]] double score() const;
+  [[nodiscard]] std::map<std::string, double, std::less<>> named() const;  // auc, accuracy, log_loss, rmse, ...
+  Status merge(const Evaluation& other);
+};
+
+class Trainer {
+ public:
+  static Result<std::unique_ptr<Trainer>> make(Graph graph, TrainTarget target);
+  ~Trainer();
+  Trainer(const Trainer&) = delete;
+  Trainer& operator=(const Trainer&) = delete;
+
+  // Columns are matched to the graph's inputs by name; a missing one, or one of the wrong kind, is an error naming it.
+  Result<DataSet> prepare(const Table& table, std::vector<float> labels);
+
+  // Writes the sum over `rows` of d(loss)/d(parameters) to sum_of_gradients (parameters().size() floats; no rows: zeros) and returns
+  // the sum of the losses. key: seeds dropout, the same for a step on all ranks.
+  Result<double> gradient(const DataSet& data, std::span<const std::uint32_t> rows, std::span<float> sum_of_gradients,
+                          std::uint64_t key = 0);
+
+  // [rows x outputs]: probability of the positive class, of each class, or the prediction in the label's unit.
+  Result<std::vector<float>> predict(const DataSet& data, std::span<const std::uint32_t> rows);
+  Result<Evaluation> evaluate(const DataSet& data, std::span<const std::uint32_t> rows);
+
+  [[nodiscard]] std::span<float> parameters() noexcept;
+  [[nodiscard]] std::span<const float> parameters() const noexcept;
+  Status load(std::span<const float> parameters);
+  [[nodiscard]] const std::vector<Parameter>& layout() const noexcept;
+  [[nodiscard]] std::vector<std::uint8_t> decay_mask() const;                          // for Optimizer
+  [[nodiscard]] std::vector<Bucket> buckets(std::size_t floats_min = 1U << 18) const;  // whole parameters, in order of completion
+
+  [[nodiscard]] Graph export_graph() const;
+  [[nodiscard]] const TargetSpec& target() const noexcept;
+  [[nodiscard]] std::size_t outputs() const noexcept;  // floats for each row of predict()
+
+ private:
+  struct Impl;
+  explicit Trainer(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace falaj::kernels
