@@ -70,7 +70,9 @@ std::vector<std::string> ClusterSnapshot::nodes_with(messages::Role role, bool o
   std::vector<std::string> names;
   for (const auto node : view_->getNodes()) {
     if (only_up && !node.getUp()) continue;
-    if (std::ranges::any_of(node.getRoles(), [role](auto r) { return r == role; })) names.emplace_back(text(node.getName()));
+    for (const auto held : node.getRoles()) {
+      if (held == role) names.emplace_back(text(node.getName()));
+    }
   }
   return names;
 }

@@ -226,6 +226,11 @@ struct WaitState;
 
 class Context {
  public:
+  Context() = default;
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+  virtual ~Context() = default;
+
   // -- who and when
   [[nodiscard]] virtual ActorRef self() const = 0;
   [[nodiscard]] virtual NodeId node() const = 0;
@@ -266,7 +271,6 @@ class Context {
   virtual void fail(Error why) = 0;  // this actor ends as failed after this turn; its supervisor decides
 
  protected:
-  ~Context() = default;
   friend struct detail::AskState;
   friend struct detail::WaitState;
   virtual void ask_begin(detail::AskState& state, const ActorRef& to, Message message, const SendOptions& options) = 0;
