@@ -25,7 +25,7 @@ enum class PrincipalKind : std::uint8_t { node, worker, person, service };
 std::string_view to_string(PrincipalKind kind) noexcept;
 
 // spiffe://<cluster>/node/<name> | /node/<name>/worker/<k> | /person/<name> | /service/<name>. A value, always well-formed.
-// Names and the cluster are [a-z0-9-]{1,63}; people and services may also use '.', '_' and '@'.
+// Names and the cluster are [a-z0-9-]{1,63}; people and services may also use '.' and '_' after the first character.
 class SpiffeId {
  public:
   SpiffeId() = default;  // nobody: empty() holds
