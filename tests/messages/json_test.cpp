@@ -1,0 +1,90 @@
+#include "messages/json.hpp"
+
+#include <gtest/gtest.h>
+
+#include "messages/message.hpp"
+#include "runtime/base/limits.hpp"
+#include "tests/messages/sample.capnp.h"
+
+namespace falaj {
+namespace {
+
+using sample::Sample;
+
+std::string fault(std::string_view json) {
+  capnp::MallocMessageBuilder builder;
+  const auto status = from_json<Sample>(json, builder.initRoot<Sample>());
+  EXPECT_FALSE(status.has_value()) << json.substr(0, 200);
+  if (status.has_value()) return "";
+  EXPECT_EQ(status.error().code, ErrorCode::invalid);
+  EXPECT_EQ(status.error().message.find('\n'), std::string::npos);
+  return status.error().message;
+}
+
+TEST(Json, RoundTrip) {
+  capnp::MallocMessageBuilder builder;
+  auto s = builder.initRoot<Sample>();
+  s.setName("a\"\n\xC3\xA9");
+  s.setLarge(~0ULL);
+  s.setSpeed(sample::Speed::SLOW);
+  s.initModel().initMlp().initHidden(1).set(0, 5);
+  const auto json = to_json(s.asReader());
+  EXPECT_NE(json.find("\"large\":\"18446744073709551615\""), std::string::npos) << json;
+  EXPECT_NE(json.find("\"speed\":\"slow\""), std::string::npos) << json;
+
+  for (const auto style : {JsonStyle::compact, JsonStyle::pretty}) {
+    capnp::MallocMessageBuilder other;
+    auto t = other.initRoot<Sample>();
+    ASSERT_TRUE(from_json<Sample>(to_json(s.asReader(), style), t).has_value());
+    EXPECT_EQ(text(t.getName()), "a\"\n\xC3\xA9");
+    EXPECT_EQ(t.getLarge(), ~0ULL);
+    EXPECT_EQ(t.getModel().getMlp().getHidden()[0], 5U);
+    EXPECT_EQ(to_json(t.asReader()), json);
+  }
+}
+
+TEST(Json, AcceptsWhatTheStandardAllows) {
+  for (const auto* json :
+       {"{}", " \n{\t}\r\n", R"({"name":"\ud83d\ude00\/\b\u00e9"})", R"({"rate":-1.5e+2,"large":"7"})", R"({"inner":{"inner":{}}})"}) {
+    capnp::MallocMessageBuilder builder;
+    const auto status = from_json<Sample>(json, builder.initRoot<Sample>());
+    EXPECT_TRUE(status.has_value()) << json << ": " << status.error().message;
+  }
+}
+
+TEST(Json, NamesThePlaceOfASyntaxError) {
+  EXPECT_EQ(fault(""), "JSON:1:1: expected a value");
+  EXPECT_EQ(fault("{\n  \"name\": tru\n}"), "JSON:2:11: expected a value");
+  EXPECT_EQ(fault("{\"a\" 1}"), "JSON:1:6: expected ':'");
+  EXPECT_EQ(fault("{\"a\":1,}"), "JSON:1:8: expected a field name in double quotes");
+  EXPECT_EQ(fault("{} x"), "JSON:1:4: expected the end of the text");
+  EXPECT_EQ(fault("{\"name\":\"a"), "JSON:1:11: the string does not end");
+  EXPECT_EQ(fault("{\"name\":\"\\ud800\"}"), "JSON:1:16: lone surrogate in a \\u escape");
+  EXPECT_EQ(fault("{\"name\":\"\\x\"}"), "JSON:1:11: unknown escape");
+  EXPECT_EQ(fault("{\"rate\":01}"), "JSON:1:10: expected ',' or '}'");
+  EXPECT_EQ(fault("{\"rate\":1.}"), "JSON:1:11: expected digits after the decimal point");
+  EXPECT_EQ(fault("[1]"), "JSON:1:1: expected an object");
+  EXPECT_EQ(fault("{\"name\":\"\xFF\"}"), "JSON: not UTF-8");
+}
+
+TEST(Json, RefusesWhatTheSchemaDoesNotHave) {
+  EXPECT_NE(fault(R"({"nam":"x"})").find("nam"), std::string::npos);
+  EXPECT_FALSE(fault(R"({"name":5})").empty());
+  EXPECT_FALSE(fault(R"({"epochs":-1})").empty());
+  EXPECT_FALSE(fault(R"({"epochs":1e300})").empty());
+  EXPECT_FALSE(fault(R"({"epochs":1.5})").empty());
+  EXPECT_FALSE(fault(R"({"large":"seven"})").empty());
+  EXPECT_FALSE(fault(R"({"speed":"warp"})").empty());
+  EXPECT_FALSE(fault(R"({"secret":[256]})").empty());
+}
+
+TEST(Json, Bounds) {
+  EXPECT_NE(fault(std::string(1000000, '[')).find("nested deeper than"), std::string::npos);
+  std::string deep;
+  for (int i = 0; i < limits::kNestingMax + 2; ++i) deep += "{\"inner\":";
+  EXPECT_NE(fault(deep).find("nested deeper than"), std::string::npos);
+  EXPECT_NE(fault(std::string(limits::kMessageBytesMax + 1, ' ')).find("over the limit"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace falaj
