@@ -1,0 +1,39 @@
+// Joins a Host to its net::Links: the one place where actors meet connections.
+//
+// Thread rules: events come on the links' IO thread and are handed to the host, which queues them; listeners are called there too
+// and must not block.
+#pragma once
+#include <functional>
+#include <mutex>
+#include <vector>
+
+#include "runtime/host/host.hpp"
+#include "runtime/net/links.hpp"
+
+namespace falaj::cluster {
+
+class LinkTransport final : public Transport, public net::LinkEvents {
+ public:
+  explicit LinkTransport(Host& host) : host_(host) {}
+  void attach(net::Links& links) { links_ = &links; }  // before the first message
+  // Called after the host knows. Registered before the links start.
+  void on_up(std::function<void(const net::PeerInfo&)> call) { up_.push_back(std::move(call)); }
+  void on_down(std::function<void(const net::PeerInfo&, const Error&)> call) { down_.push_back(std::move(call)); }
+  void on_failed_dial(std::function<void(const net::PeerAddress&, const Error&)> call) { failed_.push_back(std::move(call)); }
+
+  Status send(NodeId to, Lane lane, Message envelope, Message body) override;
+
+  void on_peer_up(const net::PeerInfo& peer) override;
+  void on_message(const net::PeerInfo& peer, messages::Lane lane, Message envelope, Message body) override;
+  void on_peer_down(const net::PeerInfo& peer, const Error& reason) override;
+  void on_dial_failed(const net::PeerAddress& peer, const Error& reason) override;
+
+ private:
+  Host& host_;
+  net::Links* links_ = nullptr;
+  std::vector<std::function<void(const net::PeerInfo&)>> up_;
+  std::vector<std::function<void(const net::PeerInfo&, const Error&)>> down_;
+  std::vector<std::function<void(const net::PeerAddress&, const Error&)>> failed_;
+};
+
+}  // namespace falaj::cluster
