@@ -1,0 +1,243 @@
+#include "actors/control/agent.hpp"
+
+#include <algorithm>
+#include <csignal>
+
+#include "messages/control_internal.capnp.h"
+#include "messages/envelope.capnp.h"
+#include "runtime/base/format.hpp"
+#include "runtime/base/log.hpp"
+
+namespace falaj::control {
+namespace {
+
+using namespace messages;
+using falaj::ErrorCode;
+using falaj::Lane;
+using std::chrono::milliseconds;
+
+struct Running {
+  Message spec;  // EnsureActor
+  std::uint64_t generation = 0;
+  pid_t pid = 0;  // of a worker process
+};
+
+class Agent final : public ActorOf<Agent> {
+ public:
+  static constexpr std::string_view kType = "node/agent";
+  static void handlers(Handlers<Agent>& on) {
+    on.message<ClusterView>(&Agent::view_changed);
+    on.message<EnsureActor>(&Agent::ensure);
+    on.message<StopActor>(&Agent::stop_actor);
+    on.message<ActorReady>(&Agent::child_ready);
+    on.message<ProcessEnded>(&Agent::process_ended);
+    on.message<GetNodeStats>(&Agent::stats);
+    on.message<GetActors>(&Agent::actors);
+  }
+  explicit Agent(AgentOptions options) : options_(std::move(options)) {}
+
+  void on_start(Context& ctx) override { ctx.start(register_for_ever(ctx)); }
+
+  void on_down(Context& ctx, const Down& down) override {
+    if (down.who.name == "control/membership" || down.who.node == node_id(options_.control_node)) {
+      log::warn("agent", "control lost; going on with the last view", {{"reason", down.reason.message}});
+      ctx.start(register_for_ever(ctx));
+    }
+  }
+
+  void on_stop(Context&) override {
+    for (const auto& [name, running] : running_) {
+      if (running.pid != 0) options_.processes->signal(running.pid, SIGTERM);
+    }
+  }
+
+ private:
+  Message registration() {
+    auto mine = options_.self.view<Register>();
+    return Message::build<Register>([&](Register::Builder b) {
+      b.setNode(mine->getNode());
+      const auto fixed = mine->getRunning();
+      auto list = b.initRunning(fixed.size() + static_cast<unsigned>(running_.size()));
+      unsigned i = 0;
+      for (const auto actor : fixed) list.setWithCaveats(i++, actor);
+      for (const auto& [name, running] : running_) {
+        list[i].setName(name);
+        list[i++].setGeneration(running.generation);
+      }
+    });
+  }
+
+  // Until control has taken us in; called at start and whenever control was lost.
+  Task<> register_for_ever(Context& ctx) {
+    if (registering_) co_return;
+    registering_ = true;
+    auto wait = milliseconds(20);
+    for (;;) {
+      const auto membership = ctx.at(ActorAddress{node_id(options_.control_node), {}, {}, "control/membership"});
+      SendOptions options;
+      options.lane = Lane::control;
+      options.timeout = std::chrono::seconds(2);
+      auto asked = ctx.ask<ClusterView>(membership, registration(), options);
+      auto view = co_await asked;
+      if (view) {
+        take_view(view->message());
+        ctx.watch(membership);
+        break;
+      }
+      log::debug("agent", "control does not answer yet", {{"reason", view.error().message}});
+      co_await ctx.sleep(wait);
+      wait = std::min(wait * 2, milliseconds(500));
+    }
+    registering_ = false;
+  }
+
+  void take_view(const Message& message) {
+    auto opened = message.open<ClusterView>();
+    if (!opened) return;
+    auto snapshot = std::make_shared<const cluster::ClusterSnapshot>(std::move(opened).value());
+    if (options_.view->set(snapshot)) options_.on_view(std::move(snapshot));
+  }
+
+  void view_changed(Context&, Msg<ClusterView> m) { take_view(m.message()); }
+
+  Task<> ensure(Context& ctx, Msg<EnsureActor> m) {
+    const auto spec = m->getActor();
+    const std::string name(text(spec.getName()));
+    if (spec.getEpoch() < epoch_) co_return m.refuse(error(ErrorCode::gone, "a newer control has spoken"));
+    epoch_ = spec.getEpoch();
+    const auto known = running_.find(name);
+    if (known != running_.end()) {
+      if (known->second.generation == spec.getGeneration()) co_return m.reply(Message::build<Empty>());
+      if (known->second.generation > spec.getGeneration())
+        co_return m.refuse(error(ErrorCode::gone, format("{} runs with a newer generation", name)));
+      end(ctx, name, known->second);
+    }
+    const auto started = spec.isWorker() ? start_worker(ctx, m) : start_replica(ctx, m);
+    if (!started) co_return m.refuse(started.error());
+    log::info("agent", "started", {{"actor", name}, {"generation", spec.getGeneration()}});
+    m.reply(Message::build<Empty>());
+  }
+
+  Status start_replica(Context& ctx, const Msg<EnsureActor>& m) {
+    const auto spec = m->getActor();
+    FALAJ_ASSIGN(auto child, options_.make_replica(m.message()));
+    const std::string name(text(spec.getName()));
+    child.id = name;
+    child.name = name;
+    ctx.spawn(std::move(child));
+    running_[name] = Running{m.message(), spec.getGeneration(), 0};
+    return {};
+  }
+
+  Status start_worker(Context& ctx, const Msg<EnsureActor>& m) {
+    const auto spec = m->getActor();
+    const std::string name(text(spec.getName()));
+    FALAJ_ASSIGN(const auto process, options_.make_worker(spec.getWorker()));
+    // The exit comes on a waiting thread: it becomes a message like any other.
+    const auto self = ctx.self();
+    FALAJ_ASSIGN(const auto pid, options_.processes->start(process, [self, name](const ProcessExit& exit) {
+      auto delivery = std::make_unique<Delivery>();
+      delivery->lane = Lane::control;
+      delivery->body = Message::build<ProcessEnded>([&](ProcessEnded::Builder b) {
+        b.setName(name);
+        b.setHow(describe(exit));
+      });
+      self.get()->deliver(std::move(delivery));
+    }));
+    running_[name] = Running{m.message(), spec.getGeneration(), pid};
+    return {};
+  }
+
+  void process_ended(Context&, Msg<ProcessEnded> m) {
+    const std::string name(text(m->getName()));
+    log::warn("agent", "worker process ended", {{"worker", name}, {"how", text(m->getHow())}});
+    const auto known = running_.find(name);
+    // A newer process of that name may already run.
+    if (known != running_.end() && known->second.pid != 0 && !alive(known->second.pid)) running_.erase(known);
+  }
+
+  [[nodiscard]] bool alive(pid_t pid) const {
+    const auto pids = options_.processes->running();
+    return std::ranges::find(pids, pid) != pids.end();
+  }
+
+  void end(Context& ctx, const std::string& name, const Running& running) {
+    if (running.pid != 0) {
+      options_.processes->signal(running.pid, SIGTERM);
+    } else {
+      ctx.stop_child(name);
+    }
+  }
+
+  void stop_actor(Context& ctx, Msg<StopActor> m) {
+    if (m->getEpoch() < epoch_) return m.refuse(error(ErrorCode::gone, "a newer control has spoken"));
+    epoch_ = m->getEpoch();
+    const std::string name(text(m->getName()));
+    const auto known = running_.find(name);
+    if (known != running_.end()) {
+      end(ctx, name, known->second);
+      running_.erase(known);
+      log::info("agent", "stopped", {{"actor", name}});
+    }
+    m.reply(Message::build<Empty>());
+  }
+
+  // A replica says that it can answer: control puts it into the directory.
+  Task<> child_ready(Context& ctx, Msg<ActorReady> m) {
+    const auto membership = ctx.at(ActorAddress{node_id(options_.control_node), {}, {}, "control/membership"});
+    auto asked = ctx.ask<Empty>(membership, m.message(), {.lane = Lane::control});
+    const auto done = co_await asked;
+    // Not fatal: the next registration names it.
+    if (!done) log::warn("agent", "control did not note a ready actor", {{"actor", text(m->getName())}, {"reason", done.error().message}});
+    m.reply(Message::build<Empty>());
+  }
+
+  void stats(Context&, Msg<GetNodeStats> m) {
+    m.reply(Message::build<NodeStats>([this](NodeStats::Builder b) { options_.fill_stats(b); }));
+  }
+
+  void actors(Context&, Msg<GetActors> m) {
+    const auto [actors, letters] = options_.look();
+    m.reply(Message::build<ActorTree>(
+        [&](ActorTree::Builder b) {
+          auto list = b.initActors(static_cast<unsigned>(actors.size()));
+          for (unsigned i = 0; i < actors.size(); ++i) {
+            list[i].setId(actors[i].id.value());
+            list[i].setParent(actors[i].parent.value());
+            list[i].setType(actors[i].type);
+            list[i].setName(actors[i].name);
+            list[i].setRestarts(actors[i].restarts);
+            list[i].setMailbox(static_cast<std::uint32_t>(actors[i].mailbox));
+            list[i].setHandled(actors[i].handled);
+          }
+          auto dead = b.initDeadLetters(static_cast<unsigned>(letters.size()));
+          for (unsigned i = 0; i < letters.size(); ++i) {
+            dead[i].setWhenNs(letters[i].when.unix_ns);
+            dead[i].setTo(to_string(letters[i].to));
+            dead[i].setTypeId(letters[i].type.value());
+            dead[i].setReason(letters[i].reason);
+          }
+        },
+        1024));
+  }
+
+  AgentOptions options_;
+  std::map<std::string, Running> running_;
+  std::uint64_t epoch_ = 0;
+  bool registering_ = false;
+};
+
+}  // namespace
+
+std::string agent_name(std::string_view node) { return "node/agent/" + std::string(node); }
+
+ChildSpec agent(AgentOptions options) {
+  ChildSpec spec;
+  const auto self = options.self.view<Register>();
+  spec.id = "node/agent";
+  spec.name = agent_name(text(self->getNode().getName()));
+  spec.make = [options = std::move(options)] { return std::make_unique<Agent>(options); };
+  return spec;
+}
+
+}  // namespace falaj::control

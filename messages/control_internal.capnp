@@ -1,0 +1,33 @@
+@0xf85c9879badf24bd;
+# Between the actors of the control node, and between control and node agents. No principal but a node may send these.
+
+using Cxx = import "/capnp/c++.capnp";
+using R = import "resources.capnp";
+using C = import "control.capnp";
+$Cxx.namespace("falaj::messages");
+
+struct PublishResources {
+  # control/resources -> control/membership: put these into the view. Reply: Empty.
+  resources @0 :List(R.Resource);
+}
+
+struct DealPartitions {
+  # control/resources -> control/membership: a feature view is wanted. Reply: Empty, or overloaded while no features node is up.
+}
+
+struct ViewChanged {
+  # control/membership -> control/resources
+  revision @0 :UInt64;
+}
+
+struct DropActor {
+  # control/resources -> control/membership: no longer in the directory.
+  name @0 :Text;
+}
+
+struct ProcessEnded {
+  # node/agent to itself, from the thread that waited.
+  name @0 :Text;
+  pid @1 :UInt32;
+  how @2 :Text;
+}
