@@ -1,7 +1,8 @@
 @0x934419bb4e2e479c;
 # Features. Any actor or principal asks `features/front` of any node; it knows from the ClusterView which shard holds a partition
 # (stable_hash(entity) mod 256), checks the purpose, and asks `features/shard/<node>`. A row is acknowledged when it is on disk. An
-# unknown outcome (unreachable, deadline) may be sent again: the same row written twice is one row.
+# unknown outcome (unreachable, deadline) may be sent again: the same row written twice is one row. Principals talk to the front only:
+# messages to shards carry no verb, so that none but nodes may send them, and purpose, tenant and audit are settled in one place.
 
 using Cxx = import "/capnp/c++.capnp";
 using A = import "annotations.capnp";
@@ -32,7 +33,8 @@ struct PutRows $A.verb("features.write") {
 }
 
 struct PutRowsReply {
-  written @0 :UInt64;
+  written @0 :UInt64;  # rows that are on disk now
+  stale @1 :UInt64;    # rows for which an equal or newer event time was there; also after a retry whose first try had worked
 }
 
 struct GetFeatures $A.verb("features.read") {
@@ -62,9 +64,38 @@ struct Features {
 }
 
 struct DeleteEntity $A.verb("features.erase") {
+  # Reply: RowCount, the rows erased.
   view @0 :Text;
   tenant @1 :Text = "default";
   entity @2 :Text;
+}
+
+struct ShardPut {
+  # features/front -> features/shard: only rows of partitions that the shard holds, event times set. Reply: PutRowsReply, when on disk.
+  view @0 :Text;
+  tenant @1 :Text = "default";
+  rows @2 :List(Row);
+}
+
+struct ShardGet {
+  # features/front -> features/shard. Reply: Features, in the order asked.
+  view @0 :Text;
+  tenant @1 :Text = "default";
+  entities @2 :List(Text);
+  fields @3 :List(Text);  # empty: all
+}
+
+struct ShardErase {
+  # features/front -> features/shard. Reply: RowCount (0 or 1).
+  view @0 :Text;
+  tenant @1 :Text = "default";
+  entity @2 :Text;
+}
+
+struct ShardCount {
+  # features/front -> features/shard: rows in the partitions that it holds. Reply: RowCount.
+  view @0 :Text;
+  tenant @1 :Text = "default";
 }
 
 struct ScanPartition {

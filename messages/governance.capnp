@@ -29,6 +29,10 @@ struct Audit {
   entry @0 :AuditEntry;
 }
 
+struct DrainRefusals {
+  # The node's own policy -> governance/audit: refusals wait in the queue they share.
+}
+
 struct AppendAudit {
   # governance/audit -> governance/log. Reply: Empty when all are on disk.
   entries @0 :List(AuditEntry);
