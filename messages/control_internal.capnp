@@ -31,3 +31,9 @@ struct ProcessEnded {
   pid @1 :UInt32;
   how @2 :Text;
 }
+
+struct Placement {
+  # control/resources keeps one for each actor that it placed (key placement/<actor name>): what is wanted, before it is made so.
+  node @0 :Text;
+  actor @1 :C.ActorSpec;
+}

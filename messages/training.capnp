@@ -167,3 +167,15 @@ struct ListRuns $A.verb("runs.read") {
 struct RunList {
   runs @0 :List(RunInfo);
 }
+
+struct RunJob {
+  # control/resources -> training/jobs: this job is wanted. Reply: Empty when persisted. The same name and generation again is not run again.
+  job @0 :R.TrainingJob;
+  generation @1 :UInt64;
+}
+
+struct StopJob {
+  # Reply: Empty when its workers were told to end.
+  job @0 :Text;
+  tenant @1 :Text = "default";
+}

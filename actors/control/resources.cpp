@@ -1,0 +1,295 @@
+#include "actors/control/resources.hpp"
+
+#include <map>
+
+#include "actors/control/agent.hpp"
+#include "actors/control/placement.hpp"
+#include "actors/control/records.hpp"
+#include "messages/control_internal.capnp.h"
+#include "messages/envelope.capnp.h"
+#include "messages/governance.capnp.h"
+#include "messages/registry.capnp.h"
+#include "messages/training.capnp.h"
+#include "runtime/base/format.hpp"
+#include "runtime/base/log.hpp"
+
+namespace falaj::control {
+namespace {
+
+using namespace messages;
+using falaj::ErrorCode;
+using falaj::Lane;
+using std::chrono::milliseconds;
+
+constexpr auto kTick = milliseconds(500);
+
+class Resources final : public ActorOf<Resources> {
+ public:
+  static constexpr std::string_view kType = "control/resources";
+  static void handlers(Handlers<Resources>& on) {
+    on.message<Apply>(&Resources::apply);
+    on.message<GetResource>(&Resources::get);
+    on.message<ListResources>(&Resources::list);
+    on.message<DeleteResource>(&Resources::remove);
+    on.message<ViewChanged>(&Resources::view_changed);
+  }
+  explicit Resources(const ResourcesOptions& options) : options_(options), placer_(*options.store, *options.view, options.epoch) {}
+
+  void on_start(Context& ctx) override {
+    const auto listing = options_.store->list("resource/");
+    if (!listing.has_value()) throw std::runtime_error(listing.error().message);
+    for (const auto& item : listing->items) {
+      auto record = open_record(item);
+      if (!record.has_value()) throw std::runtime_error(item.key + ": " + record.error().message);
+      records_.insert_or_assign(item.key, std::move(record).value());
+    }
+    placer_.load();
+    ctx.start(run(ctx));
+  }
+
+ private:
+  // ---- commands ----
+  Task<> apply(Context& ctx, Msg<Apply> m) {
+    const auto name = name_of(m->getResource());
+    if (!name) co_return m.refuse(name.error());
+    if (auto good = check(m->getResource()); !good) co_return m.refuse(within(name->kind + " '" + name->name + "'", good.error()));
+    if (m.scope() && !m.scope()->tenant.empty() && m.scope()->tenant != name->tenant) {
+      co_return m.refuse(error(
+          ErrorCode::denied, format("the message speaks for tenant '{}', the resource belongs to '{}'", m.scope()->tenant, name->tenant)));
+    }
+    const auto key = name->key();
+    const auto known = records_.find(key);
+    const Revision now(known == records_.end() ? 0 : known->second->getRevision());
+    if (m->getExpected() != 0 && m->getExpected() != now.value()) {
+      co_return m.refuse(
+          error(ErrorCode::conflict, format("{} has revision {}, not {}; read it again", key, now.value(), m->getExpected())));
+    }
+    if (known != records_.end() && same(known->second->getResource(), m->getResource())) co_return m.reply(known->second.message());
+    if (name->kind == "feature_view") {
+      auto dealt = ctx.ask<Empty>(ctx.find("control/membership"), Message::build<DealPartitions>());
+      const auto done = co_await dealt;
+      if (!done) co_return m.refuse(done.error());
+      if (auto fits = compatible(key, m->getResource()); !fits) co_return m.refuse(fits.error());
+    }
+    const std::string by = m.scope() ? m.scope()->principal : "node/" + ctx.node_name();
+    const auto record = Message::build<ResourceRecord>(
+        [&](ResourceRecord::Builder b) {
+          b.setResource(m->getResource());
+          b.setCreatedNs(ctx.wall().unix_ns);
+          b.setCreatedBy(by);
+          b.getStatus().setPhase("pending");
+        },
+        256);
+    auto* store = options_.store;
+    auto write = ctx.blocking([store, key, now, bytes = record_bytes(record)] { return store->put(key, bytes, now); });
+    const auto revision = co_await write;
+    if (!revision) co_return m.refuse(revision.error());
+    auto stored = open_record(storage::KeyValue{key, record_bytes(record), now, *revision, {}});
+    if (!stored) co_return m.refuse(stored.error());
+    const auto answer = stored->message();
+    records_.insert_or_assign(key, std::move(stored).value());
+    audit(ctx, m.scope(), "resources.write", key);
+    if (name->kind == "feature_view" || name->kind == "deployment") {
+      const auto published = co_await publish(ctx);
+      if (!published) co_return m.refuse(published.error());
+    }
+    look_again();
+    m.reply(answer);
+  }
+
+  // A feature view may gain fields; a field that rows hold keeps its type and its place.
+  Status compatible(const std::string& key, Resource::Reader wanted) {
+    const auto known = records_.find(key);
+    if (known == records_.end()) return {};
+    const auto old_fields = known->second->getResource().getFeatureView().getField();
+    const auto new_fields = wanted.getFeatureView().getField();
+    for (unsigned i = 0; i < old_fields.size(); ++i) {
+      if (i >= new_fields.size() || text(old_fields[i].getName()) != text(new_fields[i].getName()) ||
+          old_fields[i].getType() != new_fields[i].getType()) {
+        return error(ErrorCode::conflict, format("{}: field '{}' holds rows already; append new fields after it, or make a new view", key,
+                                                 text(old_fields[i].getName())));
+      }
+    }
+    return {};
+  }
+
+  void get(Context&, Msg<GetResource> m) {
+    const auto found = records_.find(
+        ResourceName{std::string(text(m->getKind())), std::string(text(m->getTenant())), std::string(text(m->getName()))}.key());
+    if (found == records_.end())
+      return m.refuse(
+          error(ErrorCode::not_found, format("no {} '{}' in tenant '{}'", text(m->getKind()), text(m->getName()), text(m->getTenant()))));
+    m.reply(with_status(found->first, found->second));
+  }
+
+  void list(Context&, Msg<ListResources> m) {
+    std::vector<Message> found;
+    const std::string prefix = "resource/" + (text(m->getKind()).empty() ? std::string() : std::string(text(m->getKind())) + "/");
+    for (auto it = records_.lower_bound(prefix); it != records_.end() && it->first.starts_with(prefix); ++it) {
+      const auto name = name_of(it->second->getResource());
+      if (name && (text(m->getTenant()).empty() || text(m->getTenant()) == name->tenant))
+        found.push_back(with_status(it->first, it->second));
+    }
+    m.reply(Message::build<ResourceList>(
+        [&](ResourceList::Builder b) {
+          auto records = b.initRecords(static_cast<unsigned>(found.size()));
+          for (unsigned i = 0; i < found.size(); ++i) records.setWithCaveats(i, *found[i].view<ResourceRecord>());
+        },
+        1024));
+  }
+
+  Message with_status(const std::string& key, const View<ResourceRecord>& record) {
+    const auto status = status_.find(key);
+    if (status == status_.end()) return record.message();
+    return Message::build<ResourceRecord>(
+        [&](ResourceRecord::Builder b) {
+          b.setResource(record->getResource());
+          b.setRevision(record->getRevision());
+          b.setCreatedNs(record->getCreatedNs());
+          b.setCreatedBy(record->getCreatedBy());
+          b.setStatus(*status->second.view<ResourceStatus>());
+        },
+        256);
+  }
+
+  Task<> remove(Context& ctx, Msg<DeleteResource> m) {
+    const auto key =
+        ResourceName{std::string(text(m->getKind())), std::string(text(m->getTenant())), std::string(text(m->getName()))}.key();
+    const auto known = records_.find(key);
+    if (known == records_.end()) co_return m.refuse(error(ErrorCode::not_found, format("there is no {}", key)));
+    const Revision now(known->second->getRevision());
+    if (m->getExpected() != 0 && m->getExpected() != now.value()) {
+      co_return m.refuse(
+          error(ErrorCode::conflict, format("{} has revision {}, not {}; read it again", key, now.value(), m->getExpected())));
+    }
+    auto* store = options_.store;
+    auto write = ctx.blocking([store, key, now] { return store->erase(key, now); });
+    const auto done = co_await write;
+    if (!done) co_return m.refuse(done.error());
+    records_.erase(key);
+    status_.erase(key);
+    audit(ctx, m.scope(), "resources.delete", key);
+    const auto published = co_await publish(ctx);
+    if (!published) co_return m.refuse(published.error());
+    look_again();
+    m.reply(Message::build<Empty>());
+  }
+
+  void view_changed(Context&, Msg<ViewChanged>) { look_again(); }
+
+  static void audit(Context& ctx, const ScopeRef& scope, std::string_view verb, const std::string& target) {
+    ctx.tell(ctx.find("governance/audit"), Message::build<Audit>([&](Audit::Builder b) {
+               auto entry = b.initEntry();
+               entry.setTimeNs(ctx.wall().unix_ns);
+               entry.setNode(ctx.node_name());
+               entry.setPrincipal(scope ? scope->principal : "node/" + ctx.node_name());
+               entry.setTenant(scope ? scope->tenant : "");
+               entry.setPurpose(scope ? scope->purpose : "");
+               entry.setVerb(std::string(verb));
+               entry.setTarget(target);
+               entry.setAllowed(true);
+             }));
+  }
+
+  // ---- making it so ----
+  void look_again() { dirty_ = true; }
+
+  Task<Status> publish(Context& ctx) {
+    const auto message = Message::build<PublishResources>(
+        [this](PublishResources::Builder b) {
+          std::vector<Resource::Reader> shown;
+          for (const auto& [key, record] : records_) {
+            if (!record->getResource().isJob()) shown.push_back(record->getResource());
+          }
+          auto list = b.initResources(static_cast<unsigned>(shown.size()));
+          for (unsigned i = 0; i < shown.size(); ++i) list.setWithCaveats(i, shown[i]);
+        },
+        1024);
+    auto asked = ctx.ask<Empty>(ctx.find("control/membership"), message);
+    const auto done = co_await asked;
+    if (!done) co_return done.error();
+    co_return Status{};
+  }
+
+  // The one loop: looks at once after a change, and every kTick anyway.
+  Task<> run(Context& ctx) {
+    for (;;) {
+      const auto published = co_await publish(ctx);
+      if (published) break;
+      co_await ctx.sleep(milliseconds(20));
+    }
+    auto last = ctx.now();
+    for (;;) {
+      if (dirty_ || ctx.now() - last >= kTick) {
+        dirty_ = false;
+        last = ctx.now();
+        co_await reconcile(ctx);
+      }
+      co_await ctx.sleep(milliseconds(20));
+    }
+  }
+
+  Task<> reconcile(Context& ctx) {
+    co_await placer_.begin(ctx);
+    // Copies of the messages: a command may change records_ while this waits.
+    std::vector<std::pair<std::string, Message>> wanted;
+    for (const auto& [key, record] : records_) wanted.emplace_back(key, record.message());
+    std::set<std::string> deployments;
+    for (const auto& [key, message] : wanted) {
+      const auto record = message.view<ResourceRecord>();
+      const auto resource = record->getResource();
+      if (resource.isDeployment()) {
+        deployments.emplace(text(resource.getDeployment().getName()));
+        const auto status = co_await placer_.deployment(ctx, message);
+        note(key, status);
+      } else if (resource.isJob()) {
+        co_await job(ctx, key, message);
+      } else {
+        note(key, Message::build<ResourceStatus>([](ResourceStatus::Builder b) { b.setPhase("ready"); }));
+      }
+    }
+    co_await placer_.remove_others(ctx, deployments);
+  }
+
+  void note(const std::string& key, const Message& status) {
+    if (records_.contains(key)) status_.insert_or_assign(key, status);
+  }
+
+  Task<> job(Context& ctx, const std::string& key, const Message& message) {
+    const auto record = message.view<ResourceRecord>();
+    const auto revision = record->getRevision();
+    if (handed_[key] == revision) co_return;
+    const auto run = Message::build<RunJob>(
+        [&](RunJob::Builder b) {
+          b.setJob(record->getResource().getJob());
+          b.setGeneration(revision);
+        },
+        256);
+    auto asked = ctx.ask<Empty>(ctx.find("training/jobs"), run);
+    const auto done = co_await asked;
+    if (done) handed_[key] = revision;
+    note(key, Message::build<ResourceStatus>([&](ResourceStatus::Builder b) {
+           b.setPhase(done ? "running" : "pending");
+           if (!done) b.setMessage(done.error().message);
+         }));
+  }
+
+  ResourcesOptions options_;
+  Placer placer_;
+  std::map<std::string, View<ResourceRecord>> records_;
+  std::map<std::string, Message> status_;        // ResourceStatus, by key; made anew, never stored
+  std::map<std::string, std::uint64_t> handed_;  // jobs given to training/jobs: revision
+  bool dirty_ = true;
+};
+
+}  // namespace
+
+ChildSpec resources(ResourcesOptions options) {
+  ChildSpec spec;
+  spec.id = "control/resources";
+  spec.name = spec.id;
+  spec.make = [options] { return std::make_unique<Resources>(options); };
+  return spec;
+}
+
+}  // namespace falaj::control
