@@ -223,7 +223,7 @@ struct Join {
   # Over HTTPS at the gateway (POST /v1/join), before the node has a certificate; the token is the right.
   token @0 :Text;
   node @1 :Text;
-  certificateRequest @2 :Data;  # PKCS#10, DER
+  certificateRequest @2 :Data;  # PKCS#10, PEM
 }
 
 struct Joined {
@@ -232,4 +232,6 @@ struct Joined {
   cluster @2 :Text;
   control @3 :Text;       # host:port of its links
   controlNode @4 :Text;
+  rights @5 :Text;        # rights.toml
+  roles @6 :List(Role);   # that the token gives; empty: the node may choose
 }

@@ -37,3 +37,21 @@ struct Placement {
   node @0 :Text;
   actor @1 :C.ActorSpec;
 }
+
+struct SignWorker {
+  # node/agent -> control/authority: a certificate for worker `index` of the asking node. Reply: Signed.
+  index @0 :UInt32;
+  certificateRequest @1 :Data;  # PEM
+}
+
+struct Signed {
+  certificate @0 :Data;  # PEM
+}
+
+struct OpenToken {
+  # control/authority keeps one for each token that was not yet used (key token/<id>).
+  expiresNs @0 :Int64;
+  node @1 :Text;
+  roles @2 :List(C.Role);
+  createdBy @3 :Text;
+}

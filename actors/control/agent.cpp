@@ -112,7 +112,12 @@ class Agent final : public ActorOf<Agent> {
         co_return m.refuse(error(ErrorCode::gone, format("{} runs with a newer generation", name)));
       end(ctx, name, known->second);
     }
-    const auto started = spec.isWorker() ? start_worker(ctx, m) : start_replica(ctx, m);
+    Status started;
+    if (spec.isWorker()) {
+      started = co_await start_worker(ctx, m);
+    } else {
+      started = start_replica(ctx, m);
+    }
     if (!started) co_return m.refuse(started.error());
     log::info("agent", "started", {{"actor", name}, {"generation", spec.getGeneration()}});
     m.reply(Message::build<Empty>());
@@ -129,13 +134,28 @@ class Agent final : public ActorOf<Agent> {
     return {};
   }
 
-  Status start_worker(Context& ctx, const Msg<EnsureActor>& m) {
+  // A worker is a process of its own, with its own certificate: sticky device errors end it, never the node.
+  Task<Status> start_worker(Context& ctx, const Msg<EnsureActor>& m) {
     const auto spec = m->getActor();
     const std::string name(text(spec.getName()));
-    FALAJ_ASSIGN(const auto process, options_.make_worker(spec.getWorker()));
+    const auto request = net::make_signing_request(options_.worker_id(spec.getWorker()));
+    if (!request) co_return request.error();
+    const auto question = Message::build<SignWorker>(
+        [&](SignWorker::Builder b) {
+          b.setIndex(spec.getWorker().getIndex());
+          b.setCertificateRequest(data(as_bytes(request->csr_pem)));
+        },
+        256);
+    const auto authority = ctx.at(ActorAddress{node_id(options_.control_node), {}, {}, "control/authority"});
+    auto asked = ctx.ask<Signed>(authority, question, {.lane = Lane::control});
+    const auto certificate = co_await asked;
+    if (!certificate) co_return certificate.error();
+    const net::Credentials credentials{std::string(as_text(bytes((*certificate)->getCertificate()))), request->key_pem};
+    const auto process = options_.make_worker(spec.getWorker(), credentials);
+    if (!process) co_return process.error();
     // The exit comes on a waiting thread: it becomes a message like any other.
     const auto self = ctx.self();
-    FALAJ_ASSIGN(const auto pid, options_.processes->start(process, [self, name](const ProcessExit& exit) {
+    const auto pid = options_.processes->start(*process, [self, name](const ProcessExit& exit) {
       auto delivery = std::make_unique<Delivery>();
       delivery->lane = Lane::control;
       delivery->body = Message::build<ProcessEnded>([&](ProcessEnded::Builder b) {
@@ -143,9 +163,10 @@ class Agent final : public ActorOf<Agent> {
         b.setHow(describe(exit));
       });
       self.get()->deliver(std::move(delivery));
-    }));
-    running_[name] = Running{m.message(), spec.getGeneration(), pid};
-    return {};
+    });
+    if (!pid) co_return pid.error();
+    running_[name] = Running{m.message(), spec.getGeneration(), *pid};
+    co_return Status{};
   }
 
   void process_ended(Context&, Msg<ProcessEnded> m) {

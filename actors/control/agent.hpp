@@ -12,6 +12,7 @@
 #include "runtime/base/process.hpp"
 #include "runtime/cluster/view.hpp"
 #include "runtime/host/host.hpp"
+#include "runtime/net/identity.hpp"
 
 namespace falaj::control {
 
@@ -22,8 +23,9 @@ struct AgentOptions {
   std::function<void(std::shared_ptr<const cluster::ClusterSnapshot>)> on_view;  // wiring: directory, links to peers
   // A replica as a child of this agent; an error refuses the placement.
   std::function<Result<ChildSpec>(const Message& actor_spec)> make_replica;
-  // The command that runs a worker process.
-  std::function<Result<ProcessSpec>(messages::WorkerSpec::Reader)> make_worker;
+  // The command that runs a worker process with these credentials (blocks shortly: it writes them to a file).
+  std::function<Result<ProcessSpec>(messages::WorkerSpec::Reader, const net::Credentials&)> make_worker;
+  std::function<net::SpiffeId(messages::WorkerSpec::Reader)> worker_id;
   ProcessTable* processes = nullptr;
   std::function<void(messages::NodeStats::Builder)> fill_stats;
   std::function<std::pair<std::vector<ActorInfo>, std::vector<DeadLetter>>()> look;
