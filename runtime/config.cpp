@@ -19,36 +19,17 @@
 #define TOML_MAX_NESTED_VALUES 32  // nesting of values on top of headers and dotted keys, which check_depth() bounds
 #include <toml++/toml.h>
 
-#include "messages/annotations.capnp.h"
 #include "runtime/base/bytes.hpp"
 #include "runtime/base/format.hpp"
+#include "runtime/config_schema.hpp"
 
 namespace falaj::config {
 namespace {
-
-// Ids of messages/annotations.capnp: capnpc-c++ makes no constants for annotations.
-constexpr std::uint64_t kRange = 0xb0d7e3c4f5a64903;
-constexpr std::uint64_t kDoc = 0xe2f4a6b8c0d14a04;
-constexpr std::uint64_t kRequired = 0xa7c9e1f3b5d74b05;
-constexpr std::uint64_t kOneOf = 0xf8b1d3e5a7c94c06;
 
 constexpr std::size_t kBytesMax = 1U << 20;
 constexpr std::size_t kErrorsMax = 20;
 constexpr std::size_t kDottedMax = 16;      // parts of one dotted key or header
 constexpr std::size_t kListMax = 1U << 16;  // elements of one list
-
-using Field = capnp::StructSchema::Field;
-using SchemaType = capnp::schema::Type;
-
-std::string snake(kj::StringPtr camel) {
-  std::string out;
-  for (const char c : camel) {
-    const bool upper = c >= 'A' && c <= 'Z';
-    if (upper) out.push_back('_');
-    out.push_back(upper ? static_cast<char>(c + 32) : c);
-  }
-  return out;
-}
 
 // Edits (insert, delete, replace, swap of neighbours) that turn one word into the other.
 std::size_t distance(std::string_view a, std::string_view b) {
@@ -116,62 +97,6 @@ std::string printable(std::string_view text) {
   return out;
 }
 
-struct Rules {  // annotations of one field
-  double min = -std::numeric_limits<double>::infinity();
-  double max = std::numeric_limits<double>::infinity();
-  bool required = false;
-  std::string doc;
-  std::vector<std::string> one_of;
-};
-
-Rules rules_of(const Field& field) {
-  Rules rules;
-  for (const auto annotation : field.getProto().getAnnotations()) {
-    const auto value = annotation.getValue();
-    if (annotation.getId() == kRange) {
-      const auto range = value.getStruct().getAs<messages::Range>();
-      rules.min = range.getMin();
-      rules.max = range.getMax();
-    } else if (annotation.getId() == kDoc) {
-      rules.doc = value.getText().cStr();
-    } else if (annotation.getId() == kRequired) {
-      rules.required = true;
-    } else if (annotation.getId() == kOneOf) {
-      for (const auto word : value.getList().getAs<capnp::List<capnp::Text>>()) rules.one_of.emplace_back(word.cStr());
-    }
-  }
-  return rules;
-}
-
-template <class T>
-std::pair<std::int64_t, std::int64_t> bounds() {
-  if constexpr (sizeof(T) == 8) return {std::is_signed_v<T> ? std::numeric_limits<T>::min() : 0, std::numeric_limits<std::int64_t>::max()};
-  return {static_cast<std::int64_t>(std::numeric_limits<T>::min()), static_cast<std::int64_t>(std::numeric_limits<T>::max())};
-}
-
-std::optional<std::pair<std::int64_t, std::int64_t>> integer_bounds(SchemaType::Which which) {
-  switch (which) {
-    case SchemaType::INT8:
-      return bounds<std::int8_t>();
-    case SchemaType::INT16:
-      return bounds<std::int16_t>();
-    case SchemaType::INT32:
-      return bounds<std::int32_t>();
-    case SchemaType::INT64:
-      return bounds<std::int64_t>();
-    case SchemaType::UINT8:
-      return bounds<std::uint8_t>();
-    case SchemaType::UINT16:
-      return bounds<std::uint16_t>();
-    case SchemaType::UINT32:
-      return bounds<std::uint32_t>();
-    case SchemaType::UINT64:
-      return bounds<std::uint64_t>();
-    default:
-      return std::nullopt;
-  }
-}
-
 class Mapper {
  public:
   explicit Mapper(std::string_view name) : name_(name) {}
@@ -192,7 +117,7 @@ class Mapper {
         continue;
       }
       seen.emplace(key.str());
-      if (found->second.getProto().getDiscriminantValue() != capnp::schema::Field::NO_DISCRIMINANT) {
+      if (in_union(found->second)) {
         if (!chosen.empty()) {
           fault(key.source().begin, format("'{}' and '{}' exclude each other: give one of them", join(path, key.str()), chosen));
           continue;
@@ -437,132 +362,6 @@ std::optional<std::pair<std::size_t, std::size_t>> bad_utf8(std::string_view tex
   return std::pair(line, column);
 }
 
-// ---- the way back ----------------------------------------------------------------------------------------------------------
-
-std::string quoted(std::string_view text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (c == '"' || c == '\\') {
-      out.push_back('\\');
-      out.push_back(c);
-    } else if (byte < 0x20 || byte == 0x7F) {
-      out += format("\\u{:04X}", static_cast<unsigned>(byte));
-    } else {
-      out.push_back(c);
-    }
-  }
-  return out + "\"";
-}
-
-std::string decimal(double value) {
-  if (!std::isfinite(value)) return std::isnan(value) ? "nan" : value < 0 ? "-inf" : "inf";
-  auto text = format("{}", value);
-  if (text.find_first_of(".e") == std::string::npos) text += ".0";
-  return text;
-}
-
-bool is_table_list(const Field& field) { return field.getType().isList() && field.getType().asList().getElementType().isStruct(); }
-
-class Writer {
- public:
-  void table(capnp::DynamicStruct::Reader value, const std::string& path) {
-    const auto fields = present(value);
-    for (const auto& field : fields) {
-      if (!field.getType().isStruct() && !is_table_list(field))
-        out_ += key(field) + " = " + inline_value(value.get(field), field.getType()) + "\n";
-    }
-    for (const auto& field : fields) {
-      const auto here = path.empty() ? key(field) : path + "." + key(field);
-      if (field.getType().isStruct()) {
-        out_ += format("\n[{}]\n", here);
-        table(value.get(field).as<capnp::DynamicStruct>(), here);
-      } else if (is_table_list(field)) {
-        const auto list = value.get(field).as<capnp::DynamicList>();
-        for (const auto element : list) {
-          out_ += format("\n[[{}]]\n", here);
-          table(element.as<capnp::DynamicStruct>(), here);
-        }
-      }
-    }
-  }
-  std::string take() && { return std::move(out_); }
-
- private:
-  static std::string key(const Field& field) { return snake(field.getProto().getName()); }
-
-  // What must be written so that reading gives the same struct: what is not default, what is required, and the union's member.
-  static std::vector<Field> present(capnp::DynamicStruct::Reader value) {
-    std::vector<Field> fields;
-    for (const auto field : value.getSchema().getFields()) {
-      const bool in_union = field.getProto().getDiscriminantValue() != capnp::schema::Field::NO_DISCRIMINANT;
-      if (in_union) {
-        const auto active = value.which();
-        KJ_IF_MAYBE (member, active) {
-          if (*member != field) continue;
-        } else {
-          continue;
-        }
-      }
-      const bool chosen = in_union && field.getProto().getDiscriminantValue() != 0;
-      bool wanted = chosen || rules_of(field).required || value.has(field, capnp::HasMode::NON_DEFAULT);
-      if (field.getProto().isGroup()) wanted = chosen || !present(value.get(field).as<capnp::DynamicStruct>()).empty();
-      if (wanted) fields.push_back(field);
-    }
-    return fields;
-  }
-
-  static std::string inline_table(capnp::DynamicStruct::Reader value) {
-    std::string out;
-    for (const auto& field : present(value)) {
-      out += (out.empty() ? "" : ", ") + key(field) + " = " + inline_value(value.get(field), field.getType());
-    }
-    return "{" + out + "}";
-  }
-
-  static std::string inline_value(const capnp::DynamicValue::Reader& value, capnp::Type type) {
-    switch (type.which()) {
-      case SchemaType::VOID:
-        return "true";
-      case SchemaType::BOOL:
-        return value.as<bool>() ? "true" : "false";
-      case SchemaType::FLOAT32:
-        return decimal(static_cast<double>(value.as<float>()));
-      case SchemaType::FLOAT64:
-        return decimal(value.as<double>());
-      case SchemaType::UINT64:
-        return format("{}", value.as<std::uint64_t>());
-      case SchemaType::TEXT: {
-        const auto text = value.as<capnp::Text>();
-        return quoted({text.cStr(), text.size()});
-      }
-      case SchemaType::DATA: {
-        const auto data = value.as<capnp::Data>();
-        return quoted(base64url({data.begin(), data.size()}));
-      }
-      case SchemaType::ENUM: {
-        KJ_IF_MAYBE (enumerant, value.as<capnp::DynamicEnum>().getEnumerant()) {
-          return quoted(snake(enumerant->getProto().getName()));
-        }
-        return "\"\"";  // from a newer schema: this one has no word for it
-      }
-      case SchemaType::LIST: {
-        std::string out;
-        for (const auto element : value.as<capnp::DynamicList>()) {
-          out += (out.empty() ? "" : ", ") + inline_value(element, type.asList().getElementType());
-        }
-        return "[" + out + "]";
-      }
-      case SchemaType::STRUCT:
-        return inline_table(value.as<capnp::DynamicStruct>());
-      default:
-        return integer_bounds(type.which()) ? format("{}", value.as<std::int64_t>()) : "\"\"";
-    }
-  }
-
-  std::string out_;
-};
-
 }  // namespace
 
 Status parse_toml(std::string_view text, std::string_view name, capnp::DynamicStruct::Builder into) {
@@ -594,12 +393,6 @@ Result<std::string> read_file(const std::string& path) {
   text.resize(static_cast<std::size_t>(in.gcount()));
   if (text.size() > kBytesMax) return invalid(format("{}: more than the {} bytes a configuration may have", path, kBytesMax));
   return text;
-}
-
-std::string to_toml(capnp::DynamicStruct::Reader value) {
-  Writer writer;
-  writer.table(value, "");
-  return std::move(writer).take();
 }
 
 }  // namespace falaj::config
