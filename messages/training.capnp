@@ -22,12 +22,16 @@ struct WorkerHello {
   step @6 :UInt64;     # newest state it holds in memory; 0: none
   fold @7 :UInt32;
   pid @8 :UInt32;
+  ready @9 :Bool;      # it has the data: it may be called to a rendezvous. False: it asks for its task only
+  steps @10 :List(UInt64);  # of each fit, when ready
 }
 
 struct WorkerTask {
   spec @0 :R.TrainingJob;
   run @1 :Text;
   snapshot @2 :Text;   # digest
+  fold @3 :UInt32;     # the fit that runs now
+  model @4 :Text;      # artifact digest of the model to start from (family onnx)
 }
 
 struct PeerInfo {
@@ -35,6 +39,24 @@ struct PeerInfo {
   node @1 :Text;       # name of the worker's own links
   address @2 :E.Address;
   listen @3 :Text;
+}
+
+struct Revoke {
+  # training/job -> every worker: the running epoch has ended, `epoch` is being formed. The worker drops what is not committed. Reply:
+  # RevokeReply, when it is at rest.
+  epoch @0 :UInt64;
+}
+
+struct RevokeReply {
+  fold @0 :UInt32;
+  step @1 :UInt64;     # committed, of that fit
+  holds @2 :Bool;      # it has a state of that fit in memory
+}
+
+struct PeerHello {
+  # worker -> the next one of the ring and the one that holds the state, until it answers: the link is up. Reply: Empty.
+  epoch @0 :UInt64;
+  rank @1 :UInt32;
 }
 
 struct Rendezvous {
@@ -58,14 +80,14 @@ struct Go {
 }
 
 struct GradientChunk {
-  # worker -> worker, bulk lane, a tell. The body of the collectives in kernels/collective.
+  # worker -> the next worker of the ring, bulk lane, a tell. A chunk of kernels/collective with its header.
   epoch @0 :UInt64;
-  step @1 :UInt64;
+  sequence @1 :UInt64;  # of the operation: the step
   from @2 :UInt32;      # rank
-  phase @3 :UInt8;
-  bucket @4 :UInt32;
-  offset @5 :UInt64;    # in elements
-  count @6 :UInt32;
+  kind @3 :UInt8;       # CollectiveKind
+  chunk @4 :UInt32;
+  hop @5 :UInt32;
+  count @6 :UInt32;     # floats in `content`
   content @7 :Data;     # float32, little-endian
 }
 
@@ -113,9 +135,32 @@ struct FitDone {
   confusion @7 :List(UInt64);     # tn, fp, fn, tp of a binary label
 }
 
+struct FitFailed {
+  # any rank -> training/job: this fit cannot go on, and doing it again would not help (bad label, gradients that are not finite).
+  epoch @0 :UInt64;
+  fold @1 :UInt32;
+  reason @2 :Text;
+}
+
 struct JobFinished {
   # training/job -> worker: end your process.
   run @0 :Text;
+}
+
+# --- control/resources -> training/jobs ----------------------------------------------------------------------------------------------
+
+struct RunJob {
+  # This job is wanted. A generation greater than the last one starts a new run (and ends the one that runs); the same or a smaller
+  # one changes nothing. Reply: Empty when it is on disk.
+  job @0 :R.TrainingJob;
+  generation @1 :UInt64;
+}
+
+struct StopJob {
+  # Ends the run of this job, if one runs. Reply: Empty when that is on disk.
+  job @0 :Text;
+  tenant @1 :Text = "default";
+  reason @2 :Text;
 }
 
 # --- runs: what `falaj runs` and `falaj train` show -------------------------------------------------------------------------------
@@ -168,14 +213,30 @@ struct RunList {
   runs @0 :List(RunInfo);
 }
 
-struct RunJob {
-  # control/resources -> training/jobs: this job is wanted. Reply: Empty when persisted. The same name and generation again is not run again.
+# --- what training/jobs and training/job keep ---------------------------------------------------------------------------------------
+
+struct JobRecord {
   job @0 :R.TrainingJob;
   generation @1 :UInt64;
+  run @2 :Text;        # the newest
 }
 
-struct StopJob {
-  # Reply: Empty when its workers were told to end.
-  job @0 :Text;
-  tenant @1 :Text = "default";
+struct RunRecord {
+  sequence @0 :UInt64;   # grows with each write: an older one never replaces a newer one
+  info @1 :RunInfo;
+  spec @2 :R.TrainingJob;
+  epoch @3 :UInt64;      # of rendezvous; the next one is greater, also after a restart
+  checkpoint @4 :Text;
+  checkpointFold @5 :UInt32;
+  checkpointStep @6 :UInt64;
+  fits @7 :List(FitDone);
+  placements @8 :List(Placement);
+  model @9 :Text;        # artifact of the model to start from
+  rows @10 :UInt64;
+  generation @11 :UInt64;  # of the job
+}
+
+struct Placement {
+  node @0 :Text;
+  generation @1 :UInt64;  # of the worker process with this index
 }
