@@ -20,3 +20,22 @@ struct NodeConfig {
   logLevel @10 :Text = "info" $A.oneOf(["debug", "info", "warn", "error"]);
   supervised @11 :Bool = true $A.doc("the local launcher starts the node again when it dies");
 }
+
+struct ClusterFile {
+  # D/cluster.json: what the local launcher started, for the CLI and for scripts. Rewritten atomically whenever it changes.
+  cluster @0 :Text;
+  controlNode @1 :Text;
+  controlAddress @2 :Text;  # host:port of its links
+  http @3 :Text;            # host:port of the gateway in clear text on loopback
+  https @4 :Text;
+  launcher @5 :UInt32;      # pid
+  nodes @6 :List(LocalNode);
+}
+
+struct LocalNode {
+  name @0 :Text;
+  roles @1 :List(C.Role);
+  pid @2 :UInt32;           # 0: not running now
+  listen @3 :Text;
+  restarts @4 :UInt32;      # times the launcher started it again
+}

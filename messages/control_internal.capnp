@@ -42,6 +42,7 @@ struct SignWorker {
   # node/agent -> control/authority: a certificate for worker `index` of the asking node. Reply: Signed.
   index @0 :UInt32;
   certificateRequest @1 :Data;  # PEM
+  node @2 :Text;                # must be the name of the node that sends this
 }
 
 struct Signed {

@@ -143,6 +143,7 @@ class Agent final : public ActorOf<Agent> {
     const auto question = Message::build<SignWorker>(
         [&](SignWorker::Builder b) {
           b.setIndex(spec.getWorker().getIndex());
+          b.setNode(ctx.node_name());
           b.setCertificateRequest(data(as_bytes(request->csr_pem)));
         },
         256);

@@ -23,14 +23,11 @@ class Authority final : public ActorOf<Authority> {
   explicit Authority(AuthorityOptions options) : options_(std::move(options)) {}
 
  private:
-  // The name comes from whom the link authenticated, not from the request.
   void sign_worker(Context& ctx, Msg<SignWorker> m) {
-    const auto node = m.scope() ? net::SpiffeId::parse(m.scope()->principal)
-                                : Result<net::SpiffeId>(net::SpiffeId::node(options_.authority->cluster(), ctx.node_name()));
-    if (!node) return m.refuse(node.error());
-    if (node->kind() != net::PrincipalKind::node)
-      return m.refuse(error(ErrorCode::denied, "only a node can ask for a worker's certificate"));
-    const auto worker = net::SpiffeId::worker(options_.authority->cluster(), node->name(), m->getIndex());
+    // The sender's node is what its link authenticated.
+    const auto node = text(m->getNode());
+    if (m.from().address().node != node_id(node)) return m.refuse(error(ErrorCode::denied, "a node can ask for its own workers' certificates only"));
+    const auto worker = net::SpiffeId::worker(options_.authority->cluster(), node, m->getIndex());
     if (!worker) return m.refuse(worker.error());
     const auto certificate = options_.authority->sign(as_text(bytes(m->getCertificateRequest())), *worker,
                                                       net::Validity::from(ctx.wall(), options_.worker_lifetime));
