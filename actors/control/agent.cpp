@@ -20,6 +20,7 @@ struct Running {
   Message spec;  // EnsureActor
   std::uint64_t generation = 0;
   pid_t pid = 0;  // of a worker process
+  std::uint32_t slot = 0;
 };
 
 class Agent final : public ActorOf<Agent> {
@@ -130,7 +131,7 @@ class Agent final : public ActorOf<Agent> {
     child.id = name;
     child.name = name;
     ctx.spawn(std::move(child));
-    running_[name] = Running{m.message(), spec.getGeneration(), 0};
+    running_[name] = Running{m.message(), spec.getGeneration(), 0, 0};
     return {};
   }
 
@@ -138,11 +139,12 @@ class Agent final : public ActorOf<Agent> {
   Task<Status> start_worker(Context& ctx, const Msg<EnsureActor>& m) {
     const auto spec = m->getActor();
     const std::string name(text(spec.getName()));
-    const auto request = net::make_signing_request(options_.worker_id(spec.getWorker()));
+    const auto slot = free_slot();
+    const auto request = net::make_signing_request(options_.worker_id(slot));
     if (!request) co_return request.error();
     const auto question = Message::build<SignWorker>(
         [&](SignWorker::Builder b) {
-          b.setIndex(spec.getWorker().getIndex());
+          b.setIndex(slot);
           b.setNode(ctx.node_name());
           b.setCertificateRequest(data(as_bytes(request->csr_pem)));
         },
@@ -152,7 +154,7 @@ class Agent final : public ActorOf<Agent> {
     const auto certificate = co_await asked;
     if (!certificate) co_return certificate.error();
     const net::Credentials credentials{std::string(as_text(bytes((*certificate)->getCertificate()))), request->key_pem};
-    const auto process = options_.make_worker(spec.getWorker(), credentials);
+    const auto process = options_.make_worker(spec.getWorker(), slot, credentials);
     if (!process) co_return process.error();
     // The exit comes on a waiting thread: it becomes a message like any other.
     const auto self = ctx.self();
@@ -166,9 +168,12 @@ class Agent final : public ActorOf<Agent> {
       self.get()->deliver(std::move(delivery));
     });
     if (!pid) co_return pid.error();
-    running_[name] = Running{m.message(), spec.getGeneration(), *pid};
+    running_[name] = Running{m.message(), spec.getGeneration(), *pid, slot};
     co_return Status{};
   }
+
+  // Counted up for ever: a slot is not used again while an old process may still be dying.
+  std::uint32_t free_slot() { return next_slot_++; }
 
   void process_ended(Context&, Msg<ProcessEnded> m) {
     const std::string name(text(m->getName()));
@@ -246,6 +251,7 @@ class Agent final : public ActorOf<Agent> {
   AgentOptions options_;
   std::map<std::string, Running> running_;
   std::uint64_t epoch_ = 0;
+  std::uint32_t next_slot_ = 0;
   bool registering_ = false;
 };
 

@@ -24,8 +24,9 @@ struct AgentOptions {
   // A replica as a child of this agent; an error refuses the placement.
   std::function<Result<ChildSpec>(const Message& actor_spec)> make_replica;
   // The command that runs a worker process with these credentials (blocks shortly: it writes them to a file).
-  std::function<Result<ProcessSpec>(messages::WorkerSpec::Reader, const net::Credentials&)> make_worker;
-  std::function<net::SpiffeId(messages::WorkerSpec::Reader)> worker_id;
+  // `slot`: the worker's number on this node, its name in the certificate; no other worker process has it meanwhile.
+  std::function<Result<ProcessSpec>(messages::WorkerSpec::Reader, std::uint32_t slot, const net::Credentials&)> make_worker;
+  std::function<net::SpiffeId(std::uint32_t slot)> worker_id;
   ProcessTable* processes = nullptr;
   std::function<void(messages::NodeStats::Builder)> fill_stats;
   std::function<std::pair<std::vector<ActorInfo>, std::vector<DeadLetter>>()> look;

@@ -26,7 +26,8 @@ class Authority final : public ActorOf<Authority> {
   void sign_worker(Context& ctx, Msg<SignWorker> m) {
     // The sender's node is what its link authenticated.
     const auto node = text(m->getNode());
-    if (m.from().address().node != node_id(node)) return m.refuse(error(ErrorCode::denied, "a node can ask for its own workers' certificates only"));
+    if (m.from().address().node != node_id(node))
+      return m.refuse(error(ErrorCode::denied, "a node can ask for its own workers' certificates only"));
     const auto worker = net::SpiffeId::worker(options_.authority->cluster(), node, m->getIndex());
     if (!worker) return m.refuse(worker.error());
     const auto certificate = options_.authority->sign(as_text(bytes(m->getCertificateRequest())), *worker,

@@ -6,6 +6,11 @@
 
 namespace falaj {
 
+std::size_t hardware_threads() {
+  const auto count = std::thread::hardware_concurrency();
+  return count == 0 ? 1 : count;
+}
+
 Thread::Thread(std::string name, std::move_only_function<void()> body)
     : thread_([name = std::move(name), body = std::move(body)]() mutable {
         sigset_t all;

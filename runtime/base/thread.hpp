@@ -17,6 +17,8 @@
 
 namespace falaj {
 
+std::size_t hardware_threads();  // at least 1
+
 // A named thread that joins when destroyed. Signals are blocked in it (the main thread handles them).
 class Thread {
  public:

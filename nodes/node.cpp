@@ -1,0 +1,368 @@
+#include "nodes/node.hpp"
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <csignal>
+#include <fstream>
+#include <optional>
+
+#include "actors/artifacts/store.hpp"
+#include "actors/control/agent.hpp"
+#include "actors/control/authority.hpp"
+#include "actors/control/membership.hpp"
+#include "actors/control/resources.hpp"
+#include "actors/features/front.hpp"
+#include "actors/features/shard.hpp"
+#include "actors/governance/audit.hpp"
+#include "actors/governance/log.hpp"
+#include "actors/governance/policy.hpp"
+#include "actors/mlops/registry.hpp"
+#include "actors/serving/gateway.hpp"
+#include "actors/serving/replica.hpp"
+#include "actors/serving/router.hpp"
+#include "actors/training/jobs.hpp"
+#include "messages/json.hpp"
+#include "nodes/stores.hpp"
+#include "nodes/version.hpp"
+#include "runtime/base/format.hpp"
+#include "runtime/base/log.hpp"
+#include "runtime/base/process.hpp"
+#include "runtime/base/thread.hpp"
+#include "runtime/cluster/transport.hpp"
+#include "runtime/cluster/view.hpp"
+#include "runtime/config.hpp"
+
+namespace falaj::nodes {
+
+using messages::NodeConfig;
+using messages::Role;
+
+// Declared in the order they are made; destroyed in reverse.
+struct Node::Parts {
+  NodeDir dir;
+  View<NodeConfig> config;
+  std::string name;
+  SystemClock clock;
+  Instant started = clock.now();
+  Incarnation incarnation{static_cast<std::uint64_t>(clock.wall().unix_ns)};
+  metrics::Registry metrics;
+  net::Identity identity;
+  std::unique_ptr<storage::FileKeyProvider> keys;
+  std::shared_ptr<SealedStore> spool, control_kv, features_kv;
+  std::unique_ptr<storage::ControlStore> control;
+  std::shared_ptr<storage::ArtifactStore> artifacts;
+  std::shared_ptr<storage::AuditLog> audit;
+  std::shared_ptr<storage::FeatureRows> rows;
+  std::shared_ptr<const net::CertificateAuthority> authority;
+  std::shared_ptr<governance::RefusalQueue> refusals = std::make_shared<governance::RefusalQueue>();
+  std::unique_ptr<governance::Policy> policy;
+  cluster::ClusterViewHolder view;
+  ProcessTable processes;
+  std::unique_ptr<Host> host;
+  std::unique_ptr<cluster::LinkTransport> transport;
+  std::unique_ptr<net::Links> links;
+  std::unique_ptr<serving::Gateway> gateway;
+  std::string address;  // of the links
+
+  explicit Parts(NodeDir d, View<NodeConfig> c) : dir(std::move(d)), config(std::move(c)), name(text(config->getName())) {}
+
+  [[nodiscard]] bool has(Role role) const {
+    for (const auto r : config->getRoles()) {
+      if (r == role) return true;
+    }
+    return false;
+  }
+
+  Status open_stores();
+  Status make_host();
+  Status start_control();
+  Status start_roles();
+  Status start_agent();
+  Status start_gateway();
+  Status write_ready_file() const;
+  void view_changed(const std::shared_ptr<const cluster::ClusterSnapshot>& snapshot);
+  Result<ProcessSpec> worker_process(messages::WorkerSpec::Reader spec, std::uint32_t slot, const net::Credentials& credentials) const;
+  void fill_stats(messages::NodeStats::Builder b) const;
+  [[nodiscard]] Message registration() const;
+};
+
+Status Node::Parts::open_stores() {
+  FALAJ_ASSIGN(keys, storage::FileKeyProvider::open(dir.kek()));
+  storage::SealedOptions spool_options;
+  spool_options.tables[std::string(governance::kSpoolTable)] = storage::TableOptions{.hash_keys = false, .clear_prefix = 16};
+  FALAJ_ASSIGN(spool, SealedStore::open(dir, "spool", *keys, std::move(spool_options)));
+  if (has(Role::CONTROL)) {
+    FALAJ_ASSIGN(control_kv, SealedStore::open(dir, "control", *keys));
+    FALAJ_ASSIGN(control, storage::open_control_store(control_kv->kv(), clock));
+    FALAJ_ASSIGN(auto artifact_store, storage::ArtifactStore::open(dir.artifacts(), *keys, clock));
+    artifacts = std::move(artifact_store);
+    FALAJ_ASSIGN(auto audit_log, storage::AuditLog::open(dir.audit(), *keys, clock));
+    audit = std::move(audit_log);
+    FALAJ_ASSIGN(auto loaded, net::CertificateAuthority::load(dir.root.parent_path().parent_path() / "ca"));
+    authority = std::make_shared<const net::CertificateAuthority>(std::move(loaded));
+  }
+  if (has(Role::FEATURES)) {
+    FALAJ_ASSIGN(features_kv, SealedStore::open(dir, "features", *keys, storage::FeatureRows::sealing()));
+    FALAJ_ASSIGN(auto opened, storage::FeatureRows::open(features_kv->kv(), clock));
+    rows = std::move(opened);
+  }
+  return {};
+}
+
+Status Node::Parts::make_host() {
+  FALAJ_ASSIGN(auto rights, governance::Rights::load(dir.rights().string()));
+  policy = std::make_unique<governance::Policy>(
+      governance::PolicyOptions{std::string(text(config->getCluster())), std::move(rights), &clock, refusals});
+  HostOptions options;
+  options.node_name = name;
+  options.incarnation = incarnation;
+  options.seed = entropy_seed();
+  options.threads = config->getThreads() != 0 ? config->getThreads() : std::clamp<std::size_t>(hardware_threads(), 1, 8);
+  options.clock = &clock;
+  options.metrics = &metrics;
+  options.authorizer = policy.get();
+  host = make_caf_host(options);
+
+  transport = std::make_unique<cluster::LinkTransport>(*host);
+  net::LinkOptions link_options;
+  link_options.cluster = text(config->getCluster());
+  link_options.name = name;
+  link_options.incarnation = incarnation;
+  link_options.identity = identity;
+  link_options.seed = entropy_seed();
+  FALAJ_ASSIGN(links, net::Links::create(std::move(link_options), clock, metrics, *transport));
+  transport->attach(*links);
+  host->set_transport(transport.get());
+  FALAJ_ASSIGN(const auto listen, parse_host_port("listen", text(config->getListen())));
+  FALAJ_ASSIGN(const auto port, links->listen(listen.host, listen.port));
+  address = format("{}:{}", listen.host, port);
+  if (!has(Role::CONTROL)) {
+    FALAJ_ASSIGN(const auto control_peer, net::parse_peer_address(text(config->getControlNode()), text(config->getControlAddress())));
+    links->connect(control_peer);
+  }
+  return {};
+}
+
+Status Node::Parts::start_control() {
+  governance::LogOptions log_options;
+  log_options.log = audit;
+  log_options.dir = dir.audit();
+  log_options.keys = keys.get();
+  log_options.marks = as_kv(control_kv);
+  host->spawn(governance::log(std::move(log_options)));
+  FALAJ_ASSIGN(const auto epoch, control::next_epoch(*control));
+  host->spawn(control::membership({std::string(text(config->getCluster())), epoch, control.get()}));
+  FALAJ_ASSIGN(auto rights, config::read_file(dir.rights()));
+  host->spawn(control::authority({authority, control.get(), name, address, std::string(text(config->getHttps())), std::move(rights)}));
+  host->spawn(artifacts::store({artifacts}));
+  host->spawn(mlops::registry({control.get(), nullptr}));
+  training::JobsOptions jobs_options;
+  jobs_options.store = &control_kv->kv();
+  jobs_options.view = &view;
+  jobs_options.control_epoch = epoch;
+  jobs_options.build = kVersion;
+  jobs_options.principal = net::SpiffeId::node(text(config->getCluster()), name).value().uri();
+  host->spawn(training::jobs(std::move(jobs_options)));
+  host->spawn(control::resources({control.get(), &view, epoch}));
+  return {};
+}
+
+Status Node::Parts::start_roles() {
+  governance::AuditOptions audit_options;
+  audit_options.spool = as_kv(spool);
+  audit_options.refusals = refusals;
+  audit_options.incarnation = incarnation;
+  host->spawn(governance::audit(std::move(audit_options)));
+  if (has(Role::CONTROL)) FALAJ_TRY(start_control());
+  features::FrontOptions front_options;
+  front_options.cluster = &view;
+  host->spawn(features::front(front_options));
+  if (has(Role::FEATURES)) {
+    features::ShardOptions shard_options;
+    shard_options.node = name;
+    shard_options.rows = rows;
+    shard_options.cluster = &view;
+    host->spawn(features::shard(std::move(shard_options)));
+  }
+  if (has(Role::GATEWAY)) host->spawn(serving::router({&view}));
+  return {};
+}
+
+void Node::Parts::view_changed(const std::shared_ptr<const cluster::ClusterSnapshot>& snapshot) {
+  host->set_directory(snapshot);
+  for (const auto peer : snapshot->view().getNodes()) {
+    const auto peer_name = text(peer.getName());
+    if (peer_name == name || peer_name == text(config->getControlNode()) || text(peer.getAddress()).empty()) continue;
+    const auto where = net::parse_peer_address(peer_name, text(peer.getAddress()));
+    // One side dials, so that no pair of connections has to be thrown away.
+    if (where && name < peer_name) links->connect(*where);
+  }
+}
+
+Message Node::Parts::registration() const {
+  return Message::build<messages::Register>([this](messages::Register::Builder b) {
+    auto node = b.initNode();
+    node.setName(name);
+    node.setIncarnation(incarnation.value());
+    node.setAddress(address);
+    node.setRoles(config->getRoles());
+    node.setCores(static_cast<std::uint32_t>(hardware_threads()));
+    node.setResidency(config->getResidency());
+    node.setPid(static_cast<std::uint32_t>(getpid()));
+    node.setVersion(kVersion);
+    std::vector<std::string> names = {control::agent_name(name)};
+    if (has(Role::CONTROL))
+      names.insert(names.end(), {"control/membership", "control/resources", "control/authority", "artifacts/store", "mlops/registry",
+                                 "training/jobs", "governance/log"});
+    if (has(Role::FEATURES)) names.push_back(features::shard_name(name));
+    auto running = b.initRunning(static_cast<unsigned>(names.size()));
+    for (unsigned i = 0; i < names.size(); ++i) running[i].setName(names[i]);
+  });
+}
+
+Result<ProcessSpec> Node::Parts::worker_process(messages::WorkerSpec::Reader spec, std::uint32_t slot,
+                                                const net::Credentials& credentials) const {
+  const auto base = dir.workers() / std::to_string(slot);
+  FALAJ_TRY(net::write_private_file(base.string() + ".crt", credentials.certificate_pem));
+  FALAJ_TRY(net::write_private_file(base.string() + ".key", credentials.key_pem));
+  ProcessSpec process;
+  process.arguments = {self_executable(), "node",
+                       "--dir",           dir.root.string(),
+                       "--slot",          std::to_string(slot),
+                       "--job",           std::string(text(spec.getJob())),
+                       "--run",           std::string(text(spec.getRun())),
+                       "--index",         std::to_string(spec.getIndex())};
+  process.log_file = base.string() + ".log";
+  return process;
+}
+
+namespace {
+
+std::uint64_t resident_bytes() {
+  std::ifstream file("/proc/self/statm");
+  std::uint64_t total = 0;
+  std::uint64_t resident = 0;
+  file >> total >> resident;
+  return resident * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
+}
+
+}  // namespace
+
+void Node::Parts::fill_stats(messages::NodeStats::Builder b) const {
+  const auto actors = host->actors();
+  std::uint64_t waiting = 0;
+  std::uint64_t handled = 0;
+  for (const auto& actor : actors) {
+    waiting += actor.mailbox;
+    handled += actor.handled;
+  }
+  b.setNode(name);
+  b.setActors(static_cast<std::uint32_t>(actors.size()));
+  b.setMailbox(waiting);
+  b.setHandled(handled);
+  b.setDeadLetters(host->dead_letters().size());
+  b.setResidentBytes(resident_bytes());
+  b.setUptimeNs(static_cast<std::uint64_t>((clock.now() - started).count()));
+  if (gateway) gateway->fill_stats(b);
+}
+
+Status Node::Parts::start_agent() {
+  control::AgentOptions options;
+  options.self = registration();
+  options.control_node = text(config->getControlNode());
+  options.view = &view;
+  options.on_view = [this](const std::shared_ptr<const cluster::ClusterSnapshot>& snapshot) { view_changed(snapshot); };
+  options.make_replica = [this](const Message& spec) -> Result<ChildSpec> {
+    if (!has(Role::SERVING)) return error(ErrorCode::denied, format("node {} has not the role `serving`", name));
+    return serving::replica({spec, control::agent_name(name)});
+  };
+  options.make_worker = [this](messages::WorkerSpec::Reader spec, std::uint32_t slot,
+                               const net::Credentials& credentials) -> Result<ProcessSpec> {
+    if (!has(Role::COMPUTE)) return error(ErrorCode::denied, format("node {} has not the role `compute`", name));
+    return worker_process(spec, slot, credentials);
+  };
+  options.worker_id = [this](std::uint32_t slot) { return net::SpiffeId::worker(text(config->getCluster()), name, slot).value(); };
+  options.processes = &processes;
+  options.fill_stats = [this](messages::NodeStats::Builder b) { fill_stats(b); };
+  options.look = [this] { return std::pair(host->actors(), host->dead_letters()); };
+  host->spawn(control::agent(std::move(options)));
+  return {};
+}
+
+Status Node::Parts::start_gateway() {
+  if (!has(Role::GATEWAY)) return {};
+  serving::GatewayOptions options;
+  options.cluster = text(config->getCluster());
+  options.http = text(config->getHttp());
+  options.https = text(config->getHttps());
+  options.identity = identity;
+  options.host = host.get();
+  options.view = &view;
+  FALAJ_ASSIGN(gateway, serving::Gateway::start(std::move(options)));
+  return {};
+}
+
+Status Node::Parts::write_ready_file() const { return net::write_private_file(dir.root / "ready", format("{} {}\n", getpid(), address)); }
+
+Node::Node(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+
+Node::~Node() {
+  auto& p = *parts_;
+  if (p.gateway) p.gateway->stop();
+  if (p.host) {
+    const auto left = p.host->shutdown(limits::kShutdown);
+    for (const auto& type : left) log::warn("node", "still alive at the deadline", {{"actor", type}});
+  }
+  p.processes.stop_all(p.clock, std::chrono::seconds(5));
+  if (p.links) p.links->stop();
+  std::error_code ignored;
+  fs::remove(p.dir.root / "ready", ignored);
+}
+
+const std::string& Node::name() const { return parts_->name; }
+
+Result<std::unique_ptr<Node>> Node::start(const NodeDir& dir) {
+  FALAJ_ASSIGN(auto config, read_config(dir));
+  std::unique_ptr<Node> node(new Node(std::make_unique<Parts>(dir, std::move(config))));
+  auto& p = *node->parts_;
+  FALAJ_ASSIGN(p.identity, node_identity(dir));
+  FALAJ_TRY(p.open_stores());
+  FALAJ_TRY(p.make_host());
+  FALAJ_TRY(p.start_roles());
+  FALAJ_TRY(p.start_agent());
+  FALAJ_TRY(p.start_gateway());
+  FALAJ_TRY(p.write_ready_file());
+  log::info("node", "up", {{"address", p.address}, {"pid", static_cast<std::int64_t>(getpid())}, {"version", kVersion}});
+  return node;
+}
+
+void block_signals() {
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int number : {SIGTERM, SIGINT, SIGHUP, SIGUSR1}) sigaddset(&set, number);
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+}
+
+int Node::run() {
+  auto& p = *parts_;
+  // The tree giving up wakes the same wait as a signal does.
+  const auto fatal = std::make_shared<std::atomic<bool>>(false);
+  p.host->on_fatal([fatal, self = getpid()](const Error& why) {
+    log::error("node", "the actor tree gave up", {{"reason", to_string(why)}});
+    *fatal = true;
+    kill(self, SIGUSR1);
+  });
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int number : {SIGTERM, SIGINT, SIGUSR1}) sigaddset(&set, number);
+  int number = 0;
+  sigwait(&set, &number);
+  log::info("node", "stopping", {{"signal", number}});
+  return *fatal ? 3 : 0;
+}
+
+}  // namespace falaj::nodes

@@ -1,0 +1,103 @@
+#include "nodes/worker_process.hpp"
+
+#include <unistd.h>
+
+#include <csignal>
+
+#include "actors/training/worker.hpp"
+#include "runtime/base/format.hpp"
+#include "runtime/base/log.hpp"
+#include "runtime/cluster/transport.hpp"
+
+namespace falaj::nodes {
+namespace {
+
+class Dialler final : public training::WorkerLinks {
+ public:
+  explicit Dialler(net::Links& links) : links_(links) {}
+  void connect(const std::string& link_name, const std::string& host_port) override {
+    const auto peer = net::parse_peer_address(link_name, host_port);
+    if (peer) links_.connect(*peer);
+  }
+
+ private:
+  net::Links& links_;
+};
+
+Result<net::Identity> worker_identity(const NodeDir& dir, std::uint32_t slot) {
+  const auto base = dir.workers() / std::to_string(slot);
+  FALAJ_ASSIGN(auto identity, net::load_identity(base.string() + ".crt", base.string() + ".key", dir.authority()));
+  identity.revocations = dir.revocations();
+  return identity;
+}
+
+Status serve(const NodeDir& dir, const WorkerPlan& plan) {
+  FALAJ_ASSIGN(const auto config, read_config(dir));
+  FALAJ_ASSIGN(auto identity, worker_identity(dir, plan.slot));
+  FALAJ_ASSIGN(const auto certificate, net::parse_certificate(identity.certificate_pem));
+  SystemClock clock;
+  metrics::Registry metrics;
+  HostOptions options;
+  options.node_name = certificate.principal.link_name();
+  options.incarnation = Incarnation(static_cast<std::uint64_t>(clock.wall().unix_ns));
+  options.seed = entropy_seed();
+  options.threads = 1;
+  options.blocking_threads = 2;  // one computes while the other writes a checkpoint
+  options.clock = &clock;
+  options.metrics = &metrics;
+  const auto host = make_caf_host(options);
+  cluster::LinkTransport transport(*host);
+  net::LinkOptions link_options;
+  link_options.cluster = text(config->getCluster());
+  link_options.name = options.node_name;
+  link_options.incarnation = options.incarnation;
+  link_options.identity = std::move(identity);
+  link_options.seed = entropy_seed();
+  FALAJ_ASSIGN(const auto links, net::Links::create(std::move(link_options), clock, metrics, transport));
+  transport.attach(*links);
+  host->set_transport(&transport);
+  FALAJ_ASSIGN(const auto listen, parse_host_port("listen", text(config->getListen())));
+  FALAJ_ASSIGN(const auto port, links->listen(listen.host, 0));
+  // The control node itself may be the parent.
+  const auto control_address = text(config->getControlAddress()).empty() ? text(config->getListen()) : text(config->getControlAddress());
+  FALAJ_ASSIGN(const auto control, net::parse_peer_address(text(config->getControlNode()), control_address));
+  links->connect(control);
+
+  Dialler dialler(*links);
+  training::WorkerOptions worker;
+  worker.job = plan.job;
+  worker.run = plan.run;
+  worker.index = plan.index;
+  worker.control_node = text(config->getControlNode());
+  worker.listen = format("{}:{}", listen.host, port);
+  worker.pid = static_cast<std::uint32_t>(getpid());
+  worker.principal = certificate.principal.uri();
+  worker.links = &dialler;
+  worker.on_finished = [] { kill(getpid(), SIGTERM); };
+  host->on_fatal([](const Error& why) {
+    log::error("worker", "the actor tree gave up", {{"reason", to_string(why)}});
+    kill(getpid(), SIGTERM);
+  });
+  host->spawn(training::worker(std::move(worker)));
+  log::info("worker", "up", {{"job", plan.job}, {"run", plan.run}, {"index", plan.index}});
+
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int number : {SIGTERM, SIGINT}) sigaddset(&set, number);
+  int number = 0;
+  sigwait(&set, &number);
+  host->shutdown(std::chrono::seconds(2));
+  links->stop();
+  return {};
+}
+
+}  // namespace
+
+int run_worker(const NodeDir& dir, const WorkerPlan& plan) {
+  const auto done = serve(dir, plan);
+  if (done) return 0;
+  log::error("worker", "cannot start", {{"reason", to_string(done.error())}});
+  return 1;
+}
+
+}  // namespace falaj::nodes
