@@ -108,8 +108,8 @@ class Links {
   void forget(std::string_view name);                 // stops dialling; a live connection stays
   void disconnect(NodeId peer, const Error& reason);  // closes now; redials if it is to be kept
 
-  // `envelope`: one framed Cap'n Proto message, at most limits::kEnvelopeBytesMax. `body` may be empty (no body follows: only
-  // for kinds that have none). overloaded: the lane's window is full. unreachable: not connected. Never blocks; any thread.
+  // `envelope`: one framed Cap'n Proto message, at most limits::kEnvelopeBytesMax; `body`: at most limits::kMessageBytesMax.
+  // overloaded: the lane's window is full. unreachable: not connected. invalid: too large. Never blocks; any thread.
   Status send(NodeId peer, Lane lane, Bytes envelope, Message body);
 
   [[nodiscard]] bool connected(NodeId peer) const;

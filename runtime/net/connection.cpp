@@ -1,0 +1,543 @@
+#include "runtime/net/connection.hpp"
+
+#include <openssl/err.h>
+#include <sys/socket.h>
+
+#include <boost/asio/post.hpp>
+#include <cerrno>
+#include <cstring>
+
+#include "runtime/base/format.hpp"
+
+namespace falaj::net {
+namespace {
+
+constexpr std::size_t kCoalesced = 64U << 10;     // small messages gathered into one write
+constexpr std::size_t kSmallBody = 16U << 10;     // larger ones are encrypted from where they lie
+constexpr std::size_t kLargePiece = 128U << 10;   // and in pieces of this, each one system call
+constexpr std::size_t kReadPerTurn = 512U << 10;  // then other connections of this thread have their turn
+constexpr int kRoundsAsGuest = 4;                 // writes in a row that a sender does for others
+constexpr int kDirectAfterRead = 2;
+
+Connection::Closed closed(std::string_view label, ErrorCode code, std::string message) { return {label, Error{code, std::move(message)}}; }
+
+std::string describe(const tcp::socket& socket) {
+  boost::system::error_code code;
+  const auto end = socket.remote_endpoint(code);
+  if (code) return "?";
+  return end.address().is_v6() ? format("[{}]:{}", end.address().to_string(), end.port())
+                               : format("{}:{}", end.address().to_string(), end.port());
+}
+
+}  // namespace
+
+asio::io_context*& this_io() noexcept {
+  thread_local asio::io_context* mine = nullptr;
+  return mine;
+}
+
+Bytes refusal_hello(const Error& why) {
+  const auto message = Message::build<messages::Hello>([&](messages::Hello::Builder hello) {
+    hello.setWireVersion(messages::WIRE_VERSION);
+    auto refusal = hello.initRefusal();
+    refusal.setCode(static_cast<messages::ErrorCode>(why.code));
+    refusal.setMessage(why.message);
+  });
+  return {message.bytes().begin(), message.bytes().end()};
+}
+
+LinkMetrics::LinkMetrics(metrics::Registry& r)
+    : registry(r),
+      bytes_in(r.counter("falaj_link_bytes_total", "Bytes over links, decrypted.", {{"direction", "in"}})),
+      bytes_out(r.counter("falaj_link_bytes_total", "Bytes over links, decrypted.", {{"direction", "out"}})),
+      writes(r.counter("falaj_link_writes_total", "System calls that wrote to links.")),
+      rtt(r.histogram("falaj_link_rtt_seconds", "Round trip of a heartbeat.")),
+      peers(r.gauge("falaj_link_peers", "Peers that are up.")),
+      peer_downs(r.counter("falaj_link_peer_downs_total", "Peers that went down.")) {
+  for (std::size_t i = 0; i < kLanes; ++i) {
+    const std::string lane(to_string(static_cast<Lane>(i)));
+    messages_in[i] = &r.counter("falaj_link_messages_total", "Messages over links.", {{"direction", "in"}, {"lane", lane}});
+    messages_out[i] = &r.counter("falaj_link_messages_total", "Messages over links.", {{"direction", "out"}, {"lane", lane}});
+    window_full[i] = &r.counter("falaj_link_window_full_total", "Sends refused because the lane's window was full.", {{"lane", lane}});
+  }
+}
+
+// --- OpenSSL's view of the socket ---
+
+BIO_METHOD* Connection::bio_method() {
+  static BIO_METHOD* method = [] {
+    BIO_METHOD* m = BIO_meth_new(BIO_get_new_index() | BIO_TYPE_SOURCE_SINK, "falaj link");
+    BIO_meth_set_read(m, &Connection::bio_read);
+    BIO_meth_set_write(m, &Connection::bio_write);
+    BIO_meth_set_ctrl(m, &Connection::bio_control);
+    return m;
+  }();
+  return method;
+}
+
+int Connection::bio_read(BIO* bio, char* to, int size) {
+  auto& self = *static_cast<Connection*>(BIO_get_data(bio));
+  BIO_clear_retry_flags(bio);
+  auto want = static_cast<std::size_t>(size);
+  if (self.stage_ == Stage::tls) {
+    if (self.bytes_read_ >= limits::kUnauthenticatedBytesMax) {
+      self.system_error_ = EMSGSIZE;
+      return -1;
+    }
+    want = std::min<std::size_t>(want, limits::kUnauthenticatedBytesMax - self.bytes_read_);
+  }
+  for (;;) {
+    const auto count = ::recv(self.fd_, to, want, 0);
+    if (count > 0) {
+      self.bytes_read_ += static_cast<std::uint64_t>(count);
+      return static_cast<int>(count);
+    }
+    if (count == 0) return 0;
+    if (errno == EINTR) continue;
+    if (errno == EAGAIN || errno == EWOULDBLOCK) {
+      BIO_set_retry_read(bio);
+    } else {
+      self.system_error_ = errno;
+    }
+    return -1;
+  }
+}
+
+// Takes everything: push_cipher() gives it to the kernel, many records in one call.
+int Connection::bio_write(BIO* bio, const char* from, int size) {
+  auto& self = *static_cast<Connection*>(BIO_get_data(bio));
+  self.cipher_.insert(self.cipher_.end(), from, from + size);
+  return size;
+}
+
+long Connection::bio_control(BIO*, int command, long, void*) { return command == BIO_CTRL_FLUSH ? 1 : 0; }
+
+// --- life ---
+
+Connection::Connection(tcp::socket socket, tls::Side side, Lane which, const Setting& setting, Owner& owner)
+    : lane(which), side_(side), setting_(setting), owner_(owner), socket_(std::move(socket)) {
+  io_ = static_cast<asio::io_context*>(&socket_.get_executor().target<asio::io_context::executor_type>()->context());
+  remote_ = describe(socket_);
+}
+
+Connection::~Connection() = default;
+
+bool Connection::on_io_thread() const noexcept { return this_io() == io_.load(std::memory_order_relaxed); }
+
+void Connection::post_to_io(void (Connection::*step)()) {
+  asio::post(*io_.load(std::memory_order_relaxed), [self = shared_from_this(), step] { (self.get()->*step)(); });
+}
+
+void Connection::start(SSL_CTX* context) {
+  boost::system::error_code code;
+  socket_.non_blocking(true, code);
+  socket_.set_option(tcp::no_delay(true), code);
+  restart_timer();
+  auto made = tls::make_session(context, side_, setting_.clock.wall());
+  if (!made.has_value()) return fail({"internal", std::move(made).error()});
+  tls_ = std::move(made).value();
+  fd_ = socket_.native_handle();
+  BIO* bio = BIO_new(bio_method());
+  BIO_set_data(bio, this);
+  BIO_set_init(bio, 1);
+  SSL_set_bio(tls_.get(), bio, bio);
+  SSL_set_read_ahead(tls_.get(), 1);
+  SSL_set_default_read_buffer_len(tls_.get(), 32U << 10);
+  handshake();
+}
+
+void Connection::restart_timer() {
+  timer_ = std::make_unique<asio::steady_timer>(*io_.load(), setting_.handshake_timeout);
+  timer_->async_wait([weak = weak_from_this()](const boost::system::error_code& code) {
+    const auto self = weak.lock();
+    if (!code && self) self->timed_out();
+  });
+}
+
+void Connection::timed_out() { fail(closed("timeout", ErrorCode::deadline, format("{}: no handshake in time", remote_))); }
+
+void Connection::established() { timer_.reset(); }
+
+void Connection::migrate(asio::io_context& to) {
+  timer_.reset();
+  boost::system::error_code code;
+  const auto protocol = socket_.local_endpoint(code).protocol();
+  if (code) return;
+  const int fd = socket_.release(code);
+  if (code) return;
+  socket_ = tcp::socket(to, protocol, fd);
+  socket_.non_blocking(true, code);
+  io_ = &to;
+}
+
+void Connection::close() {
+  if (stage_ == Stage::closed) return;
+  stage_ = Stage::closed;
+  timer_.reset();
+  {
+    const std::scoped_lock lock(tls_mutex_);
+    if (!dead_ && tls_ && SSL_is_init_finished(tls_.get()) == 1) {
+      ERR_clear_error();
+      SSL_shutdown(tls_.get());
+      static_cast<void>(push_cipher());  // what fits; nobody waits for the rest
+    }
+    dead_ = true;
+  }
+  std::vector<Outgoing> dropped;
+  {
+    const std::scoped_lock lock(queue_mutex_);
+    shut_ = true;
+    dropped.swap(queue_);
+  }
+  boost::system::error_code code;
+  socket_.close(code);
+}
+
+void Connection::fail(Closed why) {
+  if (stage_ == Stage::closed) return;
+  close();
+  owner_.on_closed(shared_from_this(), why);
+}
+
+void Connection::refuse(const Closed& why) {
+  if (stage_ == Stage::closed) return;
+  static_cast<void>(send(refusal_hello(why.error), Message()));
+  if (flush_deferred_) {
+    flush_deferred_ = false;
+    flush();
+  }
+  fail(why);
+}
+
+// --- handshake ---
+
+void Connection::wait_readable() {
+  if (reading_ || stage_ == Stage::closed) return;
+  reading_ = true;
+  socket_.async_wait(tcp::socket::wait_read, [self = shared_from_this()](const boost::system::error_code& code) {
+    self->reading_ = false;
+    if (!code) self->on_readable();
+  });
+}
+
+void Connection::wait_writable() {
+  if (stage_ == Stage::closed) return;
+  socket_.async_wait(tcp::socket::wait_write, [self = shared_from_this()](const boost::system::error_code& code) {
+    if (!code) self->flush();
+  });
+}
+
+void Connection::on_readable() {
+  if (stage_ == Stage::closed || stage_ == Stage::paused) return;
+  if (stage_ == Stage::tls) {
+    handshake();
+  } else {
+    read_some();
+  }
+}
+
+void Connection::handshake() {
+  int result = 0;
+  int reason = SSL_ERROR_NONE;
+  Closed why;
+  {
+    const std::scoped_lock lock(tls_mutex_);
+    ERR_clear_error();
+    result = SSL_do_handshake(tls_.get());
+    if (result != 1) {
+      reason = SSL_get_error(tls_.get(), result);
+      if (reason != SSL_ERROR_WANT_READ) why = tls_failure(result);
+    }
+  }
+  kick();  // what the handshake has to say, an alert too
+  if (stage_ == Stage::closed) return;
+  if (result == 1) return authenticate();
+  if (reason == SSL_ERROR_WANT_READ) return wait_readable();
+  fail(std::move(why));
+}
+
+Connection::Closed Connection::tls_failure(int result) {
+  const int reason = SSL_get_error(tls_.get(), result);
+  if (system_error_ == EMSGSIZE && stage_ == Stage::tls) {
+    return closed("oversized", ErrorCode::invalid,
+                  format("{}: more than {} bytes before its certificate was checked", remote_, limits::kUnauthenticatedBytesMax));
+  }
+  if (system_error_ != 0) return closed("closed", ErrorCode::unreachable, format("{}: {}", remote_, std::strerror(system_error_)));
+  const bool end = reason == SSL_ERROR_ZERO_RETURN ||
+                   (reason == SSL_ERROR_SSL && ERR_GET_REASON(ERR_peek_error()) == SSL_R_UNEXPECTED_EOF_WHILE_READING);
+  if (end || (reason == SSL_ERROR_SYSCALL && ERR_peek_error() == 0)) {
+    ERR_clear_error();
+    return closed("closed", ErrorCode::unreachable, format("{}: closed by the peer", remote_));
+  }
+  auto failure = tls::handshake_failure(tls_.get());
+  const bool own = failure.label.starts_with("own_");
+  return closed(failure.label, ErrorCode::denied,
+                own ? format("{}: the peer does not accept our certificate ({}); renew it, or check that both belong to one cluster",
+                             remote_, failure.detail)
+                    : format("{}: TLS: {}", remote_, failure.detail));
+}
+
+void Connection::authenticate() {
+  Closed why;
+  {
+    const std::scoped_lock lock(tls_mutex_);
+    const tls::Certificate certificate(SSL_get1_peer_certificate(tls_.get()));
+    auto info = certificate ? tls::certificate_info(certificate.get()) : Result<CertificateInfo>(ErrorCode::denied, "no certificate");
+    if (!info.has_value()) {
+      why = closed("bad_certificate", ErrorCode::denied, format("{}: {}", remote_, info.error().message));
+    } else {
+      certificate_ = std::move(info).value();
+    }
+  }
+  const auto& who = certificate_.principal;
+  if (why.label.empty() && who.cluster() != setting_.cluster) {
+    why = closed("wrong_cluster", ErrorCode::denied, format("{}: '{}' is not of cluster '{}'", remote_, who.uri(), setting_.cluster));
+  }
+  if (why.label.empty() && setting_.revocations.revoked(certificate_.serial)) {
+    why = closed("revoked", ErrorCode::denied,
+                 format("{}: certificate {} of '{}' was revoked; join again for a new one", remote_, certificate_.serial, who.uri()));
+  }
+  if (why.label.empty() && dialled() && who.link_name() != expected_name.substr(0, expected_name.find('#'))) {
+    why = closed("wrong_name", ErrorCode::denied,
+                 format("{}: expected '{}' there, found '{}'; correct the address", remote_, expected_name, who.link_name()));
+  }
+  stage_ = Stage::hello;
+  if (!why.label.empty()) return refuse(why);
+  owner_.on_authenticated(shared_from_this());
+  read_some();  // its Hello may have come with the end of the handshake
+}
+
+// --- reading ---
+
+void Connection::resume() {
+  if (stage_ != Stage::paused) return;
+  stage_ = Stage::open;
+  if (!busy_) read_some();
+}
+
+bool Connection::deliver() {
+  for (;;) {
+    if (stage_ == Stage::hello) {
+      auto hello = frames_.next_hello();
+      if (!hello.has_value()) {
+        fail(closed("malformed", ErrorCode::corrupt, format("{}: {}", remote_, hello.error().message)));
+        return false;
+      }
+      if (!hello.value().has_value()) return true;
+      stage_ = Stage::paused;
+      owner_.on_hello(shared_from_this(), std::move(*hello.value()));
+    } else if (stage_ == Stage::open) {
+      auto frame = frames_.next();
+      if (!frame.has_value()) {
+        fail(closed("malformed", ErrorCode::corrupt, format("{}: {}", remote_, frame.error().message)));
+        return false;
+      }
+      if (!frame.value().has_value()) return true;
+      received_.fetch_add(1, std::memory_order_relaxed);
+      setting_.metrics.messages_in[static_cast<std::size_t>(lane)]->add();
+      owner_.on_frame(shared_from_this(), std::move(*frame.value()));
+    } else {
+      return false;
+    }
+  }
+}
+
+void Connection::read_some() {
+  if (busy_ || stage_ == Stage::closed) return;
+  const auto keep = shared_from_this();
+  busy_ = true;
+  const auto before = received_.load(std::memory_order_relaxed);
+  std::size_t total = 0;
+  while (deliver()) {
+    if (total >= kReadPerTurn) {
+      post_to_io(&Connection::on_readable);
+      break;
+    }
+    const auto space = frames_.space();
+    int count = 0;
+    bool more = false;
+    bool wait = false;
+    Closed why;
+    {
+      const std::scoped_lock lock(tls_mutex_);
+      ERR_clear_error();
+      count = SSL_read(tls_.get(), space.data(), static_cast<int>(std::min<std::size_t>(space.size(), 1U << 30)));
+      if (count > 0) {
+        more = SSL_has_pending(tls_.get()) == 1 || static_cast<std::size_t>(count) == space.size();
+      } else {
+        wait = SSL_get_error(tls_.get(), count) == SSL_ERROR_WANT_READ;
+        if (!wait) why = tls_failure(count);
+      }
+    }
+    if (count <= 0) {
+      if (wait) {
+        wait_readable();
+      } else {
+        fail(std::move(why));
+      }
+      break;
+    }
+    frames_.commit(static_cast<std::size_t>(count));
+    total += static_cast<std::size_t>(count);
+    if (!more) {
+      if (deliver()) wait_readable();  // the kernel may hold more: the wait ends at once then
+      break;
+    }
+  }
+  busy_ = false;
+  if (total != 0) setting_.metrics.bytes_in.add(total);
+  if (received_.load(std::memory_order_relaxed) != before) direct_.store(kDirectAfterRead, std::memory_order_relaxed);
+  if (flush_deferred_) {
+    flush_deferred_ = false;
+    flush();
+  }
+}
+
+// --- writing ---
+
+Status Connection::send(Bytes envelope, Message body) {
+  const std::size_t size = envelope.size() + body.bytes().size();
+  bool writer = false;
+  {
+    const std::scoped_lock lock(queue_mutex_);
+    if (shut_) return error(ErrorCode::unreachable, format("{}: connection is closed", remote_));
+    const std::size_t queued = queued_bytes_.load(std::memory_order_relaxed);
+    if (queued != 0 && queued + size > setting_.send_window) {
+      setting_.metrics.window_full[static_cast<std::size_t>(lane)]->add();
+      return error(ErrorCode::overloaded, format("{}: {} bytes wait on the {} lane", remote_, queued, to_string(lane)));
+    }
+    queued_bytes_.fetch_add(size, std::memory_order_relaxed);
+    queue_.push_back(Outgoing{std::move(envelope), std::move(body)});
+    if (!writing_) writing_ = writer = true;
+  }
+  sent_.fetch_add(1, std::memory_order_relaxed);
+  setting_.metrics.messages_out[static_cast<std::size_t>(lane)]->add();
+  if (!writer) return {};
+  if (on_io_thread()) {
+    if (busy_) {
+      flush_deferred_ = true;
+    } else {
+      flush();
+    }
+  } else if (direct_.fetch_sub(1, std::memory_order_relaxed) > 0) {
+    flush();
+  } else {
+    post_to_io(&Connection::flush);
+  }
+  return {};
+}
+
+void Connection::kick() {
+  {
+    const std::scoped_lock lock(queue_mutex_);
+    if (writing_ || shut_) return;
+    writing_ = true;
+  }
+  flush();
+}
+
+void Connection::flush() {
+  const bool guest = !on_io_thread();
+  for (int round = 0;; ++round) {
+    if (batch_next_ == batch_.size()) {
+      batch_.clear();
+      batch_next_ = 0;
+      const std::scoped_lock lock(queue_mutex_);
+      if (queue_.empty() && round > 0) {
+        writing_ = false;
+        return;
+      }
+      batch_.swap(queue_);
+    }
+    if (guest && round == kRoundsAsGuest) return post_to_io(&Connection::flush);
+    // One message at a time and nobody faster: the next sender may as well write by itself.
+    if (!guest && batch_.size() == 1 && direct_.load(std::memory_order_relaxed) < 1) direct_.store(1, std::memory_order_relaxed);
+    switch (write_batch()) {
+      case Wrote::all:
+        break;
+      case Wrote::blocked:
+        if (guest) return post_to_io(&Connection::wait_writable);
+        return wait_writable();
+      case Wrote::broken:
+        batch_.clear();
+        batch_next_ = 0;
+        // The reader notices the broken socket too, unless it is paused: say it there. The role is kept: nothing is written any more.
+        return post_to_io(&Connection::on_broken);
+    }
+  }
+}
+
+void Connection::on_broken() { fail(closed("closed", ErrorCode::unreachable, format("{}: connection lost while writing", remote_))); }
+
+Connection::Wrote Connection::push_cipher() {
+  while (cipher_begin_ < cipher_.size()) {
+    const auto count = ::send(fd_, cipher_.data() + cipher_begin_, cipher_.size() - cipher_begin_, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return errno == EAGAIN || errno == EWOULDBLOCK ? Wrote::blocked : Wrote::broken;
+    setting_.metrics.writes.add();
+    cipher_begin_ += static_cast<std::size_t>(count);
+  }
+  cipher_.clear();
+  cipher_begin_ = 0;
+  return Wrote::all;
+}
+
+bool Connection::encrypt(ByteView bytes) {
+  while (!bytes.empty()) {
+    ERR_clear_error();
+    const int count = SSL_write(tls_.get(), bytes.data(), static_cast<int>(std::min<std::size_t>(bytes.size(), 1U << 30)));
+    if (count <= 0) return false;
+    bytes = bytes.subspan(static_cast<std::size_t>(count));
+  }
+  return true;
+}
+
+// Collects into plain_ what can go in one write; returns how many messages of the batch are finished by it.
+std::size_t Connection::gather() {
+  plain_.clear();
+  std::size_t finished = 0;
+  for (std::size_t i = batch_next_; i < batch_.size() && plain_.size() < kCoalesced; ++i) {
+    auto& item = batch_[i];
+    const auto body = item.body.bytes();
+    if (!item.envelope_done) plain_.insert(plain_.end(), item.envelope.begin(), item.envelope.end());
+    item.envelope_done = true;
+    if (body.size() > kSmallBody) break;
+    plain_.insert(plain_.end(), body.begin(), body.end());
+    ++finished;
+  }
+  return finished;
+}
+
+Connection::Wrote Connection::write_batch() {
+  const std::scoped_lock lock(tls_mutex_);
+  for (;;) {
+    if (dead_) return Wrote::broken;
+    if (const auto wrote = push_cipher(); wrote != Wrote::all) return wrote;
+    if (batch_next_ == batch_.size()) return Wrote::all;
+    std::size_t bytes = 0;
+    const std::size_t finished = gather();
+    if (!encrypt(plain_)) return Wrote::broken;
+    bytes += plain_.size();
+    batch_next_ += finished;
+    if (batch_next_ < batch_.size() && batch_[batch_next_].envelope_done) {
+      auto& item = batch_[batch_next_];
+      const auto rest = item.body.bytes().subspan(item.body_done);
+      const auto piece = rest.first(std::min(rest.size(), kLargePiece));
+      if (!encrypt(piece)) return Wrote::broken;
+      bytes += piece.size();
+      item.body_done += piece.size();
+      if (piece.size() == rest.size()) {
+        item.body = Message();
+        ++batch_next_;
+      }
+    }
+    queued_bytes_.fetch_sub(bytes, std::memory_order_relaxed);
+    setting_.metrics.bytes_out.add(bytes);
+  }
+}
+
+LaneStatus Connection::status() const {
+  return {queued_bytes_.load(std::memory_order_relaxed), sent_.load(std::memory_order_relaxed), received_.load(std::memory_order_relaxed)};
+}
+
+}  // namespace falaj::net

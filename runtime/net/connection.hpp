@@ -1,0 +1,174 @@
+// One TLS connection of one lane: handshake, Hello, frames in, coalesced writes out. For links.cpp only.
+//
+// Threads: everything runs on the connection's IO thread, except send(), which any thread may call. OpenSSL's session is
+// touched under tls_mutex_; the queue under queue_mutex_. Whoever sets writing_ is the writer until it is cleared: the IO
+// thread, or a sender that found the lane quiet and writes at once, which saves a thread hop in each direction of an ask.
+// A sender that is faster than that hands its queue to the IO thread, which then writes many messages at once.
+#pragma once
+#include <atomic>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "runtime/net/frames.hpp"
+#include "runtime/net/links.hpp"
+#include "runtime/net/tls.hpp"
+
+namespace falaj::net {
+
+namespace asio = boost::asio;
+using tcp = asio::ip::tcp;
+
+struct LinkMetrics {
+  explicit LinkMetrics(metrics::Registry& registry);
+  metrics::Registry& registry;
+  metrics::Counter& bytes_in;
+  metrics::Counter& bytes_out;
+  std::array<metrics::Counter*, kLanes> messages_in;
+  std::array<metrics::Counter*, kLanes> messages_out;
+  std::array<metrics::Counter*, kLanes> window_full;
+  metrics::Counter& writes;
+  metrics::Histogram& rtt;
+  metrics::Gauge& peers;
+  metrics::Counter& peer_downs;
+};
+
+struct Session;
+
+// The context that this thread runs; null on a thread that is not ours.
+asio::io_context*& this_io() noexcept;
+
+Bytes refusal_hello(const Error& why);
+
+class Connection : public std::enable_shared_from_this<Connection> {
+ public:
+  struct Closed {
+    std::string_view label;  // of a metric: "expired", "timeout", "closed"...
+    Error error;
+  };
+  class Owner {
+   public:
+    virtual ~Owner() = default;
+    virtual void on_authenticated(const std::shared_ptr<Connection>& connection) = 0;
+    virtual void on_hello(const std::shared_ptr<Connection>& connection, Message hello) = 0;
+    virtual void on_frame(const std::shared_ptr<Connection>& connection, Frame frame) = 0;
+    virtual void on_closed(const std::shared_ptr<Connection>& connection, const Closed& why) = 0;  // once, not after close()
+  };
+  struct Setting {
+    const Clock& clock;
+    const RevocationList& revocations;
+    LinkMetrics& metrics;
+    const std::string& cluster;
+    std::size_t send_window;
+    Duration handshake_timeout;
+  };
+
+  Connection(tcp::socket socket, tls::Side side, Lane lane, const Setting& setting, Owner& owner);
+  ~Connection();
+  Connection(const Connection&) = delete;
+  Connection& operator=(const Connection&) = delete;
+
+  // --- IO thread ---
+  void start(SSL_CTX* context);    // TLS handshake, then on_authenticated, then on_hello; bounded in bytes and time
+  void resume();                   // after on_hello the connection reads nothing until this
+  void established();              // ends the time limit of the handshake
+  void close();                    // silent: on_closed is not called
+  void refuse(const Closed& why);  // says so in a Hello, then on_closed and close()
+  // Only between on_hello and resume(), and not from a callback: the rest then runs on `to`.
+  void migrate(asio::io_context& to);
+  void restart_timer();
+
+  // --- any thread ---
+  Status send(Bytes envelope, Message body);
+  [[nodiscard]] LaneStatus status() const;
+
+  [[nodiscard]] bool dialled() const noexcept { return side_ == tls::Side::client; }
+  [[nodiscard]] const CertificateInfo& certificate() const noexcept { return certificate_; }
+  [[nodiscard]] const std::string& remote() const noexcept { return remote_; }
+  [[nodiscard]] bool is_closed() const noexcept { return stage_ == Stage::closed; }
+
+  Lane lane;                         // of an accepted one: known from its Hello
+  std::shared_ptr<Session> session;  // set by the owner once it belongs to one
+  std::string expected_name;         // of a dialled one
+
+ private:
+  enum class Stage : unsigned char { tls, hello, paused, open, closed };
+  enum class Wrote : unsigned char { all, blocked, broken };
+  struct Outgoing {
+    Bytes envelope;
+    Message body;
+    std::size_t body_done = 0;
+    bool envelope_done = false;
+    [[nodiscard]] std::size_t size() const { return envelope.size() + body.bytes().size(); }
+  };
+
+  static BIO_METHOD* bio_method();
+  static int bio_read(BIO* bio, char* to, int size);
+  static int bio_write(BIO* bio, const char* from, int size);
+  static long bio_control(BIO* bio, int command, long number, void* pointer);
+
+  void timed_out();
+  void on_broken();
+  void wait_readable();
+  void wait_writable();
+  void on_readable();
+  void handshake();
+  void authenticate();
+  void read_some();
+  bool deliver();  // false: stopped reading (paused, closed)
+  void fail(Closed why);
+  void kick();   // takes the writer's role if it is free
+  void flush();  // with the writer's role
+  Wrote write_batch();
+  Wrote push_cipher();
+  bool encrypt(ByteView bytes);
+  std::size_t gather();
+  [[nodiscard]] bool on_io_thread() const noexcept;
+  void post_to_io(void (Connection::*step)());
+  [[nodiscard]] Closed tls_failure(int result);
+
+  const tls::Side side_;
+  const Setting& setting_;
+  Owner& owner_;
+  tcp::socket socket_;
+  std::unique_ptr<asio::steady_timer> timer_;
+  std::atomic<asio::io_context*> io_;
+  Stage stage_ = Stage::tls;
+  bool reading_ = false;         // a wait for readability is under way
+  bool busy_ = false;            // inside read_some(): what callbacks send is written once, at its end
+  bool flush_deferred_ = false;  // read_some() holds the writer's role
+  FrameReader frames_;
+  CertificateInfo certificate_;
+  std::string remote_;
+  std::atomic<std::uint64_t> received_{0};
+  std::atomic<std::uint64_t> sent_{0};
+  std::atomic<int> direct_{0};  // how many more times a foreign thread may write at once
+
+  // Guarded by tls_mutex_.
+  std::mutex tls_mutex_;
+  tls::Session tls_;
+  int fd_ = -1;
+  bool dead_ = false;
+  std::uint64_t bytes_read_ = 0;
+  int system_error_ = 0;
+  std::vector<std::uint8_t> cipher_;  // encrypted, not yet taken by the kernel
+  std::size_t cipher_begin_ = 0;
+
+  // The writer's.
+  std::vector<Outgoing> batch_;
+  std::size_t batch_next_ = 0;
+  std::vector<std::uint8_t> plain_;
+
+  // Guarded by queue_mutex_.
+  std::mutex queue_mutex_;
+  std::vector<Outgoing> queue_;
+  bool writing_ = false;
+  bool shut_ = false;
+  std::atomic<std::size_t> queued_bytes_{0};
+};
+
+}  // namespace falaj::net

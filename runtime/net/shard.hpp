@@ -1,0 +1,187 @@
+// The peers that one IO thread serves: dialling, admitting, sessions, heartbeats. For links.cpp only.
+//
+// A session is the three connections of a pair of peers. The side that dials opens the control lane first, and the other two
+// once that was accepted; all three carry the session number that the dialler drew. Both sides may dial at once: of two dials
+// that have both come as far as Hello, the one of the smaller name goes on, the other is refused and its dialler waits.
+//
+// Everything in a Shard runs on its thread, except the constructor, post_*(), listen(), start() and stop().
+#pragma once
+#include <boost/asio/executor_work_guard.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <map>
+#include <set>
+#include <shared_mutex>
+#include <unordered_map>
+
+#include "runtime/base/random.hpp"
+#include "runtime/base/thread.hpp"
+#include "runtime/net/connection.hpp"
+#include "runtime/net/phi.hpp"
+
+namespace falaj::net {
+
+struct Session {
+  Session(std::uint64_t number, PeerInfo who, const PhiDetector::Options& options, Instant now)
+      : id(number), info(std::move(who)), detector(options, now) {}
+  const std::uint64_t id;
+  const PeerInfo info;
+  std::array<std::shared_ptr<Connection>, kLanes> lanes;  // not changed any more once it is up
+  bool up = false;
+  PhiDetector detector;
+  Instant ticked;
+  metrics::Histogram rtt;
+  std::atomic<double> phi{0};
+};
+
+// Sessions that are up, for senders on any thread.
+class Routes {
+ public:
+  [[nodiscard]] std::shared_ptr<Session> find(NodeId node) const;
+  void put(std::shared_ptr<Session> session);
+  void remove(const Session& session);
+  [[nodiscard]] std::vector<std::shared_ptr<Session>> all() const;
+
+ private:
+  mutable std::shared_mutex mutex_;
+  std::unordered_map<NodeId, std::shared_ptr<Session>> map_;
+};
+
+// A value that is replaced as a whole, from any thread.
+template <class T>
+class Published {
+ public:
+  [[nodiscard]] T get() const {
+    const std::scoped_lock lock(mutex_);
+    return value_;
+  }
+  void set(T value) {
+    const std::scoped_lock lock(mutex_);
+    value_ = std::move(value);
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  T value_{};
+};
+
+class Shard;
+
+// What all shards of one Links share.
+struct LinkCommon {
+  LinkCommon(LinkOptions o, const Clock& c, metrics::Registry& registry, LinkEvents& e)
+      : options(std::move(o)),
+        clock(c),
+        events(e),
+        metrics(registry),
+        revocations(options.identity.revocations),
+        setting{clock, revocations, metrics, options.cluster, options.send_window, options.handshake_timeout} {}
+  const LinkOptions options;
+  const Clock& clock;
+  LinkEvents& events;
+  LinkMetrics metrics;
+  RevocationList revocations;
+  Connection::Setting setting;
+  Routes routes;
+  Published<std::shared_ptr<SSL_CTX>> context;
+  Published<std::string> advertise;
+  std::vector<std::unique_ptr<Shard>> shards;
+
+  [[nodiscard]] Shard& shard_of(std::string_view peer) const { return *shards[stable_hash(peer) % shards.size()]; }
+};
+
+class Shard final : public Connection::Owner {
+ public:
+  Shard(LinkCommon& common, unsigned index);
+  ~Shard() override;
+
+  void start();
+  void stop();
+  Result<std::uint16_t> listen(const std::string& host, std::uint16_t port);
+  void post_want(PeerAddress address);
+  void post_forget(std::string name);
+  void post_disconnect(std::string name, Error reason);
+  void post_adopt(tcp::socket socket);
+  [[nodiscard]] asio::io_context& io() noexcept { return io_; }
+
+ private:
+  using ConnectionPtr = std::shared_ptr<Connection>;
+  struct Dial {
+    explicit Dial(std::uint64_t number, asio::io_context& io) : id(number), resolver(io), timer(io) {}
+    const std::uint64_t id;
+    PeerAddress address;
+    tcp::resolver resolver;
+    asio::steady_timer timer;  // until TCP is connected; then the connection's own
+    tcp::endpoint endpoint;
+    std::array<std::shared_ptr<tcp::socket>, kLanes> sockets;
+    std::array<ConnectionPtr, kLanes> lanes;
+    std::shared_ptr<Session> session;  // once the control lane was accepted
+    bool hello_sent = false;
+    std::size_t accepted = 0;
+  };
+  struct Peer {
+    Peer(std::string n, asio::io_context& io) : name(std::move(n)), retry(io), tick(io) {}
+    const std::string name;
+    std::optional<PeerAddress> wanted;
+    std::shared_ptr<Dial> dial;
+    std::shared_ptr<Session> session;
+    int failures = 0;  // dials in a row
+    asio::steady_timer retry;
+    asio::steady_timer tick;
+  };
+  using PeerPtr = std::shared_ptr<Peer>;
+
+  void on_authenticated(const ConnectionPtr& connection) override;
+  void on_hello(const ConnectionPtr& connection, Message hello) override;
+  void on_frame(const ConnectionPtr& connection, Frame frame) override;
+  void on_closed(const ConnectionPtr& connection, const Connection::Closed& why) override;
+
+  PeerPtr peer_named(const std::string& name);
+  PeerPtr find_peer(const std::string& name) const;
+  void drop_if_idle(const PeerPtr& peer);
+
+  // dialling
+  void dial(const PeerPtr& peer);
+  void dial_lane(const PeerPtr& peer, const std::shared_ptr<Dial>& dial, Lane lane);
+  void connected(const PeerPtr& peer, const std::shared_ptr<Dial>& dial, Lane lane);
+  void dial_answered(const ConnectionPtr& connection, messages::Hello::Reader hello);
+  void abandon(const std::shared_ptr<Dial>& dial);
+  void dial_failed(const PeerPtr& peer, const Connection::Closed& why);
+  void redial_later(const PeerPtr& peer);
+
+  // admitting
+  void accept_next(std::size_t acceptor);
+  void adopt(tcp::socket socket);
+  void admit(const ConnectionPtr& connection, const Message& hello);
+  std::optional<Connection::Closed> admit_control(const ConnectionPtr& connection, messages::Hello::Reader hello, std::string name);
+  std::optional<Connection::Closed> admit_other(const ConnectionPtr& connection, messages::Hello::Reader hello, const std::string& name);
+  [[nodiscard]] std::optional<Connection::Closed> judge(const Connection& connection, messages::Hello::Reader hello) const;
+  Bytes own_hello(Lane lane, std::uint64_t session) const;
+
+  // sessions
+  std::shared_ptr<Session> make_session(const Connection& connection, messages::Hello::Reader hello, std::uint64_t id) const;
+  void session_up(const PeerPtr& peer);
+  void session_down(const PeerPtr& peer, const Error& reason);
+  void tick(const PeerPtr& peer);
+  void tick_later(const PeerPtr& peer);
+  void check_revocations();
+  void handshake_failed(const std::string& whose, const Connection::Closed& why);
+
+  LinkCommon& common_;
+  const unsigned index_;
+  Random random_;
+  asio::io_context io_;
+  asio::executor_work_guard<asio::io_context::executor_type> work_;
+  asio::steady_timer every_second_;
+  std::vector<std::unique_ptr<tcp::acceptor>> acceptors_;
+  std::map<std::string, PeerPtr, std::less<>> peers_;
+  std::set<ConnectionPtr> strangers_;  // accepted, not yet part of a session
+  std::map<std::string, Instant> complained_;
+  std::uint64_t revocations_seen_ = 0;
+  std::uint64_t next_shard_ = 0;
+  bool stopped_ = false;
+  Thread thread_;
+};
+
+}  // namespace falaj::net
