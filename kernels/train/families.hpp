@@ -34,6 +34,8 @@ inline constexpr std::string_view kColumns = "falaj.columns";  // [{"name":"age"
 inline constexpr std::string_view kLogitsValue = "falaj.logits";
 inline constexpr std::string_view kTargetMean = "falaj.target_mean";  // regression: prediction = mean + scale * logits
 inline constexpr std::string_view kTargetScale = "falaj.target_scale";
+inline constexpr std::string_view kDropout = "falaj.dropout";  // values that are dropped out while training
+inline constexpr std::string_view kDropoutShare = "falaj.dropout_share";
 }  // namespace metadata
 
 enum class Task : std::uint8_t { binary, multiclass, regression };

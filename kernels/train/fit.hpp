@@ -75,6 +75,8 @@ Result<FitReport> fit(Trainer& trainer, const DataSet& data, const FitSpec& spec
 // One step of a rank on its micro-shards [first, first + count): gradients[i] gets shard first + i. Returns the sum of losses.
 Result<double> micro_shard_gradients(Trainer& trainer, const DataSet& data, Sampler& sampler, std::uint64_t step, std::uint32_t first,
                                      std::span<std::vector<float>> gradients);
+// What the collective `fold` computes over all ranks: 0 + shards[0] + shards[1] + ...
+void fold_micro_shards(std::span<const std::vector<float>> shards, std::span<float> sum);
 // After the reduction: mean over the batch, then the optimizer. Returns the gradient's norm; not finite: `failed`, nothing changed.
 Result<double> apply_step(Trainer& trainer, Optimizer& optimizer, const Schedule& schedule, std::uint64_t step, std::size_t batch_rows,
                           std::span<float> sum_of_gradients);
