@@ -60,6 +60,14 @@ class Target {
   [[nodiscard]] virtual ActorAddress address() const = 0;
 
   void retain() noexcept { references_.fetch_add(1, std::memory_order_relaxed); }
+  // For caches that hold no count: false when the last one is already gone.
+  [[nodiscard]] bool try_retain() noexcept {
+    auto seen = references_.load(std::memory_order_relaxed);
+    while (seen != 0) {
+      if (references_.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) return true;
+    }
+    return false;
+  }
   void release() noexcept {
     if (references_.fetch_sub(1, std::memory_order_acq_rel) == 1) dispose();
   }
@@ -76,6 +84,12 @@ class Target {
 class ActorRef {
  public:
   ActorRef() = default;
+  // Takes over a count that the caller holds.
+  static ActorRef adopt(Target* target) noexcept {
+    ActorRef ref;
+    ref.target_ = target;
+    return ref;
+  }
   explicit ActorRef(Target* target) noexcept : target_(target) {
     if (target_ != nullptr) target_->retain();
   }
@@ -97,7 +111,8 @@ class ActorRef {
   Target* target_ = nullptr;
 };
 
-enum class Kind : std::uint8_t { tell, ask, reply, refusal, watch, unwatch, down, timer };  // the first seven as in envelope.capnp
+// The first seven as in envelope.capnp; the rest never leaves the host.
+enum class Kind : std::uint8_t { tell, ask, reply, refusal, watch, unwatch, down, work, stop, exited, poke };
 
 // One message on its way to one actor.
 struct Delivery {
@@ -110,7 +125,9 @@ struct Delivery {
   Instant deadline = Instant::max();
   TraceContext trace;
   ScopeRef scope;
-  bool from_outside = false;  // came over a link: the handler's verb is checked
+  Instant sent{};             // sampled: when it entered the mailbox; zero otherwise
+  bool from_outside = false;  // came over a link or from HTTP: the verb is checked for scope's principal
+  bool from_node = false;     // an authenticated node sent it: messages without a verb are allowed
 };
 
 Message refusal_message(const Error& error);
@@ -127,6 +144,15 @@ class Inbound {
         deadline_(delivery.deadline),
         trace_(delivery.trace),
         scope_(delivery.scope) {}
+  // Takes what it can from the delivery instead of copying.
+  explicit Inbound(Delivery&& delivery) noexcept
+      : from_(std::move(delivery.from)),
+        correlation_(delivery.correlation),
+        open_(delivery.kind == Kind::ask),
+        lane_(delivery.lane),
+        deadline_(delivery.deadline),
+        trace_(delivery.trace),
+        scope_(std::move(delivery.scope)) {}
   Inbound(Inbound&& other) noexcept;
   Inbound& operator=(Inbound&& other) noexcept;
   ~Inbound();

@@ -18,18 +18,31 @@ class Task;
 
 namespace detail {
 
+struct PromiseBase;
+
+// The tasks of one actor that nobody awaits, in the order they began: intrusive lists of the running and of the finished ones.
+struct TaskList {
+  PromiseBase* running = nullptr;
+  PromiseBase* finished = nullptr;
+};
+void task_finished(PromiseBase& promise) noexcept;  // moves it from running to finished
+
 struct FinalAwaiter {
   [[nodiscard]] bool await_ready() const noexcept { return false; }
   template <class Promise>
   std::coroutine_handle<> await_suspend(std::coroutine_handle<Promise> self) noexcept {
-    auto next = self.promise().continuation;
-    return next ? next : std::noop_coroutine();
+    auto& promise = self.promise();
+    if (promise.list != nullptr) task_finished(promise);
+    return promise.continuation ? promise.continuation : std::noop_coroutine();
   }
   void await_resume() const noexcept {}
 };
 
 struct PromiseBase {
   std::coroutine_handle<> continuation;
+  TaskList* list = nullptr;  // set by the host for a task that nobody awaits
+  PromiseBase* previous = nullptr;
+  PromiseBase* next = nullptr;
   std::exception_ptr failure;
   std::suspend_always initial_suspend() noexcept { return {}; }
   FinalAwaiter final_suspend() noexcept { return {}; }
@@ -79,6 +92,7 @@ class [[nodiscard]] Task {
 
   // For the host: the handle, still owned by this Task.
   [[nodiscard]] Handle handle() const noexcept { return handle_; }
+  [[nodiscard]] Handle release() noexcept { return std::exchange(handle_, {}); }
   [[nodiscard]] bool done() const noexcept { return !handle_ || handle_.done(); }
 
   auto operator co_await() && noexcept {

@@ -1,0 +1,153 @@
+// The host of production: cells are resumed by CAF's work-stealing scheduler. The only file that sees CAF.
+//
+// Nothing of CAF but its scheduler is used: no actor, no message, no middleman, no configuration file. CAF as installed is not
+// instrumented for ThreadSanitizer, so the hand-over of a cell through its queues is told to it by hand.
+#include <atomic>
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wpedantic"
+#pragma GCC diagnostic ignored "-Wshadow"
+#pragma GCC diagnostic ignored "-Wextra"
+#pragma GCC diagnostic ignored "-Wdeprecated"
+#pragma GCC diagnostic ignored "-Wnon-virtual-dtor"
+#pragma GCC diagnostic ignored "-Woverloaded-virtual"
+#include <caf/actor_system.hpp>
+#include <caf/actor_system_config.hpp>
+#include <caf/resumable.hpp>
+#include <caf/scheduler/abstract_coordinator.hpp>
+#pragma GCC diagnostic pop
+
+#include "runtime/base/limits.hpp"
+#include "runtime/base/log.hpp"
+#include "runtime/base/thread.hpp"
+#include "runtime/host/cell.hpp"
+#include "runtime/host/common_host.hpp"
+
+#if defined(__SANITIZE_THREAD__)
+#define FALAJ_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define FALAJ_TSAN 1
+#endif
+#endif
+#ifdef FALAJ_TSAN
+extern "C" void __tsan_acquire(void* address);
+extern "C" void __tsan_release(void* address);
+#endif
+
+namespace falaj {
+
+namespace {
+
+void hand_over([[maybe_unused]] void* what) noexcept {
+#ifdef FALAJ_TSAN
+  __tsan_release(what);
+#endif
+}
+void taken_over([[maybe_unused]] void* what) noexcept {
+#ifdef FALAJ_TSAN
+  __tsan_acquire(what);
+#endif
+}
+
+// The worker on whose thread we are, if any, and whose host it belongs to.
+thread_local caf::execution_unit* t_unit = nullptr;
+thread_local const void* t_host = nullptr;
+thread_local unsigned t_in_front = 0;
+// exec_later puts a cell before all others of its worker; two that answer each other would starve the rest.
+constexpr unsigned kInFrontMax = 64;
+
+class CafCell final : public Cell, public caf::resumable {
+ public:
+  CafCell(CellInit init, const void* host) : Cell(std::move(init)), host_(host) {}
+
+  resume_result resume(caf::execution_unit* unit, std::size_t) override {
+    taken_over(this);
+    t_unit = unit;
+    t_host = host_;
+    const bool again = run(limits::kMessagesPerTurn);
+    t_unit = nullptr;
+    if (!again) return awaiting_message;
+    t_in_front = 0;
+    hand_over(this);
+    return resume_later;
+  }
+  void intrusive_ptr_add_ref_impl() override { retain(); }
+  void intrusive_ptr_release_impl() override { release(); }
+
+ private:
+  const void* host_;
+};
+
+class Config final : public caf::actor_system_config {
+ public:
+  explicit Config(std::size_t threads) {
+    set("scheduler.max-threads", static_cast<std::uint64_t>(std::max<std::size_t>(threads, 1)));
+    set("scheduler.policy", caf::atom("stealing"));
+  }
+};
+
+class CafHost final : public CommonHost, private Executor {
+ public:
+  explicit CafHost(const HostOptions& options)
+      : CommonHost(std::make_shared<Node>(options, static_cast<Executor&>(*this))),
+        config_(options.threads),
+        system_(config_),
+        timers_(*options.clock),
+        pool_("blocking", options.blocking_threads, options.blocking_queue) {
+    core().start_root();
+  }
+
+  ~CafHost() override {
+    core().stop_root(limits::kShutdown);
+    for (const auto& cell : core().all_cells()) static_cast<Cell*>(cell.get())->kill();
+    timers_.stop();
+    pool_.stop();
+    system_.reset();  // joins the workers: after it no cell runs
+    core().abandon_all();
+  }
+
+  std::vector<std::string> shutdown(Duration deadline) override {
+    std::vector<std::string> alive;
+    if (!core().stop_root(deadline)) {
+      for (const auto& actor : core().actors()) {
+        if (actor.parent.value() != 0) alive.push_back(actor.type);
+      }
+    }
+    return alive;
+  }
+
+ private:
+  Cell* make_cell(CellInit init) override { return new CafCell(std::move(init), this); }
+
+  void schedule(Cell& cell) noexcept override {
+    auto& job = static_cast<CafCell&>(cell);
+    hand_over(&job);
+    if (t_unit != nullptr && t_host == this && t_in_front < kInFrontMax) {
+      ++t_in_front;
+      t_unit->exec_later(&job);
+    } else {
+      t_in_front = 0;
+      scheduler_->enqueue(&job);
+    }
+  }
+  std::uint64_t call_at(Instant when, std::move_only_function<void()> call) override { return timers_.at(when, std::move(call)); }
+  void cancel(std::uint64_t timer) noexcept override { timers_.cancel(timer); }
+  bool run_blocking(std::move_only_function<void()> work) override { return pool_.submit(std::move(work)); }
+
+  Config config_;
+  struct System {
+    explicit System(Config& config) : system(std::make_unique<caf::actor_system>(config)) {}
+    void reset() { system.reset(); }
+    std::unique_ptr<caf::actor_system> system;
+  } system_;
+  caf::scheduler::abstract_coordinator* scheduler_ = &system_.system->scheduler();
+  TimerThread timers_;
+  BlockingPool pool_;
+};
+
+}  // namespace
+
+std::unique_ptr<Host> make_caf_host(const HostOptions& options) { return std::make_unique<CafHost>(options); }
+
+}  // namespace falaj

@@ -1,0 +1,154 @@
+// The thread-safe half of Cell: senders push, the turn pops.
+#include "runtime/base/limits.hpp"
+#include "runtime/host/cell.hpp"
+
+namespace falaj {
+
+namespace {
+// One message in this many has its waiting and service time measured: two clock reads are dear beside a message.
+constexpr std::uint32_t kSampleEvery = 16;
+}  // namespace
+
+// Replies, refusals and the host's own signals are never refused: each answers to something already bounded.
+bool Cell::admit(Delivery& delivery, LaneQueue& lane) {
+  const std::uint32_t produced = lane.produced.fetch_add(1, std::memory_order_relaxed);
+  // The counts wrap; their difference does not.
+  if (produced - lane.consumed.load(std::memory_order_relaxed) >= lane.limit) {
+    lane.produced.fetch_sub(1, std::memory_order_relaxed);
+    return false;
+  }
+  if (delivery.lane == Lane::bulk) {
+    const std::size_t size = delivery.body.bytes().size();
+    if (bulk_bytes_.fetch_add(size, std::memory_order_relaxed) + size > limits::kMailboxBulkBytes) {
+      bulk_bytes_.fetch_sub(size, std::memory_order_relaxed);
+      lane.produced.fetch_sub(1, std::memory_order_relaxed);
+      return false;
+    }
+  }
+  if (produced % kSampleEvery == 0) delivery.sent = node_->now();
+  return true;
+}
+
+void Cell::deliver(std::unique_ptr<Delivery> delivery) {
+  if (dead_.load(std::memory_order_acquire)) {
+    node_->undeliverable(std::move(delivery), *this, error(ErrorCode::gone, "the actor has ended; look its name up again"));
+    return;
+  }
+  const bool counted = delivery->kind == Kind::tell || delivery->kind == Kind::ask;
+  if (counted && !admit(*delivery, lanes_[static_cast<std::size_t>(delivery->lane)])) {
+    static const Error kFull = error(ErrorCode::overloaded, "the actor's mailbox is full; back off, then retry");
+    node_->undeliverable(std::move(delivery), *this, kFull);
+    return;
+  }
+  push(std::move(delivery));
+  wake();
+}
+
+void Cell::push(std::unique_ptr<Delivery> delivery) noexcept {
+  auto& incoming = lanes_[static_cast<std::size_t>(delivery->lane)].incoming;
+  Delivery* raw = delivery.release();
+  raw->next = incoming.load(std::memory_order_relaxed);
+  // seq_cst here and in wake() and release_turn(): either the sender sees the cell idle, or the turn sees the message.
+  while (!incoming.compare_exchange_weak(raw->next, raw, std::memory_order_seq_cst, std::memory_order_relaxed)) {
+  }
+}
+
+void Cell::wake() noexcept {
+  std::uint8_t expected = idle;
+  if (state_.load(std::memory_order_seq_cst) == idle && state_.compare_exchange_strong(expected, busy, std::memory_order_seq_cst)) {
+    retain();
+    node_->executor.schedule(*this);
+  }
+}
+
+void Cell::kill() noexcept {
+  killed_.store(true, std::memory_order_seq_cst);
+  wake();
+}
+
+void Cell::timer_due() noexcept {
+  timer_due_.store(true, std::memory_order_seq_cst);
+  wake();
+}
+
+std::unique_ptr<Delivery> Cell::pop_lane(LaneQueue& lane, bool bulk) noexcept {
+  if (lane.ready == nullptr) {
+    if (lane.incoming.load(std::memory_order_relaxed) == nullptr) return nullptr;
+    Delivery* newest = lane.incoming.exchange(nullptr, std::memory_order_acquire);
+    while (newest != nullptr) {
+      Delivery* older = std::exchange(newest->next, lane.ready);
+      lane.ready = std::exchange(newest, older);
+    }
+  }
+  std::unique_ptr<Delivery> out(lane.ready);
+  lane.ready = out->next;
+  if (out->kind == Kind::tell || out->kind == Kind::ask) {
+    lane.consumed.store(lane.consumed.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+    if (bulk) bulk_bytes_.fetch_sub(out->body.bytes().size(), std::memory_order_relaxed);
+  }
+  return out;
+}
+
+std::unique_ptr<Delivery> Cell::pop() noexcept {
+  for (std::size_t i = 0; i < kLanes; ++i) {
+    if (auto out = pop_lane(lanes_[i], i == static_cast<std::size_t>(Lane::bulk))) return out;
+  }
+  return nullptr;
+}
+
+bool Cell::has_incoming() const noexcept {
+  if (timer_due_.load(std::memory_order_seq_cst)) return true;
+  if (killed_.load(std::memory_order_seq_cst) && !dead_.load(std::memory_order_relaxed)) return true;
+  for (const auto& lane : lanes_) {
+    if (lane.incoming.load(std::memory_order_seq_cst) != nullptr) return true;
+  }
+  return false;
+}
+
+bool Cell::has_ready() const noexcept {
+  for (const auto& lane : lanes_) {
+    if (lane.ready != nullptr) return true;
+  }
+  return false;
+}
+
+std::size_t Cell::depth() const noexcept {
+  std::uint32_t sum = 0;
+  for (const auto& lane : lanes_) sum += lane.produced.load(std::memory_order_relaxed) - lane.consumed.load(std::memory_order_relaxed);
+  return static_cast<std::int32_t>(sum) < 0 ? 0 : sum;  // the two counts are not read together
+}
+
+void Cell::flush_counts() noexcept {
+  if (turn_handled_ == 0) return;
+  if (auto* stats = stats_.load(std::memory_order_relaxed)) stats->handled.add(turn_handled_);
+  turn_handled_ = 0;
+}
+
+bool Cell::run(std::size_t messages) {
+  for (std::size_t i = 0; i < messages; ++i) {
+    if (killed_.load(std::memory_order_relaxed) && phase_ != Phase::dead) {
+      end_ = End{.failed = true, .call_on_stop = false, .why = error(ErrorCode::gone, "killed by its supervisor")};
+      destroy_tasks();
+      if (children_) children_->kill_all();
+      finish();
+    }
+    if (timer_due_.load(std::memory_order_relaxed)) run_timers();
+    auto delivery = pop();
+    if (!delivery) break;
+    handle(std::move(delivery));
+  }
+  flush_counts();
+  if (has_ready()) return true;
+  return release_turn();
+}
+
+// True: more came while we looked, and the cell is still ours.
+bool Cell::release_turn() {
+  state_.exchange(idle, std::memory_order_seq_cst);
+  // From here on another thread may run the cell: only its atomics may be touched.
+  if (!has_incoming()) return false;
+  std::uint8_t expected = idle;
+  return state_.compare_exchange_strong(expected, busy, std::memory_order_seq_cst);
+}
+
+}  // namespace falaj
