@@ -1,0 +1,39 @@
+// The HTTP door of a gateway node: Open Inference Protocol v2, predictions by entity, metrics, joining. Not an actor: requests come on
+// the server's IO threads, become asks to `serving/router`, and are answered from the host's threads.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "messages/control.capnp.h"
+#include "runtime/cluster/view.hpp"
+#include "runtime/host/host.hpp"
+#include "runtime/net/identity.hpp"
+
+namespace falaj::serving {
+
+struct GatewayOptions {
+  std::string cluster;
+  std::string http;   // host:port in clear, loopback only; empty: none
+  std::string https;  // host:port with TLS; empty: none
+  net::Identity identity;
+  Host* host = nullptr;                              // outlives the gateway
+  const cluster::ClusterViewHolder* view = nullptr;  // outlives the gateway
+};
+
+class Gateway {
+ public:
+  static Result<std::unique_ptr<Gateway>> start(GatewayOptions options);
+  ~Gateway();
+  Gateway(const Gateway&) = delete;
+  Gateway& operator=(const Gateway&) = delete;
+  void stop();                                               // no request is taken any more; those in progress are answered
+  void fill_stats(messages::NodeStats::Builder into) const;  // requests by deployment
+  [[nodiscard]] std::uint16_t http_port() const;             // 0: none
+
+ private:
+  struct State;
+  explicit Gateway(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace falaj::serving

@@ -1,0 +1,193 @@
+// init, up, down, node, launcher, principal, token, join.
+#include <unistd.h>
+
+#include "messages/control.capnp.h"
+#include "messages/json.hpp"
+#include "nodes/cli.hpp"
+#include "nodes/launcher.hpp"
+#include "nodes/node.hpp"
+#include "nodes/setup.hpp"
+#include "nodes/worker_process.hpp"
+#include "runtime/base/format.hpp"
+#include "runtime/base/log.hpp"
+
+namespace falaj::nodes {
+namespace {
+
+struct ClusterArguments {
+  std::string cluster = "falaj";
+  std::string node;
+  std::vector<std::string> roles;
+  std::string listen;
+  std::string http;
+  std::string https;
+  std::string residency;
+  std::string who;
+  std::uint64_t seconds = 3600;
+  std::uint32_t timeout = 60;
+  WorkerPlan worker;
+  bool is_worker = false;
+};
+
+Result<std::vector<messages::Role>> parse_roles(const std::vector<std::string>& texts) {
+  std::vector<messages::Role> roles;
+  for (const auto& text : texts) {
+    FALAJ_ASSIGN(const auto role, parse_role(text));
+    roles.push_back(role);
+  }
+  return roles;
+}
+
+Status do_init(const Cli& cli, const ClusterArguments& a) {
+  const auto dir = cli.cluster_dir();
+  FALAJ_TRY(init_cluster(dir, a.cluster, SystemClock()));
+  if (!a.listen.empty()) {
+    NodePlan plan;
+    plan.name = "control";
+    plan.roles = {messages::Role::CONTROL, messages::Role::GATEWAY};
+    if (!a.roles.empty()) {
+      FALAJ_ASSIGN(plan.roles, parse_roles(a.roles));
+    }
+    plan.listen = a.listen;
+    plan.http = a.http;
+    plan.https = a.https;
+    plan.residency = a.residency;
+    FALAJ_TRY(add_node(dir, plan, SystemClock()));
+  }
+  print(format("cluster '{}' made in {}", a.cluster, dir.root.string()));
+  print("  keep apart and safe: ca/ca.key and each node's kek; whoever loses a kek loses that node's data");
+  print(a.listen.empty() ? format("  next: falaj up --dir {}", cli.dir) : format("  next: falaj node --dir {}/nodes/control", cli.dir));
+  return {};
+}
+
+Status do_up(const Cli& cli, const ClusterArguments& a) {
+  const auto dir = cli.cluster_dir();
+  FALAJ_TRY(up(dir, a.cluster, SystemClock(), std::chrono::seconds(a.timeout)));
+  FALAJ_ASSIGN(const auto file, read_cluster_file(dir));
+  print(format("{} nodes are up; HTTP on {}", file->getNodes().size(), text(file->getHttp())));
+  return {};
+}
+
+Status do_node(Cli& cli, const ClusterArguments& a) {
+  const NodeDir dir{cli.dir};
+  FALAJ_ASSIGN(const auto config, read_config(dir));
+  log::Options options;
+  options.node = text(config->getName());
+  const auto level = text(config->getLogLevel());
+  options.level = level == "debug"   ? log::Level::debug
+                  : level == "warn"  ? log::Level::warn
+                  : level == "error" ? log::Level::error
+                                     : log::Level::info;
+  if (a.is_worker) options.node += format("/worker/{}", a.worker.slot);
+  log::configure(options);
+  if (a.is_worker) {
+    cli.code = run_worker(dir, a.worker);
+    return {};
+  }
+  auto node = Node::start(dir);
+  if (!node) {
+    log::error("node", "cannot start", {{"reason", to_string(node.error())}});
+    return node.error();
+  }
+  cli.code = (*node)->run();
+  return {};
+}
+
+Status do_token(Cli& cli, const ClusterArguments& a) {
+  FALAJ_ASSIGN(const auto roles, parse_roles(a.roles));
+  FALAJ_ASSIGN(auto* client, cli.client());
+  FALAJ_ASSIGN(const auto token, client->ask<messages::Token>("control/authority",
+                                                              Message::build<messages::CreateToken>([&](messages::CreateToken::Builder b) {
+                                                                b.setLifetimeSeconds(a.seconds);
+                                                                b.setNode(a.node);
+                                                                auto list = b.initRoles(static_cast<unsigned>(roles.size()));
+                                                                for (unsigned i = 0; i < roles.size(); ++i) list.set(i, roles[i]);
+                                                              })));
+  print(cli.json() ? to_json(*token, JsonStyle::pretty) : std::string(text(token->getToken())));
+  return {};
+}
+
+void add_init(CLI::App& app, Cli& cli, const std::shared_ptr<ClusterArguments>& a) {
+  auto* command = app.add_subcommand("init", "Make a cluster: its certificate authority, its first person (admin), its rights");
+  cli.with_dir(*command);
+  command->add_option("--cluster", a->cluster, "Name of the cluster")->capture_default_str();
+  command->add_option("--listen", a->listen, "Also make the control node, with its links on this HOST:PORT");
+  command->add_option("--http", a->http, "Gateway of that node in clear text, loopback only, HOST:PORT");
+  command->add_option("--https", a->https, "Gateway of that node with TLS, HOST:PORT; nodes join here");
+  command->add_option("--roles", a->roles, "Roles of that node (default: control gateway)");
+  command->add_option("--residency", a->residency, "Where that node stands, e.g. ae");
+  command->footer("Example:\n  falaj init --dir ./falaj --cluster oasis --listen 10.0.0.1:7400 --https 10.0.0.1:7443");
+  cli.runs(*command, [&cli, a] { return do_init(cli, *a); });
+}
+
+void add_up_down(CLI::App& app, Cli& cli, const std::shared_ptr<ClusterArguments>& a) {
+  auto* up_command =
+      app.add_subcommand("up", "Start a local cluster of real processes: control and gateway, 2 compute, 2 features, 2 serving");
+  cli.with_dir(*up_command);
+  up_command->add_option("--cluster", a->cluster, "Name of the cluster, if it has to be made")->capture_default_str();
+  up_command->add_option("--timeout", a->timeout, "Seconds to wait until all nodes are up")->capture_default_str();
+  up_command->footer("Example:\n  falaj up --dir ./falaj");
+  cli.runs(*up_command, [&cli, a] { return do_up(cli, *a); });
+
+  auto* down_command = app.add_subcommand("down", "End the local cluster of this directory");
+  cli.with_dir(*down_command);
+  down_command->add_option("--timeout", a->timeout, "Seconds to wait until all processes have ended")->capture_default_str();
+  down_command->footer("Example:\n  falaj down --dir ./falaj");
+  cli.runs(*down_command, [&cli, a] { return down(cli.cluster_dir(), SystemClock(), std::chrono::seconds(a->timeout)); });
+}
+
+void add_node_commands(CLI::App& app, Cli& cli, const std::shared_ptr<ClusterArguments>& a) {
+  auto* node = app.add_subcommand("node", "Run one node in the foreground");
+  node->add_option("--dir,-d", cli.dir, "Directory of the node: CLUSTER/nodes/NAME")->required();
+  auto* slot = node->add_option("--slot", a->worker.slot, "")->group("");
+  node->add_option("--job", a->worker.job, "")->group("");
+  node->add_option("--run", a->worker.run, "")->group("");
+  node->add_option("--index", a->worker.index, "")->group("");
+  node->footer("Example:\n  falaj node --dir ./falaj/nodes/control");
+  cli.runs(*node, [&cli, a, slot] {
+    a->is_worker = slot->count() != 0;
+    return do_node(cli, *a);
+  });
+
+  auto* launcher =
+      app.add_subcommand("launcher", "Run all nodes of a directory, starting dead ones again (what `up` starts in the background)")
+          ->group("");
+  cli.with_dir(*launcher);
+  cli.runs(*launcher, [&cli] {
+    log::Options options;
+    options.node = "launcher";
+    log::configure(options);
+    cli.code = run_launcher(cli.cluster_dir());
+    return Status{};
+  });
+}
+
+void add_identity_commands(CLI::App& app, Cli& cli, const std::shared_ptr<ClusterArguments>& a) {
+  auto* principal =
+      app.add_subcommand("principal", "Make a certificate for a person or a service (on the machine that holds the authority)");
+  cli.with_dir(*principal);
+  principal->add_option("who", a->who, "person/NAME or service/NAME")->required();
+  principal->footer("Example:\n  falaj principal --dir ./falaj service/billing\nRights are given in DIR/rights.toml.");
+  cli.runs(*principal, [&cli, a] { return add_principal(cli.cluster_dir(), a->who, SystemClock()); });
+
+  auto* token = app.add_subcommand("token", "Make a token with which one node can join, once");
+  cli.with_client(*token);
+  cli.with_output(*token);
+  token->add_option("--node", a->node, "Name the node must take");
+  token->add_option("--roles", a->roles, "Roles the node gets");
+  token->add_option("--seconds", a->seconds, "Lifetime")->capture_default_str();
+  token->footer("Example:\n  falaj token --dir ./falaj --node serving-3 --roles serving");
+  cli.runs(*token, [&cli, a] { return do_token(cli, *a); });
+}
+
+}  // namespace
+
+void add_cluster_commands(CLI::App& app, Cli& cli) {
+  const auto arguments = std::make_shared<ClusterArguments>();
+  add_init(app, cli, arguments);
+  add_up_down(app, cli, arguments);
+  add_node_commands(app, cli, arguments);
+  add_identity_commands(app, cli, arguments);
+}
+
+}  // namespace falaj::nodes

@@ -1,0 +1,166 @@
+#include "nodes/client.hpp"
+
+#include <unistd.h>
+
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <optional>
+
+#include "messages/control.capnp.h"
+#include "runtime/base/format.hpp"
+#include "runtime/cluster/transport.hpp"
+
+namespace falaj::nodes {
+
+struct Client::State {
+  ClientOptions options;
+  View<messages::ClusterFile> cluster;
+  SystemClock clock;
+  metrics::Registry metrics;
+  std::unique_ptr<Host> host;
+  std::unique_ptr<cluster::LinkTransport> transport;
+  std::unique_ptr<net::Links> links;
+  std::string control_node;
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::map<std::string, bool> up;           // by link name
+  std::map<std::string, Error> last_error;  // of the last dial
+  ScopeRef scope;
+
+  explicit State(ClientOptions o, View<messages::ClusterFile> c) : options(std::move(o)), cluster(std::move(c)) {}
+
+  void note(const std::string& name, bool is_up, const Error* why) {
+    {
+      const std::scoped_lock lock(mutex);
+      up[name] = is_up;
+      if (why != nullptr) last_error[name] = *why;
+    }
+    changed.notify_all();
+  }
+
+  Status wait_up(const std::string& name) {
+    std::unique_lock lock(mutex);
+    if (changed.wait_for(lock, options.connect_timeout, [&] { return up[name]; })) return {};
+    const auto why = last_error.find(name);
+    return error(ErrorCode::unreachable,
+                 format("cannot reach node {}: {}", name, why == last_error.end() ? "no answer" : why->second.message));
+  }
+
+  void make_scope() {
+    auto fresh = std::make_shared<Scope>();
+    fresh->principal = options.principal;  // the peer puts what the certificate says
+    fresh->tenant = options.tenant;
+    fresh->purpose = options.purpose;
+    scope = std::move(fresh);
+  }
+
+  Result<std::string> reach(std::string_view node) {
+    if (node.empty() || node == control_node) return control_node;
+    const std::string name(node);
+    {
+      const std::scoped_lock lock(mutex);
+      if (up[name]) return name;
+    }
+    for (const auto local : cluster->getNodes()) {
+      if (text(local.getName()) != node) continue;
+      FALAJ_ASSIGN(const auto peer, net::parse_peer_address(name, text(local.getListen())));
+      links->connect(peer);
+      FALAJ_TRY(wait_up(name));
+      return name;
+    }
+    return error(ErrorCode::not_found, format("no node '{}' in {}", node, options.dir.file().string()));
+  }
+};
+
+Client::Client(std::unique_ptr<State> state) : state_(std::move(state)) {}
+
+Client::~Client() {
+  if (state_->host) state_->host->shutdown(std::chrono::seconds(1));
+  if (state_->links) state_->links->stop();
+}
+
+Result<std::unique_ptr<Client>> Client::connect(const ClientOptions& options) {
+  FALAJ_ASSIGN(auto cluster, read_cluster_file(options.dir));
+  std::unique_ptr<Client> client(new Client(std::make_unique<State>(options, std::move(cluster))));
+  auto& s = *client->state_;
+  FALAJ_ASSIGN(auto identity, net::load_identity(options.dir.principal(options.principal, ".crt"),
+                                                 options.dir.principal(options.principal, ".key"), options.dir.ca() / "ca.crt"));
+  FALAJ_ASSIGN(const auto certificate, net::parse_certificate(identity.certificate_pem));
+  HostOptions host_options;
+  host_options.node_name = format("{}#{}", certificate.principal.link_name(), getpid());
+  host_options.incarnation = Incarnation(static_cast<std::uint64_t>(s.clock.wall().unix_ns));
+  host_options.seed = entropy_seed();
+  host_options.threads = 1;
+  host_options.blocking_threads = 1;
+  host_options.clock = &s.clock;
+  host_options.metrics = &s.metrics;
+  s.host = make_caf_host(host_options);
+  s.transport = std::make_unique<cluster::LinkTransport>(*s.host);
+  s.transport->on_up([&s](const net::PeerInfo& peer) { s.note(peer.name, true, nullptr); });
+  s.transport->on_down([&s](const net::PeerInfo& peer, const Error& why) { s.note(peer.name, false, &why); });
+  s.transport->on_failed_dial([&s](const net::PeerAddress& peer, const Error& why) { s.note(peer.name, false, &why); });
+  net::LinkOptions link_options;
+  link_options.cluster = text(s.cluster->getCluster());
+  link_options.name = host_options.node_name;
+  link_options.incarnation = host_options.incarnation;
+  link_options.identity = std::move(identity);
+  link_options.seed = entropy_seed();
+  FALAJ_ASSIGN(s.links, net::Links::create(std::move(link_options), s.clock, s.metrics, *s.transport));
+  s.transport->attach(*s.links);
+  s.host->set_transport(s.transport.get());
+  s.make_scope();
+  s.control_node = text(s.cluster->getControlNode());
+  FALAJ_ASSIGN(const auto control, net::parse_peer_address(s.control_node, text(s.cluster->getControlAddress())));
+  s.links->connect(control);
+  FALAJ_TRY(s.wait_up(s.control_node));
+  return client;
+}
+
+Result<Message> Client::ask_any(std::string_view actor, const Message& message, Duration timeout, std::string_view node) {
+  FALAJ_ASSIGN(const auto name, state_->reach(node));
+  struct Waiting {
+    std::mutex mutex;
+    std::condition_variable done;
+    std::optional<Result<Message>> result;
+  };
+  const auto waiting = std::make_shared<Waiting>();
+  SendOptions options;
+  options.timeout = timeout;
+  options.scope = state_->scope;
+  state_->host->ask(state_->host->at(ActorAddress{node_id(name), {}, {}, std::string(actor)}), message, options,
+                    [waiting](Result<Message> result) {
+                      {
+                        const std::scoped_lock lock(waiting->mutex);
+                        waiting->result.emplace(std::move(result));
+                      }
+                      waiting->done.notify_one();
+                    });
+  std::unique_lock lock(waiting->mutex);
+  waiting->done.wait(lock, [&] { return waiting->result.has_value(); });
+  return std::move(*waiting->result);
+}
+
+void Client::ask_async(std::string_view actor, const Message& message, Duration timeout,
+                       std::move_only_function<void(Result<Message>)> done) {
+  SendOptions options;
+  options.timeout = timeout;
+  options.scope = state_->scope;
+  state_->host->ask(state_->host->at(ActorAddress{node_id(state_->control_node), {}, {}, std::string(actor)}), message, options,
+                    std::move(done));
+}
+
+void Client::set_purpose(std::string purpose) {
+  state_->options.purpose = std::move(purpose);
+  state_->make_scope();
+}
+
+messages::ClusterFile::Reader Client::cluster() const { return *state_->cluster; }
+const Clock& Client::clock() const { return state_->clock; }
+
+void Client::pause(Duration duration) {
+  std::unique_lock lock(state_->mutex);
+  state_->changed.wait_for(lock, duration, [] { return false; });
+}
+
+}  // namespace falaj::nodes
