@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -79,7 +80,9 @@ struct Graph {
   [[nodiscard]] const ValueInfo* find_output(std::string_view output) const;
 
  private:
-  std::map<std::string, std::uint64_t, std::less<>> fresh_;  // next suffix for each stem
+  std::map<std::string, std::uint64_t, std::less<>> next_;  // suffix of fresh names, for each stem
+  std::set<std::string, std::less<>> taken_;
+  bool collected_ = false;
 };
 
 // Where a node is, for messages: node 12 'fc1' (Gemm).
@@ -92,7 +95,7 @@ Status validate(const Graph& graph);
 // An order in which every node comes after what it reads; stable (file order where that is one). The error names a cycle.
 Result<std::vector<std::size_t>> topological_order(const Graph& graph);
 
-// Attribute readers: the value, the fallback when absent, or an error that names the node when it has another type.
+// Attribute readers: the value, the fallback when absent, or an error when it has another type.
 Result<std::int64_t> attr_int(const Node& node, std::string_view name, std::optional<std::int64_t> fallback = {});
 Result<double> attr_float(const Node& node, std::string_view name, std::optional<double> fallback = {});
 Result<std::string> attr_string(const Node& node, std::string_view name, std::optional<std::string> fallback = {});

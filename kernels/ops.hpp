@@ -105,6 +105,9 @@ class GradientCall {
   std::vector<std::string> add_many(std::string_view domain, std::string_view op, std::vector<std::string> inputs, Attributes attributes,
                                     std::size_t outputs);
   std::string constant(double value, DType dtype);  // a scalar initialiser
+  // The gradient is zero, though the output is a float (Sign, Floor): not an op whose gradient nobody has written.
+  void stop() { stopped_ = true; }
+  [[nodiscard]] bool stopped() const { return stopped_; }
   Graph& graph() { return graph_; }
   [[nodiscard]] const std::vector<std::string>& dx() const { return dx_; }
 
@@ -114,6 +117,7 @@ class GradientCall {
   std::vector<ValueType> inputs_, outputs_;
   std::vector<std::string> dy_, dx_;
   std::vector<bool> wanted_;
+  bool stopped_ = false;
 };
 
 using InferFn = Status (*)(InferCall&);
@@ -150,9 +154,13 @@ struct TypedGraph {
   std::map<std::string, ValueType, std::less<>> types;
   std::vector<std::unique_ptr<Tensor>> constants;  // what ValueType::constant of folded values points to
 };
-Result<TypedGraph> infer_types(const Graph& graph, std::span<const Shape> input_shapes);
+Result<TypedGraph> infer_types(const Graph& graph, std::span<const Shape> input_shapes, std::size_t fold_bytes_max = 1U << 16);
 // The same with every unknown size set to `size`.
 Result<TypedGraph> infer_types(const Graph& graph, std::int64_t size);
+
+// One more step of either: the types of a node's outputs (errors name the node), and its value where that is known already.
+Result<std::vector<ValueType>> infer_node(const Node& node, std::span<const ValueType> inputs, std::int64_t opset);
+Status run_kernel(const Kernel& kernel, std::span<const Tensor> inputs, std::span<Tensor> outputs);
 
 // Runs one node by its reference kernel: tests, folding. Absent inputs are empty tensors.
 Result<std::vector<Tensor>> run_reference(const Node& node, std::span<const Tensor> inputs, std::int64_t opset = kOpset);

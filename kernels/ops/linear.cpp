@@ -1,0 +1,171 @@
+// Linear models of ai.onnx.ml: LinearClassifier and LinearRegressor, as scikit-learn's exporter writes them.
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/ops/common.hpp"
+
+namespace falaj::kernels {
+namespace {
+
+enum class PostTransform : std::uint8_t { none, softmax, logistic, softmax_zero };
+
+Result<PostTransform> post_transform(const Node& node) {
+  FALAJ_ASSIGN(auto text, attr_string(node, "post_transform", "NONE"));
+  if (text == "NONE") return PostTransform::none;
+  if (text == "SOFTMAX") return PostTransform::softmax;
+  if (text == "LOGISTIC") return PostTransform::logistic;
+  if (text == "SOFTMAX_ZERO") return PostTransform::softmax_zero;
+  return Error{ErrorCode::unimplemented,
+               format("attribute 'post_transform' is '{}'; NONE, SOFTMAX, LOGISTIC and SOFTMAX_ZERO are supported", text)};
+}
+
+float logistic(float x) { return x >= 0 ? 1.0F / (1.0F + std::exp(-x)) : std::exp(x) / (1.0F + std::exp(x)); }
+
+void transform(PostTransform post, float* scores, std::int64_t n) {
+  if (post == PostTransform::logistic) {
+    for (std::int64_t i = 0; i < n; ++i) scores[i] = logistic(scores[i]);
+  } else if (post != PostTransform::none && n > 0) {
+    bool keep_zero = post == PostTransform::softmax_zero;  // scores of exactly 0 stay 0
+    float top = *std::max_element(scores, scores + n);
+    float sum = 0;
+    for (std::int64_t i = 0; i < n; ++i) {
+      if (keep_zero && std::abs(scores[i]) < 1e-7F) {
+        scores[i] = 0;
+      } else {
+        scores[i] = std::exp(scores[i] - top);
+        sum += scores[i];
+      }
+    }
+    for (std::int64_t i = 0; i < n; ++i) scores[i] = sum == 0 ? 0 : scores[i] / sum;
+  }
+}
+
+struct LinearModel {
+  std::vector<float> weights;  // [targets][features]
+  std::vector<float> bias;     // [targets]
+  std::int64_t rows = 0, features = 0, targets = 0;
+  PostTransform post = PostTransform::none;
+
+  template <class T>
+  void scores(const T* x, float* out) const {
+    for (std::int64_t t = 0; t < targets; ++t) {
+      float sum = bias[static_cast<std::size_t>(t)];
+      const float* w = weights.data() + t * features;
+      for (std::int64_t f = 0; f < features; ++f) sum += static_cast<float>(x[f]) * w[f];
+      out[t] = sum;
+    }
+  }
+};
+
+Result<LinearModel> linear_model(const OpCall& call, std::optional<std::int64_t> targets) {
+  FALAJ_TRY(check_dtype(call, 0, {DType::f32, DType::f64, DType::i64, DType::i32}));
+  const Shape& in = call.in(0).shape;
+  if (in.rank() != 1 && in.rank() != 2) return invalid(format("the input {} must be [features] or [rows, features]", to_string(in)));
+  LinearModel m;
+  m.rows = in.rank() == 1 ? 1 : in[0];
+  m.features = in.back();
+  FALAJ_ASSIGN(m.weights, attr_floats(call.node, "coefficients"));
+  FALAJ_ASSIGN(m.bias, attr_floats(call.node, "intercepts", std::vector<float>{}));
+  FALAJ_ASSIGN(m.post, post_transform(call.node));
+  auto n = static_cast<std::int64_t>(m.weights.size());
+  m.targets = targets ? *targets : (m.features > 0 ? n / m.features : 0);
+  std::int64_t wanted = 0;
+  if (m.targets < 1 || __builtin_mul_overflow(m.targets, m.features, &wanted) || wanted != n) {
+    return invalid(format("{} coefficients do not fit {} features", n, m.features));
+  }
+  if (m.bias.empty()) m.bias.assign(static_cast<std::size_t>(m.targets), 0.0F);
+  if (static_cast<std::int64_t>(m.bias.size()) != m.targets)
+    return invalid(format("{} intercepts for {} targets", m.bias.size(), m.targets));
+  return m;
+}
+
+Status infer_regressor(InferCall& call) {
+  FALAJ_ASSIGN(auto targets, attr_int(call.node, "targets", 1));
+  FALAJ_ASSIGN(auto m, linear_model(call, targets));
+  return set_output(call, 0, DType::f32, {m.rows, m.targets});
+}
+Result<KernelPtr> make_regressor(const KernelCall& c) {
+  FALAJ_ASSIGN(auto targets, attr_int(c.node, "targets", 1));
+  FALAJ_ASSIGN(auto m, linear_model(c, targets));
+  return dispatch_numeric(c.in(0).dtype, [&]<class T>() {
+    return make_kernel([m](const Io& io) {
+      for (std::int64_t r = 0; r < m.rows; ++r) {
+        float* y = io.output<float>(0) + r * m.targets;
+        m.scores(io.input<T>(0) + r * m.features, y);
+        transform(m.post, y, m.targets);
+      }
+    });
+  });
+}
+
+Result<Tensor> class_labels(const Node& node) {
+  if (node.attributes.contains("classlabels_strings")) {
+    FALAJ_ASSIGN(auto list, attr_strings(node, "classlabels_strings"));
+    return Tensor::of<std::string>({static_cast<std::int64_t>(list.size())}, std::span<const std::string>(list));
+  }
+  FALAJ_ASSIGN(auto list, attr_ints(node, "classlabels_ints"));
+  return Tensor::of<std::int64_t>({static_cast<std::int64_t>(list.size())}, std::span<const std::int64_t>(list));
+}
+
+// One row of coefficients and two labels is a binary model: its score is that of the second label.
+bool is_binary(const LinearModel& m, const Tensor& classes) { return m.targets == 1 && classes.elements() == 2; }
+
+Result<std::pair<LinearModel, Tensor>> classifier(const OpCall& call) {
+  FALAJ_ASSIGN(auto m, linear_model(call, {}));
+  FALAJ_ASSIGN(Tensor classes, class_labels(call.node));
+  if (!is_binary(m, classes) && static_cast<std::int64_t>(classes.elements()) != m.targets) {
+    return invalid(format("{} class labels for {} rows of coefficients", classes.elements(), m.targets));
+  }
+  return std::pair{std::move(m), std::move(classes)};
+}
+Status infer_classifier(InferCall& call) {
+  FALAJ_ASSIGN(auto model, classifier(call));
+  FALAJ_TRY(set_output(call, 0, model.second.dtype(), {model.first.rows}));
+  return set_output(call, 1, DType::f32, {model.first.rows, static_cast<std::int64_t>(model.second.elements())});
+}
+
+template <class T, class L>
+KernelPtr classifier_kernel(const LinearModel& m, const Tensor& classes) {
+  auto labels = classes.data<L>();
+  return make_kernel(
+      [m, list = std::vector<L>(labels.begin(), labels.end()), binary = is_binary(m, classes)](const Io& io) {
+        auto width = static_cast<std::int64_t>(list.size());
+        auto* kept = reinterpret_cast<float*>(io.scratch);
+        for (std::int64_t r = 0; r < m.rows; ++r) {
+          m.scores(io.input<T>(0) + r * m.features, kept);
+          std::size_t best = 0;
+          if (binary) {
+            best = kept[0] > 0 ? 1 : 0;
+            float positive = kept[0];
+            bool odds = m.post == PostTransform::logistic;
+            kept[1] = odds ? logistic(positive) : positive;
+            kept[0] = odds ? 1.0F - kept[1] : -positive;
+            if (!odds) transform(m.post, kept, 2);
+          } else {
+            best = static_cast<std::size_t>(std::max_element(kept, kept + width) - kept);
+            transform(m.post, kept, width);
+          }
+          if (io.out[0] != nullptr) io.output<L>(0)[r] = list[best];
+          if (io.out[1] != nullptr) std::copy_n(kept, width, io.output<float>(1) + r * width);
+        }
+      },
+      (classes.elements() + 2) * sizeof(float));
+}
+Result<KernelPtr> make_classifier(const KernelCall& c) {
+  FALAJ_ASSIGN(auto model, classifier(c));
+  return dispatch_numeric(c.in(0).dtype, [&]<class T>() {
+    return model.second.dtype() == DType::i64 ? classifier_kernel<T, std::int64_t>(model.first, model.second)
+                                              : classifier_kernel<T, std::string>(model.first, model.second);
+  });
+}
+
+constexpr OpDef kOps[] = {
+    {kOnnxMl, "LinearClassifier", 1, 1, 2, 2, infer_classifier, make_classifier},
+    {kOnnxMl, "LinearRegressor", 1, 1, 1, 1, infer_regressor, make_regressor},
+};
+
+}  // namespace
+
+std::span<const OpDef> linear_ops() { return kOps; }
+
+}  // namespace falaj::kernels
