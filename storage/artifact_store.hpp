@@ -2,7 +2,7 @@
 // file each. A manifest names the chunks of one artifact; it is written last, so what a manifest names is there.
 //
 // Nothing is ever held whole: writer and reader hold one chunk. Equal chunks are stored once. A crash leaves at most
-// unreferenced chunks and temporary files, which open() and collect() remove.
+// unreferenced chunks, which collect() removes, and temporary files, which open() removes.
 //
 // Thread rules: ArtifactStore may be used by any thread; a Writer or Reader by one at a time. All calls touch the disk. Several
 // processes may have one store open; collect() needs to be the only one.
@@ -65,13 +65,16 @@ class ArtifactReader {
 };
 
 struct CollectReport {
-  std::uint64_t chunks_removed = 0, bytes_freed = 0, chunks_kept = 0, temporaries_removed = 0;
+  std::uint64_t chunks_removed = 0, bytes_freed = 0, chunks_kept = 0;
 };
 
 class ArtifactStore {
  public:
   [[nodiscard]] static Result<std::unique_ptr<ArtifactStore>> open(const std::filesystem::path& dir, KeyProvider& provider,
                                                                    const Clock& clock, ArtifactOptions options = {});
+  // For reading only, beside its owner: takes no lock, counts nothing, writes nothing.
+  [[nodiscard]] static Result<std::unique_ptr<ArtifactStore>> inspect(const std::filesystem::path& dir, KeyProvider& provider,
+                                                                      const Clock& clock);
   ~ArtifactStore();
   ArtifactStore(const ArtifactStore&) = delete;
   ArtifactStore& operator=(const ArtifactStore&) = delete;
@@ -105,6 +108,15 @@ class ArtifactStore {
   explicit ArtifactStore(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
 };
+
+// What lies in the folders, with the checksums of the files checked; needs no key.
+struct ArtifactFiles {
+  std::uint64_t manifests = 0;
+  std::uint64_t chunks = 0;
+  std::vector<Digest> ids;
+  std::string first_bad;  // path and reason; empty: none
+};
+[[nodiscard]] Result<ArtifactFiles> artifact_files(const std::filesystem::path& dir);
 
 constexpr std::uint32_t kArtifactFormat = 1;
 

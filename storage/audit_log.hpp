@@ -82,7 +82,8 @@ struct AuditVerdict {
   std::string what;  // one line, with the remedy
 };
 
-// Any process, the writer may be running (what it is just writing is then not looked at: pass the size it reports as `upto`).
+// Any process may call it. While the writer lives (it holds the lock), an incomplete last record is one that is being written;
+// otherwise it is bad.
 // `trusted_key`: the public key in hexadecimal from another place; without it the one beside the log is used.
 [[nodiscard]] Result<AuditVerdict> verify_audit(const std::filesystem::path& dir,
                                                 const std::optional<std::string>& trusted_key = std::nullopt);

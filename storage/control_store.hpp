@@ -97,7 +97,8 @@ struct ControlOptions {
   std::size_t writes_max = 1024;  // in one transaction
 };
 
-// Uses the tables "control", "control.log", "control.lease" of `kv` (a SealedKv in production). Both references outlive the store.
+// Uses the tables "control", "control.log", "control.lease", "control.meta" of `kv` (a SealedKv in production). Both references outlive the
+// store.
 [[nodiscard]] Result<std::unique_ptr<ControlStore>> open_control_store(Kv& kv, const Clock& clock, ControlOptions options = {});
 
 }  // namespace falaj::storage

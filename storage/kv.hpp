@@ -55,7 +55,8 @@ class ReadTxn {
   [[nodiscard]] virtual Result<std::vector<std::string>> tables() = 0;
 
   [[nodiscard]] Status scan(std::string_view table, ByteView prefix, const Visitor& visit) { return scan(table, prefix, {}, visit); }
-  [[nodiscard]] Result<std::uint64_t> count(std::string_view table, ByteView prefix = {});
+  [[nodiscard]] virtual Result<std::uint64_t> count(std::string_view table, ByteView prefix);
+  [[nodiscard]] Result<std::uint64_t> count(std::string_view table) { return count(table, ByteView{}); }
 
  protected:
   ReadTxn() = default;

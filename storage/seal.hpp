@@ -117,6 +117,7 @@ class Keyring {
   Keyring(std::string store, KeyProvider& provider) : store_(std::move(store)), provider_(provider) {}
   [[nodiscard]] Bytes entry_aad(std::uint32_t id) const;
   [[nodiscard]] Result<Entry> make_entry(std::uint32_t id, Secret secret);
+  [[nodiscard]] Status rotate_locked();
 
   std::string store_;
   KeyProvider& provider_;
@@ -125,6 +126,12 @@ class Keyring {
   std::uint32_t current_ = 0;
   Secret index_;
 };
+
+// A ring in a file of its own, for stores that are no Kv: made when it is not there, `reserve` messages counted ahead (0: nothing is
+// written). Several processes may do this at once.
+[[nodiscard]] Result<std::unique_ptr<Keyring>> open_keyring_file(const std::filesystem::path& path, const std::string& store,
+                                                                 KeyProvider& provider, std::uint64_t reserve);
+[[nodiscard]] Status rewrap_keyring_file(const std::filesystem::path& path, const std::string& store, KeyProvider& provider);
 
 constexpr std::uint8_t kSealFormat = 1;
 constexpr std::uint16_t kKeyringFormat = 1;

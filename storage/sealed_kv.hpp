@@ -7,8 +7,8 @@
 // one clear prefix, and refuses `from`.
 //
 // Subjects. Where a table names the subject of a key, the value is sealed under a key of that subject's own; erase_subject()
-// destroys it, and every value sealed under it, in whatever table or backup, can be read by nobody. Reads of such values say
-// not_found where they mean erased; scans pass over them and count them.
+// destroys it, and every value sealed under it, in whatever table or backup, can be read by nobody. To get and scan such values are
+// as if they were not there; erased_met() counts the meetings.
 //
 // Ways to get hurt:
 //  - A table's options are part of its format: changing them makes its keys unfindable. They are given in code, once.
@@ -50,6 +50,11 @@ class SealedKv final : public Kv {
   [[nodiscard]] Status rewrap();                               // after a rotation of the KEK
   // A keyed name of 16 bytes, stable for this store: for what must be findable but not readable in a clear prefix.
   [[nodiscard]] std::array<std::uint8_t, 16> tag(std::string_view text) const;
+  // For tools: every value of a table as it was sealed (hashed tables: u16 length, hidden part of the key, value), with the key as it
+  // lies below; nothing for values of erased keys. Ends with the first bad one. Needs no TableOptions.
+  [[nodiscard]] Status inspect(std::string_view table,
+                               const std::function<bool(ByteView stored_key, const std::optional<Bytes>& plain)>& visit);
+  [[nodiscard]] static Result<std::optional<std::string>> store_name(ReadTxn& inner);  // nothing: not a sealed store
   [[nodiscard]] std::uint64_t erased_met() const { return erased_met_.load(std::memory_order_relaxed); }
 
  private:
@@ -66,8 +71,10 @@ class SealedKv final : public Kv {
   std::unique_ptr<Keyring> ring_;
   std::unique_ptr<HmacKey> index_;
   std::unique_ptr<Subjects> subjects_;
-  std::atomic<std::uint64_t> sealed_{0};    // messages since open
-  std::atomic<std::uint64_t> reserved_{0};  // of them covered by what the ring on disk has counted
+  // Touched by the one writer only:
+  std::uint64_t sealed_ = 0;    // messages since open
+  std::uint64_t reserved_ = 0;  // of them covered by what the ring on disk has counted
+  bool ring_dirty_ = false;     // the ring in memory is newer than the one on disk
   mutable std::atomic<std::uint64_t> erased_met_{0};
 };
 

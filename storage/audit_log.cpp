@@ -1,0 +1,567 @@
+#include "storage/audit_log.hpp"
+
+#include <fcntl.h>
+#include <openssl/crypto.h>
+#include <openssl/evp.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <stdexcept>
+
+#include "runtime/base/format.hpp"
+#include "runtime/base/log.hpp"
+#include "storage/audit_format.hpp"
+#include "storage/files.hpp"
+
+namespace falaj::storage {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr std::uint64_t kReserve = 1ULL << 20;
+constexpr std::size_t kPendingBytesMax = 64U << 20;
+constexpr std::string_view kStoreName = "audit";
+
+struct FreeKey {
+  void operator()(EVP_PKEY* key) const { EVP_PKEY_free(key); }
+};
+struct FreeMd {
+  void operator()(EVP_MD_CTX* ctx) const { EVP_MD_CTX_free(ctx); }
+};
+using Key = std::unique_ptr<EVP_PKEY, FreeKey>;
+using Md = std::unique_ptr<EVP_MD_CTX, FreeMd>;
+using PublicKey = std::array<std::uint8_t, 32>;
+
+void must(bool good, const char* what) {
+  if (!good) throw std::runtime_error(std::string("OpenSSL: ") + what + " failed");
+}
+
+class Signer {
+ public:
+  explicit Signer(ByteView secret) : key_(EVP_PKEY_new_raw_private_key(EVP_PKEY_ED25519, nullptr, secret.data(), secret.size())) {
+    must(key_ != nullptr, "Ed25519 key");
+    std::size_t n = public_.size();
+    must(EVP_PKEY_get_raw_public_key(key_.get(), public_.data(), &n) == 1, "Ed25519 public key");
+  }
+  [[nodiscard]] const PublicKey& public_key() const { return public_; }
+  [[nodiscard]] std::array<std::uint8_t, 64> sign(ByteView bytes) const {
+    const Md md(EVP_MD_CTX_new());
+    std::array<std::uint8_t, 64> out{};
+    std::size_t n = out.size();
+    must(md != nullptr && EVP_DigestSignInit(md.get(), nullptr, nullptr, nullptr, key_.get()) == 1, "Ed25519");
+    must(EVP_DigestSign(md.get(), out.data(), &n, bytes.data(), bytes.size()) == 1, "Ed25519");
+    return out;
+  }
+
+ private:
+  Key key_;
+  PublicKey public_{};
+};
+
+bool signature_good(const PublicKey& key, ByteView bytes, const std::array<std::uint8_t, 64>& signature) {
+  const Key pkey(EVP_PKEY_new_raw_public_key(EVP_PKEY_ED25519, nullptr, key.data(), key.size()));
+  const Md md(EVP_MD_CTX_new());
+  if (pkey == nullptr || md == nullptr || EVP_DigestVerifyInit(md.get(), nullptr, nullptr, nullptr, pkey.get()) != 1) return false;
+  return EVP_DigestVerify(md.get(), signature.data(), signature.size(), bytes.data(), bytes.size()) == 1;
+}
+
+Result<Signer> open_signer(const fs::path& dir, const Keyring& ring) {
+  const auto path = dir / "signing.key";
+  const auto place = make_aad({as_bytes("signing.key")});
+  const auto sealed = read_file(path, 4096);
+  if (sealed) {
+    auto secret = ring.open(place, *sealed);
+    if (!secret) return within(path.string(), secret.error());
+    if (secret->size() != kKeyBytes) return error(ErrorCode::corrupt, format("{}: no Ed25519 key", path.string()));
+    Signer signer(*secret);
+    OPENSSL_cleanse(secret->data(), secret->size());
+    return signer;
+  }
+  if (sealed.error().code != ErrorCode::not_found) return sealed.error();
+  FALAJ_ASSIGN(const auto existing, audit::segments(dir));
+  if (!existing.empty())
+    return error(ErrorCode::corrupt, format("{} is missing, but the log has records: restore it from a backup", path.string()));
+  const auto secret = Secret::random();
+  Signer signer(secret.view());
+  FALAJ_ASSIGN(const auto bytes, ring.seal(place, secret.view()));
+  FALAJ_TRY(replace_file(path, bytes));
+  return signer;
+}
+
+}  // namespace
+
+std::string_view to_string(Outcome outcome) noexcept {
+  switch (outcome) {
+    case Outcome::allowed:
+      return "allowed";
+    case Outcome::denied:
+      return "denied";
+    case Outcome::failed:
+      return "failed";
+    case Outcome::note:
+      return "note";
+  }
+  return "?";
+}
+
+// Two locks: `mutex` guards the end of the chain and the pending bytes and is held for microseconds; `io` is held by the one who
+// writes. sync() takes everything that is pending, so those who waited for `io` mostly find their bytes already durable.
+struct AuditLog::State {
+  struct Part {  // bytes that belong to one segment
+    std::uint64_t first = 0;
+    Bytes bytes;
+  };
+
+  State(fs::path folder, KeyProvider& keys, const Clock& time, AuditOptions wanted, DirLock held, std::unique_ptr<Keyring> data_keys,
+        Signer sign)
+      : dir(std::move(folder)),
+        provider(keys),
+        clock(time),
+        options(wanted),
+        lock(std::move(held)),
+        ring(std::move(data_keys)),
+        signer(std::move(sign)) {}
+
+  Status recover();
+  Status begin_log();
+  void begin_segment();
+  void add(audit::Kind kind, ByteView body);
+  Result<std::uint64_t> append_locked(AuditEntry entry);
+  void sign_locked();
+  Status write_part(const Part& part);
+  Error give_up(Error why) {
+    const std::lock_guard guard(mutex);
+    broken = why;
+    return why;
+  }
+  Status write_pending();
+  Status set_aside(const audit::End& end);
+
+  const fs::path dir;
+  KeyProvider& provider;
+  const Clock& clock;
+  const AuditOptions options;
+  DirLock lock;
+
+  std::mutex io;
+  Fd file;                       // under io: the segment being written
+  std::uint64_t file_first = 0;  // under io
+  std::uint64_t file_bytes = 0;  // under io: of it durable
+
+  mutable std::mutex mutex;  // taken after io
+  std::unique_ptr<Keyring> ring;
+  Signer signer;
+  std::uint64_t sealed = 0;
+  std::array<std::uint8_t, 16> log_id{};
+  Digest chain;
+  std::uint64_t records = 0;
+  std::uint64_t unsigned_records = 0;  // since the last head
+  std::uint64_t segment_first = 0;
+  std::uint64_t segment_bytes = 0;
+  std::deque<Part> pending;
+  std::size_t pending_bytes = 0;
+  std::uint64_t durable = 0;  // records
+  AuditHead last_head;
+  bool head_new = false;  // last_head is not yet in the file "head"
+  std::optional<Error> broken;
+  bool closed = false;
+};
+
+void AuditLog::State::begin_segment() {
+  segment_first = records;
+  const auto header = audit::encode(
+      audit::Header{.log_id = log_id, .first = records, .before = chain, .created = clock.wall(), .public_key = signer.public_key()});
+  chain = audit::chain_segment(chain, header);
+  segment_bytes = header.size();
+  pending_bytes += header.size();
+  pending.push_back({.first = records, .bytes = header});
+}
+
+void AuditLog::State::add(audit::Kind kind, ByteView body) {
+  if (segment_bytes >= options.segment_bytes) begin_segment();
+  if (pending.empty() || pending.back().first != segment_first) pending.push_back({.first = segment_first, .bytes = {}});
+  chain = audit::chain_record(chain, records, kind, body);
+  const auto record = audit::encode_record(kind, body, chain);
+  storage::append(pending.back().bytes, record);
+  segment_bytes += record.size();
+  pending_bytes += record.size();
+  ++records;
+  ++unsigned_records;
+}
+
+void AuditLog::State::sign_locked() {
+  if (unsigned_records == 0) return;
+  if (segment_bytes >= options.segment_bytes) begin_segment();  // before the head is made: it signs the chain right before itself
+  last_head = AuditHead{.size = records, .chain = chain, .time = clock.wall(), .signature = {}};
+  last_head.signature = signer.sign(audit::signed_bytes(log_id, last_head));
+  add(audit::Kind::head, audit::encode(last_head));
+  unsigned_records = 0;
+  head_new = true;
+}
+
+Result<std::uint64_t> AuditLog::State::append_locked(AuditEntry entry) {
+  if (broken) return *broken;
+  if (closed) return failed("the audit log is closed");
+  if (pending_bytes > kPendingBytesMax)
+    return error(ErrorCode::overloaded, "the audit log cannot write as fast as entries come; sync, or free disk space");
+  if (entry.time == WallTime{}) entry.time = clock.wall();
+  if (++sealed > kReserve) {
+    FALAJ_ASSIGN(ring, open_keyring_file(dir / "keys", std::string(kStoreName), provider, kReserve));
+    sealed = 1;
+  }
+  const auto plain = audit::encode(entry);
+  if (plain.size() > audit::kBodyBytesMax / 2)
+    return invalid(format("an audit entry of {} bytes; at most {}", plain.size(), audit::kBodyBytesMax / 2));
+  // The place in the chain is part of the seal, so the segment must be decided first; it does not change the index.
+  const auto index = records;
+  FALAJ_ASSIGN(const auto body, ring->seal(audit::place_of(log_id, index), plain));
+  add(audit::Kind::entry, body);
+  if (unsigned_records >= options.sign_every) sign_locked();
+  return index;
+}
+
+Status AuditLog::State::write_part(const Part& part) {
+  const auto path = dir / audit::segment_name(part.first);
+  if (!file || file_first != part.first) {
+    FALAJ_ASSIGN(file, open_file(path, O_WRONLY | O_CREAT));
+    file_first = part.first;
+    file_bytes = 0;
+    FALAJ_TRY(sync_dir(dir));
+  }
+  if (::lseek(file.get(), static_cast<off_t>(file_bytes), SEEK_SET) < 0) return errno_error(errno, "seek", path);
+  if (auto status = write_all(file.get(), part.bytes, path); !status) {
+    // Nothing of it may stay: the same bytes are written again when there is room.
+    if (::ftruncate(file.get(), static_cast<off_t>(file_bytes)) != 0) return give_up(errno_error(errno, "cut back", path));
+    return status;
+  }
+  if (auto status = sync_file(file.get(), path); !status) {
+    return give_up(within("the audit log cannot know what is on the disk; restart this node", status.error()));
+  }
+  file_bytes += part.bytes.size();
+  return {};
+}
+
+// Holds io. Takes what is pending, writes it, and puts back what could not be written.
+Status AuditLog::State::write_pending() {
+  std::deque<Part> work;
+  std::uint64_t upto = 0;
+  std::optional<AuditHead> head;
+  {
+    const std::lock_guard guard(mutex);
+    if (broken) return *broken;
+    work.swap(pending);
+    pending_bytes = 0;
+    upto = records;
+    if (head_new) head = last_head;
+    head_new = false;
+  }
+  Status status;
+  while (!work.empty()) {
+    status = write_part(work.front());
+    if (!status) break;
+    work.pop_front();
+  }
+  // The file "head" after the record it repeats: it must never know more than the log.
+  if (status && head) status = replace_file(dir / "head", audit::encode(*head), 0644);
+  const std::lock_guard guard(mutex);
+  if (status) {
+    durable = std::max(durable, upto);
+    return {};
+  }
+  head_new = head_new || head.has_value();
+  while (!work.empty()) {
+    pending_bytes += work.back().bytes.size();
+    if (!pending.empty() && pending.front().first == work.back().first) {
+      storage::append(work.back().bytes, pending.front().bytes);
+      pending.pop_front();
+    }
+    pending.push_front(std::move(work.back()));
+    work.pop_back();
+  }
+  return status;
+}
+
+Status AuditLog::State::begin_log() {
+  random_bytes(log_id);
+  chain = audit::chain_start(log_id);
+  FALAJ_TRY(replace_file(dir / "signing.pub", as_bytes(hex(signer.public_key()) + "\n"), 0644));
+  begin_segment();
+  const std::lock_guard writing(io);
+  return write_pending();
+}
+
+// Keeps the bytes of an incomplete record beside the log, then cuts them off.
+Status AuditLog::State::set_aside(const audit::End& end) {
+  const auto path = dir / end.bad->segment;
+  FALAJ_ASSIGN(const auto whole, read_file(path, 1ULL << 32));
+  const auto cut_at = end.bad->offset;
+  const auto torn = ByteView(whole).subspan(std::min<std::size_t>(cut_at, whole.size()));
+  const auto name = format("torn-{}-{}.bin", end.bad->index, sha256(torn).hex().substr(0, 16));
+  FALAJ_TRY(replace_file(dir / name, torn));
+  if (cut_at < audit::kHeaderBytes) {
+    if (::unlink(path.c_str()) != 0) return errno_error(errno, "remove", path);
+    FALAJ_TRY(sync_dir(dir));
+  } else {
+    FALAJ_ASSIGN(const auto fd, open_file(path, O_WRONLY));
+    if (::ftruncate(fd.get(), static_cast<off_t>(cut_at)) != 0) return errno_error(errno, "cut", path);
+    FALAJ_TRY(sync_file(fd.get(), path));
+  }
+  return {};
+}
+
+Status AuditLog::State::recover() {
+  std::uint64_t since_head = 0;
+  FALAJ_ASSIGN(auto end, audit::walk(dir, audit::Extent::last_only, [&](const audit::Record& record) {
+                 since_head = record.kind == audit::Kind::head ? 0 : since_head + 1;
+                 return std::optional<std::string>{};
+               }));
+  if (end.segments == 0) return begin_log();
+  std::optional<audit::Bad> torn;
+  if (end.bad) {
+    if (!end.bad->torn) {
+      return error(ErrorCode::corrupt,
+                   format("{}/{}: record {} at byte {}: {}; run falaj audit verify, and move this log away to begin a new one",
+                          dir.string(), end.bad->segment, end.bad->index, end.bad->offset, end.bad->what));
+    }
+    FALAJ_TRY(set_aside(end));
+    torn = end.bad;
+    if (end.path.empty()) {  // no header was left of the last segment: what remains is the log, or there is none yet
+      FALAJ_ASSIGN(const auto left, audit::segments(dir));
+      return left.empty() ? begin_log() : recover();
+    }
+  }
+  if (end.last.public_key != signer.public_key())
+    return error(ErrorCode::corrupt, format("{}: signing.key is not the key of this log", dir.string()));
+  log_id = end.last.log_id;
+  chain = end.chain;
+  records = durable = end.records;
+  unsigned_records = since_head;
+  segment_first = end.last.first;
+  segment_bytes = end.good_bytes;
+  FALAJ_ASSIGN(file, open_file(end.path, O_WRONLY));
+  file_first = end.last.first;
+  file_bytes = end.good_bytes;
+  if (torn) {
+    const auto why = format("an incomplete record {} at byte {} was cut off after a crash; its bytes are in torn-{}-*.bin", torn->index,
+                            torn->offset, torn->index);
+    FALAJ_ASSIGN([[maybe_unused]] const auto index,
+                 append_locked(AuditEntry{
+                     .principal = "audit-log", .verb = "audit.recover", .target = torn->segment, .outcome = Outcome::note, .reason = why}));
+    const std::lock_guard writing(io);
+    FALAJ_TRY(write_pending());
+    log::warn("audit", "incomplete last record cut off", {{"segment", torn->segment}, {"index", torn->index}, {"offset", torn->offset}});
+  }
+  return {};
+}
+
+AuditLog::AuditLog(std::unique_ptr<State> state) : state_(std::move(state)) {}
+
+AuditLog::~AuditLog() {
+  if (auto status = close(); !status) log::error("audit", "close failed", {{"error", to_string(status.error())}});
+}
+
+Result<std::unique_ptr<AuditLog>> AuditLog::open(const fs::path& dir, KeyProvider& provider, const Clock& clock, AuditOptions options) {
+  FALAJ_TRY(make_dirs(dir));
+  FALAJ_ASSIGN(auto lock, DirLock::take(dir, "LOCK", DirLock::Kind::exclusive));
+  FALAJ_TRY(claim_format(dir, audit::kFormatName, kAuditFormat));
+  FALAJ_ASSIGN(auto ring, open_keyring_file(dir / "keys", std::string(kStoreName), provider, kReserve));
+  FALAJ_ASSIGN(auto signer, open_signer(dir, *ring));
+  auto state = std::make_unique<State>(dir, provider, clock, options, std::move(lock), std::move(ring), std::move(signer));
+  FALAJ_TRY(state->recover());
+  return std::unique_ptr<AuditLog>(new AuditLog(std::move(state)));
+}
+
+Result<std::uint64_t> AuditLog::append(const AuditEntry& entry) {
+  const std::lock_guard guard(state_->mutex);
+  return state_->append_locked(entry);
+}
+
+Status AuditLog::sync() {
+  std::uint64_t wanted = 0;
+  {
+    const std::lock_guard guard(state_->mutex);
+    if (state_->broken) return *state_->broken;
+    wanted = state_->records;
+    if (state_->durable >= wanted) return {};
+  }
+  const std::lock_guard writing(state_->io);
+  {
+    const std::lock_guard guard(state_->mutex);
+    if (state_->durable >= wanted) return {};  // somebody wrote ours with theirs
+  }
+  return state_->write_pending();
+}
+
+Status AuditLog::append_and_sync(const AuditEntry& entry) {
+  FALAJ_ASSIGN([[maybe_unused]] const auto index, append(entry));
+  return sync();
+}
+
+Result<AuditHead> AuditLog::sign_head() {
+  AuditHead head;
+  {
+    const std::lock_guard guard(state_->mutex);
+    if (state_->broken) return *state_->broken;
+    state_->sign_locked();
+    head = state_->last_head;
+  }
+  FALAJ_TRY(sync());
+  return head;
+}
+
+Status AuditLog::close() {
+  {
+    const std::lock_guard guard(state_->mutex);
+    if (state_->closed) return {};
+    if (!state_->broken) state_->sign_locked();
+    state_->closed = true;
+  }
+  return sync();
+}
+
+std::uint64_t AuditLog::size() const {
+  const std::lock_guard guard(state_->mutex);
+  return state_->records;
+}
+
+std::string AuditLog::public_key_hex() const { return hex(state_->signer.public_key()); }
+
+Status AuditLog::rewrap() {
+  FALAJ_TRY(rewrap_keyring_file(state_->dir / "keys", std::string(kStoreName), state_->provider));
+  FALAJ_ASSIGN(auto fresh, open_keyring_file(state_->dir / "keys", std::string(kStoreName), state_->provider, 0));
+  const std::lock_guard guard(state_->mutex);
+  state_->ring = std::move(fresh);
+  return {};
+}
+
+namespace {
+
+Result<PublicKey> public_key_of(const fs::path& dir, const std::optional<std::string>& trusted) {
+  std::string text;
+  if (trusted) {
+    text = *trusted;
+  } else {
+    FALAJ_ASSIGN(const auto file, read_file(dir / "signing.pub", 256));
+    text = std::string(as_text(file));
+  }
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  const auto bytes = from_hex(text);
+  PublicKey out{};
+  if (!bytes || bytes->size() != out.size()) {
+    return error(trusted ? ErrorCode::invalid : ErrorCode::corrupt, format("{} is no Ed25519 public key of 64 hexadecimal digits",
+                                                                           trusted ? "the trusted key" : (dir / "signing.pub").string()));
+  }
+  std::ranges::copy(*bytes, out.begin());
+  return out;
+}
+
+bool writer_lives(const fs::path& dir) {
+  const auto lock = DirLock::take(dir, "LOCK", DirLock::Kind::shared);
+  return !lock && lock.error().code == ErrorCode::conflict;
+}
+
+std::optional<std::string> judge_head(const audit::Record& record, const PublicKey& key) {
+  const auto head = audit::decode_head(record.body);
+  if (!head) return head.error().message;
+  if (head->size != record.index || head->chain != record.chain_before)
+    return std::string("the signed head does not fit the records before it");
+  if (!signature_good(key, audit::signed_bytes(record.header.log_id, *head), head->signature))
+    return std::string("the signature of the head is not good");
+  return std::nullopt;
+}
+
+// The file "head" repeats the newest signed head: a log that ends before it was cut off.
+Status judge_head_file(const fs::path& dir, const PublicKey& key, AuditVerdict& verdict, const audit::End& end,
+                       const std::map<std::uint64_t, Digest>& heads) {
+  const auto bad = [&](std::string what) {
+    verdict.good = false;
+    verdict.bad_segment = "head";
+    verdict.bad_index = verdict.records;
+    verdict.what = std::move(what);
+  };
+  const auto bytes = read_file(dir / "head", 4096);
+  if (!bytes) {
+    if (bytes.error().code != ErrorCode::not_found) return bytes.error();
+    if (verdict.heads > 0) bad("the file head is missing: restore it, or the log may have been cut off unnoticed");
+    return {};
+  }
+  const auto head = audit::decode_head(*bytes);
+  if (!head || !signature_good(key, audit::signed_bytes(end.last.log_id, *head), head->signature)) {
+    bad("the file head is damaged: its signature is not good");
+  } else if (head->size > verdict.records) {
+    bad(format("records {} to {} are missing at the end: a signed head covers them", verdict.records, head->size));
+  } else if (const auto found = heads.find(head->size); found == heads.end() || found->second != head->chain) {
+    bad(format("the file head signs another history than the log holds (at record {})", head->size));
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<AuditVerdict> verify_audit(const fs::path& dir, const std::optional<std::string>& trusted_key) {
+  FALAJ_ASSIGN(const auto form, read_format(dir));
+  if (form.kind != audit::kFormatName) return invalid(format("{} holds a store of kind \"{}\", no audit log", dir.string(), form.kind));
+  if (form.version > kAuditFormat) return newer_format(dir.string(), form.version, kAuditFormat);
+  FALAJ_ASSIGN(const auto key, public_key_of(dir, trusted_key));
+  AuditVerdict out;
+  std::map<std::uint64_t, Digest> heads;
+  const bool live = writer_lives(dir);
+  FALAJ_ASSIGN(const auto end, audit::walk(dir, audit::Extent::all, [&](const audit::Record& record) -> std::optional<std::string> {
+                 if (record.header.public_key != key)
+                   return std::string("the log names another public key than the one it is verified with");
+                 if (record.kind == audit::Kind::entry) {
+                   ++out.entries;
+                   ++out.after_last_head;
+                   return std::nullopt;
+                 }
+                 if (auto why = judge_head(record, key)) return why;
+                 heads[record.index] = record.chain_before;
+                 ++out.heads;
+                 out.after_last_head = 0;
+                 return std::nullopt;
+               }));
+  out.records = end.records;
+  out.segments = end.segments;
+  out.chain = end.chain;
+  out.log_id = hex(end.last.log_id);
+  out.public_key = hex(key);
+  out.good = true;
+  if (end.segments == 0) {
+    out.good = false;
+    out.what = "there is no segment: the log was never begun, or it was removed";
+  } else if (end.bad && !(end.bad->torn && live)) {
+    out.good = false;
+    out.bad_segment = end.bad->segment;
+    out.bad_index = end.bad->index;
+    out.bad_offset = end.bad->offset;
+    out.what = end.bad->what + "; compare with a copy of the log or its exported heads";
+  } else if (!live) {
+    FALAJ_TRY(judge_head_file(dir, key, out, end, heads));
+  }
+  return out;
+}
+
+Status read_audit(const fs::path& dir, KeyProvider& provider, std::uint64_t from, const AuditVisitor& visit) {
+  FALAJ_ASSIGN(const auto form, read_format(dir));
+  if (form.version > kAuditFormat) return newer_format(dir.string(), form.version, kAuditFormat);
+  FALAJ_ASSIGN(const auto ring, open_keyring_file(dir / "keys", std::string(kStoreName), provider, 0));
+  bool stopped = false;
+  FALAJ_ASSIGN(const auto end, audit::walk(dir, audit::Extent::all, [&](const audit::Record& record) -> std::optional<std::string> {
+                 if (stopped || record.kind != audit::Kind::entry || record.index < from) return std::nullopt;
+                 const auto plain = ring->open(audit::place_of(record.header.log_id, record.index), record.body);
+                 if (!plain) return plain.error().message;
+                 const auto entry = audit::decode_entry(*plain);
+                 if (!entry) return entry.error().message;
+                 stopped = !visit(record.index, *entry);
+                 return std::nullopt;
+               }));
+  if (end.bad && !stopped && !(end.bad->torn && writer_lives(dir))) {
+    return error(ErrorCode::corrupt,
+                 format("{}: record {} at byte {}: {}", (dir / end.bad->segment).string(), end.bad->index, end.bad->offset, end.bad->what));
+  }
+  return {};
+}
+
+}  // namespace falaj::storage
