@@ -17,7 +17,7 @@ one() {
     -artifact_prefix="$work/" "$work/corpus" $seeds >"$work/log" 2>&1; then
     echo "ok $1 ($(grep -o 'Done [0-9]* runs' "$work/log" || echo 'no count'))"
   else
-    tail -n 60 "$work/log"
+    grep -v -e "NEW\|REDUCE" "$work/log" | tail -n 60
     echo "FAILED $1: the input lies in $work/"
   fi
 }

@@ -172,6 +172,19 @@ TEST(Config, SyntaxDuplicatesAndEncoding) {
   EXPECT_EQ(fault(std::string("name = 'n'\n# \0", 14)).substr(0, 9), "t.toml:2:");
 }
 
+TEST(Config, LettersBeyondAsciiOutsideText) {
+  EXPECT_EQ(fault("\xC3\xA9 = 1").substr(0, 9), "t.toml:1:");
+  EXPECT_EQ(fault("name = \"\\\xC3\xA9\"").substr(0, 9), "t.toml:1:");
+  const Parsed parsed("name = \"\"\"\\\n  \xC3\xA9\"\"\"");
+  ASSERT_TRUE(parsed.status.has_value()) << parsed.status.error().message;
+  EXPECT_EQ(text(parsed.root.getName()), "\xC3\xA9");
+}
+
+TEST(Config, BrokenHeaders) {
+  for (const auto* text : {"[", "[\n", "[\na]", "[[\n", "[a", "[a.", "[a.\n", "[=]", "[]"})
+    EXPECT_EQ(fault(text).substr(0, 7), "t.toml:") << text;
+}
+
 TEST(Config, AllErrorsInOrderAtMostTwenty) {
   EXPECT_EQ(fault("name = 1\nepochs = 'x'\nb = 2\n"),
             "t.toml:1:8: 'name': expected a string, found an integer\n"
