@@ -203,6 +203,9 @@ class Cutter {
         collect_ancestors(value);
       }
     }
+    ValueInfo logits{cut.logits, DType::f32, cut.logits_type.shape};
+    if (!logits.shape.empty()) logits.shape[0] = -1;
+    cut.rest.outputs.push_back(std::move(logits));
     take_nodes(graph_, typed_.order, ancestors_, cut.prefix);
     take_nodes(graph_, typed_.order, rest_, cut.rest);
   }

@@ -76,6 +76,18 @@ Status check(const FitSpec& spec) {
   return {};
 }
 
+FamilySpec recommended_family(Family family) { return {.family = family}; }
+
+FitSpec recommended_fit(Family family, std::size_t train_rows) {
+  FitSpec spec;
+  spec.epochs = 40;
+  spec.sampler.global_batch = 64;
+  spec.optimizer.learning_rate = family == Family::linear ? 0.01 : 0.003;
+  const double decay = family == Family::linear ? 800.0 : 2400.0;
+  spec.optimizer.weight_decay = std::clamp(decay / static_cast<double>(std::max<std::size_t>(train_rows, 1)), 0.01, 3.0);
+  return spec;
+}
+
 Schedule schedule_of(const FitSpec& spec, std::uint64_t steps_per_epoch) {
   Schedule schedule{.kind = spec.schedule};
   schedule.total_steps = steps_per_epoch * spec.epochs;

@@ -124,8 +124,6 @@ Status Trainer::Impl::set_up(TrainTarget wanted) {
     std::ranges::copy(initial[i].data<float>(), parameters.begin() + static_cast<std::ptrdiff_t>(layout[i].offset));
   }
   Graph rest = cut.rest;
-  rest.outputs.clear();
-  rest.outputs.push_back({cut.logits, DType::f32, {}, {}, false});
   FALAJ_ASSIGN([[maybe_unused]] const std::vector<Tensor> same, promote_to_inputs(rest, order));
 
   const CompileOptions options{.batch_invariant = false};
@@ -192,13 +190,14 @@ Result<Graph> Trainer::Impl::training_graph(const Cut& cut) {
   FALAJ_TRY(drop_out(out));
   const std::string_view op = softmax ? "SoftmaxCrossEntropy" : target.task == Task::regression ? "MeanSquare" : "SigmoidCrossEntropy";
   const std::string loss = out.add(kFalaj, op, {cut.logits, info.name}, {{"reduction", std::string("sum")}}, "falaj/loss");
+  out.outputs.clear();
+  out.add_output(loss, DType::f32, {});
   FALAJ_ASSIGN(auto gradients, append_gradients(out, loss, cut.parameters));
   std::set<std::string> used = {loss};
   for (std::size_t i = 0; i < gradients.size(); ++i) {
     if (gradients[i].empty()) return invalid(format("the loss does not depend on '{}'", cut.parameters[i]));
     gradients[i] = own_output(out, gradients[i], used);
   }
-  out.add_output(loss, DType::f32, {});
   FALAJ_TRY(lay_out(out, cut, gradients));
   return out;
 }
