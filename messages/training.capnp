@@ -114,6 +114,7 @@ struct StepReport {
   loss @5 :Float64;      # mean over the step's samples
   validationLoss @6 :Float64 = nan;
   checkpoint @7 :Text;   # digest, when one was completed
+  checkpointStep @8 :UInt64;
 }
 
 struct PeerLost {
@@ -234,9 +235,15 @@ struct RunRecord {
   model @9 :Text;        # artifact of the model to start from
   rows @10 :UInt64;
   generation @11 :UInt64;  # of the job
+  steps @12 :List(UInt64); # of each fit
 }
 
 struct Placement {
   node @0 :Text;
   generation @1 :UInt64;  # of the worker process with this index
+}
+
+struct StopRun {
+  # training/jobs -> training/job. Reply: Empty when it is on disk that the run was stopped.
+  reason @0 :Text;
 }

@@ -17,13 +17,13 @@
 namespace falaj::training {
 
 struct JobsOptions {
-  storage::Kv* store = nullptr;                      // tables training.jobs and training.runs; outlives the actors
-  const cluster::ClusterViewHolder* view = nullptr;  // where compute nodes are; outlives the actors
-  Epoch control_epoch;                               // for node agents
-  std::string build;                                 // of the falaj binary, for the lineage
-  std::string principal;                             // SPIFFE id of this node: snapshots and models are made in its name
-  Duration gather = std::chrono::seconds(10);        // then it begins with the workers that are there
-  Duration revoke_timeout = std::chrono::seconds(1);
+  storage::Kv* store = nullptr;                        // tables training.jobs and training.runs; outlives the actors
+  const cluster::ClusterViewHolder* view = nullptr;    // where compute nodes are; outlives the actors
+  Epoch control_epoch;                                 // for node agents
+  std::string build;                                   // of the falaj binary, for the lineage
+  std::string principal;                               // SPIFFE id of this node: snapshots and models are made in its name
+  Duration gather = std::chrono::seconds(10);          // then it begins with the workers that are there
+  Duration revoke_timeout = std::chrono::seconds(20);  // a worker answers when its step has ended; the dead are seen by their links
   Duration rendezvous_timeout = std::chrono::seconds(30);
   std::uint32_t restarts_max = 10;  // epochs in a row that were lost without one new step; then the run fails
 };

@@ -78,4 +78,7 @@ std::uint32_t fits_of(messages::TrainingJob::Reader spec);
 // The real one, over kernels/train.
 Result<std::shared_ptr<const Course>> make_course(messages::TrainingJob::Reader spec, Bytes snapshot, Bytes model);
 
+// A model (ONNX) on the rows that the job holds out of the snapshot. Blocking.
+Result<std::map<std::string, double, std::less<>>> evaluate_model(messages::TrainingJob::Reader spec, Bytes snapshot, Bytes model);
+
 }  // namespace falaj::training
