@@ -1,7 +1,5 @@
 #include "messages/message.hpp"
 
-#include <capnp/dynamic.h>
-
 #include <cstdlib>
 #include <new>
 #include <stdexcept>
@@ -133,6 +131,20 @@ Result<std::unique_ptr<capnp::FlatArrayMessageReader>> Message::checked(const ca
     return error(ErrorCode::corrupt, format("message {}: {}", schema.getShortDisplayName().cStr(), e.what()));
   }
 }
+
+Message Message::from_root(TypeId type, capnp::AnyPointer::Reader root) {
+  Arena arena(root.targetSize().wordCount + 2);
+  arena.setRoot(root);
+  return std::move(arena).finish(type);
+}
+
+Result<DynamicView> Message::open_dynamic(const capnp::StructSchema& schema) const {
+  if (rep_ == nullptr || type() != TypeId(schema.getProto().getId())) return error(ErrorCode::unimplemented, "message is of another type");
+  FALAJ_ASSIGN(auto reader, checked(schema));
+  return DynamicView(schema, std::move(reader), *this);
+}
+
+capnp::DynamicStruct::Reader DynamicView::root() const { return reader_->getRoot<capnp::DynamicStruct>(schema_); }
 
 Result<MessageBuffer> MessageBuffer::allocate(std::size_t bytes) {
   if (bytes % 8 != 0 || bytes < 16 || bytes > limits::kMessageBytesMax) {

@@ -8,6 +8,7 @@
 //  - A Reader points into its View's message: keep the View (or Msg<T>) as long as the Reader.
 //  - build() grows by doubling, then copies once into one segment: give `words` when the size is known and large.
 #pragma once
+#include <capnp/dynamic.h>
 #include <capnp/message.h>
 #include <capnp/schema.h>
 #include <capnp/serialize.h>
@@ -26,6 +27,7 @@ namespace falaj {
 
 template <class T>
 class View;
+class DynamicView;
 
 class Message {
  public:
@@ -54,6 +56,9 @@ class Message {
     return std::move(arena).finish(TypeId(capnp::typeId<T>()));
   }
 
+  // A copy of what a pointer of another message points to.
+  static Message from_root(TypeId type, capnp::AnyPointer::Reader root);
+
   [[nodiscard]] explicit operator bool() const noexcept { return rep_ != nullptr; }
   [[nodiscard]] TypeId type() const noexcept { return rep_ == nullptr ? TypeId{} : rep_->type; }
   [[nodiscard]] ByteView bytes() const noexcept { return rep_ == nullptr ? ByteView{} : ByteView{rep_->data(), rep_->size}; }
@@ -62,6 +67,8 @@ class Message {
   // Opens as T: `unimplemented` for another type, `invalid` or `corrupt` when bytes from outside break a limit or the schema.
   template <class T>
   [[nodiscard]] Result<View<T>> open() const;
+  // The same by schema, for what is known only at run time (JSON).
+  [[nodiscard]] Result<DynamicView> open_dynamic(const capnp::StructSchema& schema) const;
   // For messages built in this process: a wrong type is a bug and throws std::logic_error.
   template <class T>
   [[nodiscard]] View<T> view() const;
@@ -155,6 +162,20 @@ class View {
   Message message_;
   std::unique_ptr<capnp::FlatArrayMessageReader> reader_;  // null for messages built here
   typename T::Reader root_;
+};
+
+// A reader by schema together with its message. Move-only.
+class DynamicView {
+ public:
+  [[nodiscard]] capnp::DynamicStruct::Reader root() const;
+
+ private:
+  friend class Message;
+  DynamicView(capnp::StructSchema schema, std::unique_ptr<capnp::FlatArrayMessageReader> reader, Message message)
+      : schema_(schema), message_(std::move(message)), reader_(std::move(reader)) {}
+  capnp::StructSchema schema_;
+  Message message_;
+  std::unique_ptr<capnp::FlatArrayMessageReader> reader_;
 };
 
 template <class T, class Fill>
