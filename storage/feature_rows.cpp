@@ -22,10 +22,13 @@ constexpr std::uint16_t kRowVersion = 1;
 constexpr std::size_t kEntityBytesMax = kKeyBytesMax - kClear;
 constexpr std::size_t kFieldsMax = 65535;
 
+constexpr std::size_t kSubjectClear = kTenantTag + 2;
+
+// Tenant, partition, entity: the partition puts the keys of subjects that are written together next to one another.
 Bytes subject_of_key(ByteView key) {
   if (key.size() <= kClear) return {};
   Bytes out(key.begin(), key.begin() + kTenantTag);
-  append(out, key.subspan(kClear));
+  append(out, key.subspan(kTenantTag + kViewTag));
   return out;
 }
 
@@ -170,6 +173,7 @@ struct FeatureRows::State {
 SealedOptions FeatureRows::sealing(FeatureRowsOptions options) {
   SealedOptions out;
   out.tables[std::string(kRows)] = {.hash_keys = true, .clear_prefix = kClear, .subject_of = nullptr};
+  out.subject_clear = kSubjectClear;
   if (options.subject_keys) out.tables[std::string(kRows)].subject_of = subject_of_key;
   return out;
 }
@@ -185,18 +189,25 @@ Result<std::unique_ptr<FeatureRows>> FeatureRows::open(SealedKv& kv, const Clock
 
 Result<PutReport> FeatureRows::put(const ViewName& view, std::span<const FeatureRow> rows) {
   const auto prefix = state_->prefix(view);
-  PutReport report;
-  FALAJ_ASSIGN(const auto txn, state_->kv.write());
   for (const auto& row : rows) {
     if (row.entity.empty() || row.entity.size() > kEntityBytesMax)
       return invalid(format("an entity key of {} bytes; 1 to {} are allowed", row.entity.size(), kEntityBytesMax));
     if (row.fields.size() > kFieldsMax) return invalid(format("a row of {} fields; at most {}", row.fields.size(), kFieldsMax));
-    FALAJ_ASSIGN(const auto old, state_->find(*txn, prefix, row.entity));
-    if (old && old->event_time >= row.event_time) {
+  }
+  // By partition: rows of one partition share pages, and a commit costs as much as the pages it touches.
+  std::vector<std::pair<Partition, const FeatureRow*>> order;
+  order.reserve(rows.size());
+  for (const auto& row : rows) order.emplace_back(partition_of(row.entity), &row);
+  std::ranges::stable_sort(order, {}, &std::pair<Partition, const FeatureRow*>::first);
+  PutReport report;
+  FALAJ_ASSIGN(const auto txn, state_->kv.write());
+  for (const auto& [partition, row] : order) {
+    FALAJ_ASSIGN(const auto old, state_->find(*txn, prefix, row->entity));
+    if (old && old->event_time >= row->event_time) {
       ++report.stale;
       continue;
     }
-    FALAJ_TRY(txn->put(kRows, state_->key(prefix, row.entity), encode(row), kRowVersion));
+    FALAJ_TRY(txn->put(kRows, state_->key(prefix, row->entity), encode(*row), kRowVersion));
     ++report.written;
   }
   if (report.written == 0) return report;
@@ -286,6 +297,7 @@ Result<bool> FeatureRows::erase_subject(std::string_view tenant, std::string_vie
   if (entity.empty() || entity.size() > kEntityBytesMax) return false;
   FALAJ_ASSIGN(const auto names, views());
   auto subject = state_->tenant_tag(tenant);
+  State::add_partition(subject, partition_of(entity));
   append(subject, as_bytes(entity));
   // The key first: from then on nothing of the subject can be read, whatever becomes of the rows.
   FALAJ_ASSIGN(bool known, state_->kv.erase_subject(subject));

@@ -4,7 +4,8 @@
 // Entity keys and values lie sealed, under a key for each (tenant, entity) unless subject_keys is off: erase_subject() makes
 // all rows of an entity unreadable, in backups too.
 //
-// Thread rules: any thread; all calls may touch the disk. A put of n rows is one transaction.
+// Thread rules: any thread; all calls may touch the disk. A put of n rows is one transaction; its cost is the pages it touches, so give it
+// rows of few partitions at a time where there is a choice (rows of one partition lie together).
 #pragma once
 #include <functional>
 #include <memory>

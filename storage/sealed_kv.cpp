@@ -13,6 +13,8 @@ namespace {
 constexpr std::uint8_t kSubjectFormat = 2;  // beside kSealFormat: u8 format | subject id (32) | u32 generation | nonce | ciphertext | tag
 constexpr std::size_t kSubjectHeader = 1 + 32 + 4;
 constexpr std::size_t kHashBytes = 32;
+constexpr std::size_t kSubjectClearMax = 12;
+static_assert(32 - kSubjectClearMax >= 20);
 constexpr std::uint16_t kKeysVersion = 1;
 constexpr std::uint64_t kReserve = 1ULL << 20;
 
@@ -26,7 +28,14 @@ const Bytes& name_key() {
   return key;
 }
 
-using SubjectId = Digest;  // HMAC of the subject's name
+using SubjectId = Digest;  // clear prefix of the subject's name, then its HMAC: at least 160 bits of it
+
+// The ids of one partition share their first bytes.
+struct HashId {
+  std::size_t operator()(const SubjectId& id) const noexcept {
+    return static_cast<std::size_t>(get_le<std::uint64_t>(id.bytes.data() + 24));
+  }
+};
 
 struct SubjectKey {
   std::uint32_t generation = 0;  // random; tells a key made after an erasure from the one that was erased
@@ -89,7 +98,7 @@ struct SealedKv::Subjects {
   std::uint64_t epoch = 0;
   std::size_t max;
   std::list<std::pair<SubjectId, SubjectKey>> order;
-  std::unordered_map<SubjectId, decltype(order)::iterator> index;
+  std::unordered_map<SubjectId, decltype(order)::iterator, HashId> index;
 };
 
 // What reads and writes share, over one transaction of the store below.
@@ -110,7 +119,14 @@ struct SealedOps {
     return out;
   }
 
-  [[nodiscard]] SubjectId subject_id(ByteView subject) const { return kv.index_->mac(make_aad({as_bytes("falaj/subject/1"), subject})); }
+  [[nodiscard]] SubjectId subject_id(ByteView subject) const {
+    const auto mac = kv.index_->mac(make_aad({as_bytes("falaj/subject/1"), subject}));
+    const auto clear = std::min({kv.options_.subject_clear, subject.size(), kSubjectClearMax});
+    SubjectId id;
+    std::copy_n(subject.begin(), clear, id.bytes.begin());
+    std::copy_n(mac.bytes.begin(), id.bytes.size() - clear, id.bytes.begin() + static_cast<std::ptrdiff_t>(clear));
+    return id;
+  }
 
   [[nodiscard]] Bytes subject_aad(ByteView place, ByteView header) const {
     return make_aad({as_bytes("falaj/subject-seal/1"), as_bytes(kv.store_), place, header});
@@ -375,7 +391,7 @@ class SealedWrite final : public WriteTxn {
   SealedKv& kv_;
   std::unique_ptr<WriteTxn> inner_;
   SealedOps ops_;
-  std::unordered_map<SubjectId, SubjectKey> made_;
+  std::unordered_map<SubjectId, SubjectKey, HashId> made_;
   std::vector<SubjectId> erased_;
   bool ring_stored_ = false;
 };

@@ -32,6 +32,8 @@ struct TableOptions {
 struct SealedOptions {
   std::map<std::string, TableOptions, std::less<>> tables;  // others: `other`
   TableOptions other{};
+  // Of a subject's name, in clear at the front of its id (at most 12 bytes): subjects that are written together lie together then.
+  std::size_t subject_clear = 0;
   std::size_t subject_cache = 65536;  // unwrapped subject keys held in memory
 };
 
