@@ -52,6 +52,15 @@ std::vector<std::shared_ptr<Session>> Routes::all() const {
 
 // --- life ---
 
+LinkCommon::LinkCommon(LinkOptions o, const Clock& c, metrics::Registry& registry, LinkEvents& e)
+    : options(std::move(o)),
+      clock(c),
+      events(e),
+      metrics(registry),
+      revocations(options.identity.revocations),
+      setting{clock, revocations, metrics, options.cluster, options.send_window, options.handshake_timeout} {}
+LinkCommon::~LinkCommon() = default;
+
 Shard::Shard(LinkCommon& common, unsigned index)
     : common_(common),
       index_(index),

@@ -70,13 +70,8 @@ class Shard;
 
 // What all shards of one Links share.
 struct LinkCommon {
-  LinkCommon(LinkOptions o, const Clock& c, metrics::Registry& registry, LinkEvents& e)
-      : options(std::move(o)),
-        clock(c),
-        events(e),
-        metrics(registry),
-        revocations(options.identity.revocations),
-        setting{clock, revocations, metrics, options.cluster, options.send_window, options.handshake_timeout} {}
+  LinkCommon(LinkOptions o, const Clock& c, metrics::Registry& registry, LinkEvents& e);
+  ~LinkCommon();
   const LinkOptions options;
   const Clock& clock;
   LinkEvents& events;
