@@ -1,3 +1,4 @@
+// The version that `falaj version` and model lineage name; CHANGELOG.md tells what each one brought.
 #pragma once
 
 namespace falaj::nodes {

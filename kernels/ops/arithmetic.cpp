@@ -313,7 +313,7 @@ Result<KernelPtr> make_extremum_grad(const KernelCall& c) {
     std::vector<Strides> strides;
     for (std::size_t k = 1; k < c.inputs.size(); ++k) strides.push_back(broadcast_strides(c.in(k).shape, out));
     Strides own = row_major(out);
-    return make_kernel([=, rank = out.rank(), n = out.elements()](const Io& io) {
+    return make_kernel([index, max, strides, own, rank = out.rank(), n = out.elements()](const Io& io) {
       const T* dy = io.input<T>(0);
       T* dx = io.output<T>(0);
       for (std::int64_t i = 0; i < n; ++i) {
