@@ -1,0 +1,223 @@
+#include <google/protobuf/io/coded_stream.h>
+#include <google/protobuf/io/zero_copy_stream_impl_lite.h>
+
+#include <algorithm>
+
+#include "kernels/onnx/onnx.hpp"
+#include "kernels/onnx/proto.hpp"
+#include "runtime/base/format.hpp"
+
+namespace falaj::kernels {
+namespace onnx_format {
+
+std::int32_t code_from(DType dtype) {
+  using P = onnx::TensorProto;
+  switch (dtype) {
+    case DType::undefined:
+      return P::UNDEFINED;
+    case DType::f32:
+      return P::FLOAT;
+    case DType::f64:
+      return P::DOUBLE;
+    case DType::i64:
+      return P::INT64;
+    case DType::i32:
+      return P::INT32;
+    case DType::u8:
+      return P::UINT8;
+    case DType::i8:
+      return P::INT8;
+    case DType::boolean:
+      return P::BOOL;
+    case DType::string:
+      return P::STRING;
+    case DType::bf16:
+      return P::BFLOAT16;
+    case DType::f16:
+      return P::FLOAT16;
+    case DType::i16:
+      return P::INT16;
+    case DType::u16:
+      return P::UINT16;
+    case DType::u32:
+      return P::UINT32;
+    case DType::u64:
+      return P::UINT64;
+  }
+  return P::UNDEFINED;
+}
+
+void write_tensor(const Tensor& tensor, onnx::TensorProto& proto) {
+  proto.clear_dims();
+  proto.clear_float_data();
+  proto.clear_int32_data();
+  proto.clear_string_data();
+  proto.clear_int64_data();
+  proto.clear_double_data();
+  proto.clear_uint64_data();
+  proto.clear_raw_data();
+  for (std::int64_t d : tensor.shape()) proto.add_dims(d);
+  proto.set_data_type(code_from(tensor.dtype()));
+  if (tensor.dtype() == DType::string) {
+    for (const auto& text : tensor.data<std::string>()) proto.add_string_data(text);
+  } else {
+    proto.set_raw_data(tensor.raw(), tensor.bytes());
+  }
+}
+
+namespace {
+
+void write_attribute(const std::string& name, const Attribute& value, onnx::AttributeProto& a) {
+  using P = onnx::AttributeProto;
+  a.set_name(name);
+  if (const auto* i = std::get_if<std::int64_t>(&value)) {
+    a.set_type(P::INT);
+    a.set_i(*i);
+  } else if (const auto* f = std::get_if<float>(&value)) {
+    a.set_type(P::FLOAT);
+    a.set_f(*f);
+  } else if (const auto* s = std::get_if<std::string>(&value)) {
+    a.set_type(P::STRING);
+    a.set_s(*s);
+  } else if (const auto* ints = std::get_if<std::vector<std::int64_t>>(&value)) {
+    a.set_type(P::INTS);
+    for (auto v : *ints) a.add_ints(v);
+  } else if (const auto* floats = std::get_if<std::vector<float>>(&value)) {
+    a.set_type(P::FLOATS);
+    for (auto v : *floats) a.add_floats(v);
+  } else if (const auto* strings = std::get_if<std::vector<std::string>>(&value)) {
+    a.set_type(P::STRINGS);
+    for (const auto& v : *strings) a.add_strings(v);
+  } else if (const auto* tensor = std::get_if<Tensor>(&value)) {
+    a.set_type(P::TENSOR);
+    write_tensor(*tensor, *a.mutable_t());
+  }
+}
+
+void write_node(const Node& node, onnx::NodeProto& proto) {
+  proto.set_op_type(node.op);
+  if (!node.domain.empty()) proto.set_domain(node.domain);
+  if (!node.name.empty()) proto.set_name(node.name);
+  for (const auto& input : node.inputs) proto.add_input(input);
+  for (const auto& output : node.outputs) proto.add_output(output);
+  for (const auto& [name, value] : node.attributes) write_attribute(name, value, *proto.add_attribute());
+}
+
+void write_value_info(const ValueInfo& info, onnx::ValueInfoProto& proto) {
+  proto.set_name(info.name);
+  auto& type = *proto.mutable_type()->mutable_tensor_type();
+  type.set_elem_type(code_from(info.dtype));
+  if (!info.has_shape) return;
+  auto& shape = *type.mutable_shape();
+  for (std::size_t i = 0; i < info.shape.rank(); ++i) {
+    auto& dim = *shape.add_dim();
+    if (info.shape[i] >= 0) {
+      dim.set_dim_value(info.shape[i]);
+    } else if (i < info.symbols.size() && !info.symbols[i].empty()) {
+      dim.set_dim_param(info.symbols[i]);
+    }
+  }
+}
+
+// Existing entries keep their place; the others follow by key.
+void write_metadata(const Graph& graph, onnx::ModelProto& model) {
+  auto& entries = *model.mutable_metadata_props();
+  std::map<std::string, std::string, std::less<>> left = graph.metadata;
+  for (int i = 0; i < entries.size();) {
+    auto found = left.find(entries.Get(i).key());
+    if (found == left.end()) {
+      entries.DeleteSubrange(i, 1);
+      continue;
+    }
+    if (entries.Get(i).value() != found->second) entries.Mutable(i)->set_value(found->second);
+    left.erase(found);
+    ++i;
+  }
+  for (const auto& [key, value] : left) {
+    auto& entry = *entries.Add();
+    entry.set_key(key);
+    entry.set_value(value);
+  }
+}
+
+Result<Bytes> serialise(const onnx::ModelProto& model) {
+  std::size_t size = model.ByteSizeLong();
+  if (size > static_cast<std::size_t>(std::numeric_limits<int>::max()))
+    return Error{ErrorCode::unimplemented, format("the model has {} bytes; protobuf writes at most 2 GiB", size)};
+  Bytes bytes(size);
+  google::protobuf::io::ArrayOutputStream array(bytes.data(), static_cast<int>(size));
+  google::protobuf::io::CodedOutputStream stream(&array);
+  stream.SetSerializationDeterministic(true);
+  if (!model.SerializeToCodedStream(&stream)) return failed("the model could not be serialised");
+  return bytes;
+}
+
+bool same_structure(const Graph& a, const Graph& b) {
+  return std::ranges::equal(a.nodes, b.nodes, [](const Node& x, const Node& y) {
+    return x.op == y.op && x.domain == y.domain && x.inputs == y.inputs && x.outputs == y.outputs;
+  });
+}
+
+Result<Bytes> export_imported(const Graph& graph) {
+  FALAJ_ASSIGN(auto model, parse_model(*graph.origin, "the imported model"));
+  FALAJ_ASSIGN(Graph original, read_graph(model));
+  if (!same_structure(graph, original))
+    return invalid("the graph's nodes were changed after it was imported: clear its origin to export it as a new model");
+  for (auto& proto : *model.mutable_graph()->mutable_initializer()) {
+    auto now = graph.initializers.find(proto.name());
+    if (now == graph.initializers.end()) return invalid(format("initialiser '{}' of the imported model is missing", proto.name()));
+    const Tensor& before = original.initializers.at(proto.name());
+    if (now->second.dtype() != before.dtype() || now->second.shape() != before.shape()) {
+      return invalid(format("initialiser '{}' was {}{} and is {}{}: an imported model keeps its types", proto.name(),
+                            to_string(before.dtype()), to_string(before.shape()), to_string(now->second.dtype()),
+                            to_string(now->second.shape())));
+    }
+    if (!equal_bits(now->second, before)) write_tensor(now->second, proto);
+  }
+  if (graph.initializers.size() != original.initializers.size())
+    return invalid("initialisers were added after the model was imported: clear its origin to export it as a new model");
+  write_metadata(graph, model);
+  return serialise(model);
+}
+
+Result<Bytes> export_new(const Graph& graph) {
+  FALAJ_TRY(validate(graph));
+  onnx::ModelProto model;
+  model.set_ir_version(8);
+  model.set_producer_name("falaj");
+  std::set<std::string, std::less<>> domains = {""};
+  FALAJ_ASSIGN(auto order, topological_order(graph));
+  auto& proto = *model.mutable_graph();
+  proto.set_name(graph.name.empty() ? "graph" : graph.name);
+  for (std::size_t at : order) {
+    const Node& node = graph.nodes[at];
+    if (node.domain == kFalaj)
+      return invalid(format("{}: ops of domain '{}' are for training and cannot be exported", describe(node), kFalaj));
+    domains.insert(node.domain);
+    write_node(node, *proto.add_node());
+  }
+  for (const auto& domain : domains) {
+    if (graph.opset(domain) < 1) return invalid(format("the graph uses domain '{}' but names no opset of it", domain));
+    auto& opset = *model.add_opset_import();
+    opset.set_domain(domain);
+    opset.set_version(graph.opset(domain));
+  }
+  for (const auto& [name, value] : graph.initializers) {
+    auto& tensor = *proto.add_initializer();
+    tensor.set_name(name);
+    write_tensor(value, tensor);
+  }
+  for (const auto& input : graph.inputs) write_value_info(input, *proto.add_input());
+  for (const auto& output : graph.outputs) write_value_info(output, *proto.add_output());
+  write_metadata(graph, model);
+  return serialise(model);
+}
+
+}  // namespace
+}  // namespace onnx_format
+
+Result<Bytes> export_onnx(const Graph& graph) {
+  return graph.origin != nullptr ? onnx_format::export_imported(graph) : onnx_format::export_new(graph);
+}
+
+}  // namespace falaj::kernels
