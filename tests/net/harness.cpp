@@ -8,7 +8,9 @@
 #include <sys/time.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdlib>
+#include <cstring>
 
 namespace falaj::net::testing {
 
@@ -137,16 +139,18 @@ RawPeer::RawPeer(std::uint16_t port) {
 RawPeer::RawPeer(std::uint16_t port, const Identity& identity) : RawPeer(port) {
   auto* context = SSL_CTX_new(TLS_client_method());
   context_ = context;
-  BIO* bio = BIO_new_mem_buf(identity.certificate_pem.data(), static_cast<int>(identity.certificate_pem.size()));
-  X509* certificate = PEM_read_bio_X509(bio, nullptr, nullptr, nullptr);
-  BIO_free(bio);
-  bio = BIO_new_mem_buf(identity.key_pem.data(), static_cast<int>(identity.key_pem.size()));
-  EVP_PKEY* key = PEM_read_bio_PrivateKey(bio, nullptr, nullptr, nullptr);
-  BIO_free(bio);
-  SSL_CTX_use_certificate(context, certificate);
-  SSL_CTX_use_PrivateKey(context, key);
-  X509_free(certificate);
-  EVP_PKEY_free(key);
+  if (!identity.certificate_pem.empty()) {
+    BIO* bio = BIO_new_mem_buf(identity.certificate_pem.data(), static_cast<int>(identity.certificate_pem.size()));
+    X509* certificate = PEM_read_bio_X509(bio, nullptr, nullptr, nullptr);
+    BIO_free(bio);
+    bio = BIO_new_mem_buf(identity.key_pem.data(), static_cast<int>(identity.key_pem.size()));
+    EVP_PKEY* key = PEM_read_bio_PrivateKey(bio, nullptr, nullptr, nullptr);
+    BIO_free(bio);
+    SSL_CTX_use_certificate(context, certificate);
+    SSL_CTX_use_PrivateKey(context, key);
+    X509_free(certificate);
+    EVP_PKEY_free(key);
+  }
   SSL* ssl = SSL_new(context);
   SSL_set_fd(ssl, fd_);
   if (SSL_connect(ssl) == 1) {
@@ -193,6 +197,16 @@ Message RawPeer::read_hello() {
     std::memcpy(&words, bytes.data() + 4, 4);
     const std::size_t size = 8 + 8ULL * words;
     if (bytes.size() >= size) return message_from_bytes(TypeId(capnp::typeId<messages::Hello>()), ByteView(bytes).first(size)).value();
+  }
+}
+
+std::string RawPeer::read_all() {
+  std::string all;
+  char buffer[4096];
+  for (;;) {
+    const int count = ssl_ == nullptr ? 0 : SSL_read(static_cast<SSL*>(ssl_), buffer, sizeof buffer);
+    if (count <= 0) return all;
+    all.append(buffer, static_cast<std::size_t>(count));
   }
 }
 

@@ -95,7 +95,7 @@ std::string text_of(const Message& message);
 // A blocking TLS client with a certificate of its own choosing. Reads time out after kPatience.
 class RawPeer {
  public:
-  RawPeer(std::uint16_t port, const Identity& identity);  // TLS handshake included; connected() tells
+  RawPeer(std::uint16_t port, const Identity& identity);  // TLS handshake included; connected() tells. Empty: no certificate
   explicit RawPeer(std::uint16_t port);                   // TCP only
   ~RawPeer();
   RawPeer(const RawPeer&) = delete;
@@ -104,9 +104,10 @@ class RawPeer {
   bool write(ByteView bytes);        // over TLS
   bool write_plain(ByteView bytes);  // under TLS
   bool hello(const std::function<void(messages::Hello::Builder)>& fill);
-  [[nodiscard]] Message read_hello();   // empty when the connection closed
-  [[nodiscard]] bool closed_by_peer();  // waits for it
-  void reset();                         // closes with RST
+  [[nodiscard]] Message read_hello();    // empty when the connection closed
+  [[nodiscard]] bool closed_by_peer();   // waits for it
+  [[nodiscard]] std::string read_all();  // until the connection closes
+  void reset();                          // closes with RST
 
  private:
   int fd_ = -1;

@@ -86,11 +86,17 @@ class JsonWriter {
       }
     }
     char buffer[40];
-    const auto end = std::to_chars(buffer, buffer + sizeof buffer, value).ptr;
+    char* end = nullptr;
+    if constexpr (std::floating_point<T>) {
+      // Without an exponent many readers take it for an integer, and one of more than 64 bits for an error.
+      end = std::abs(value) >= T(1e15) ? std::to_chars(buffer, buffer + sizeof buffer, value, std::chars_format::scientific).ptr
+                                       : std::to_chars(buffer, buffer + sizeof buffer, value).ptr;
+    } else {
+      end = std::to_chars(buffer, buffer + sizeof buffer, value).ptr;
+    }
     out_.append(buffer, end);
     return *this;
   }
-  void quote(std::string_view text);
 
   std::string out_;
   bool comma_ = false;
