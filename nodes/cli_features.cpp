@@ -1,16 +1,11 @@
 // features ingest|get|count|snapshot|erase.
-#include <atomic>
-#include <condition_variable>
-#include <mutex>
-
-#include "actors/features/csv.hpp"
 #include "actors/features/front.hpp"
 #include "messages/control.capnp.h"
 #include "messages/envelope.capnp.h"
 #include "messages/features.capnp.h"
 #include "messages/json.hpp"
 #include "nodes/cli.hpp"
-#include "nodes/progress.hpp"
+#include "nodes/ingest.hpp"
 #include "runtime/base/format.hpp"
 
 namespace falaj::nodes {
@@ -18,8 +13,6 @@ namespace {
 
 using namespace messages;
 using falaj::ErrorCode;
-
-constexpr std::size_t kBatchesInFlight = 8;
 
 struct FeatureArguments {
   std::string view;
@@ -39,74 +32,12 @@ Result<View<ResourceRecord>> view_record(Cli& cli, const std::string& name) {
                                      }));
 }
 
-// Keeps a few batches on their way; the first error ends it.
-class BatchSender {
- public:
-  explicit BatchSender(Client& client) : client_(client) {}
-  Status send(const Message& batch) {
-    {
-      std::unique_lock lock(mutex_);
-      changed_.wait(lock, [this] { return in_flight_ < kBatchesInFlight || failure_; });
-      if (failure_) return *failure_;
-      ++in_flight_;
-    }
-    client_.ask_async(features::kFront, batch, std::chrono::seconds(30), [this](const Result<Message>& answer) { done(answer); });
-    return {};
-  }
-  Status finish() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return in_flight_ == 0; });
-    if (failure_) return *failure_;
-    return {};
-  }
-
- private:
-  void done(const Result<Message>& answer) {
-    {
-      const std::scoped_lock lock(mutex_);
-      --in_flight_;
-      if (!answer && !failure_) failure_ = answer.error();
-    }
-    changed_.notify_all();
-  }
-  Client& client_;
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::size_t in_flight_ = 0;
-  std::optional<Error> failure_;
-};
-
-// Two passes: the whole file is good before the first row is sent.
 Status do_ingest(Cli& cli, const FeatureArguments& a) {
   FALAJ_ASSIGN(auto* client, cli.client());
   FALAJ_ASSIGN(const auto record, view_record(cli, a.view));
-  const auto view = record->getResource().getFeatureView();
-  FALAJ_ASSIGN(auto first, features::bytes_of_file(a.file));
-  FALAJ_ASSIGN(const auto summary, features::check_csv(std::move(first), a.file, view));
-  for (const auto& column : summary.ignored) print(format("note: column '{}' is not in the view and is left out", column));
-  FALAJ_ASSIGN(auto second, features::bytes_of_file(a.file));
-  BatchSender sender(*client);
-  Progress progress("ingest", summary.rows);
-  std::vector<features::CsvRow> rows;
-  std::uint64_t sent = 0;
-  const auto flush = [&]() -> Status {
-    if (rows.empty()) return {};
-    FALAJ_TRY(sender.send(features::put_rows(tenant_of(cli), a.view, rows)));
-    sent += rows.size();
-    progress.at(sent);
-    rows.clear();
-    return {};
-  };
-  const auto read = features::read_csv(std::move(second), a.file, view, {}, [&](features::CsvRow&& row) -> Status {
-    rows.push_back(std::move(row));
-    return rows.size() == limits::kRowsPerBatch ? flush() : Status{};
-  });
-  auto flushed = read ? flush() : Status(read.error());
-  const auto finished = sender.finish();
-  FALAJ_TRY(std::move(flushed));
-  if (!finished) return finished.error();
-  progress.end();
-  print(format("{} rows stored in '{}'", sent, a.view));
+  FALAJ_ASSIGN(const auto summary, ingest_csv(*client, record->getResource().getFeatureView(), a.file));
+  for (const auto& column : summary.ignored) print(format("note: column '{}' is not in the view and was left out", column));
+  print(format("{} rows stored in '{}'", summary.rows, a.view));
   return {};
 }
 
