@@ -32,7 +32,7 @@ struct ProcessEnded {
   how @2 :Text;
 }
 
-struct Placement {
+struct ActorPlacement {
   # control/resources keeps one for each actor that it placed (key placement/<actor name>): what is wanted, before it is made so.
   node @0 :Text;
   actor @1 :C.ActorSpec;

@@ -37,9 +37,9 @@ void Placer::load() {
   const auto listing = store_.list(kPrefix);
   if (!listing.has_value()) throw std::runtime_error(listing.error().message);
   for (const auto& item : listing->items) {
-    const auto stored = message_from_bytes(TypeId(capnp::typeId<Placement>()), item.value);
+    const auto stored = message_from_bytes(TypeId(capnp::typeId<ActorPlacement>()), item.value);
     if (!stored.has_value()) throw std::runtime_error(item.key + ": " + stored.error().message);
-    const auto placement = stored->open<Placement>();
+    const auto placement = stored->open<ActorPlacement>();
     if (!placement.has_value()) throw std::runtime_error(item.key + ": " + placement.error().message);
     const auto actor = (*placement)->getActor();
     Placed placed;
@@ -137,8 +137,8 @@ Task<Status> Placer::place(Context& ctx, Message record, Target target, std::uin
         replica.setIndex(index);
       },
       128);
-  const auto stored = Message::build<Placement>(
-      [&](Placement::Builder b) {
+  const auto stored = Message::build<ActorPlacement>(
+      [&](ActorPlacement::Builder b) {
         b.setNode(node);
         b.setActor(placed.spec.view<EnsureActor>()->getActor());
       },

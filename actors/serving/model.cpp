@@ -65,7 +65,8 @@ Result<std::int64_t> check_input(const TensorSpec& spec, messages::Tensor::Reade
     return invalid(format("input '{}' is {}, the model takes {}", spec.name, type_name(tensor.getType()), type_name(spec.type)));
   }
   const auto shape = tensor.getShape();
-  std::vector<std::int64_t> given(shape.begin(), shape.end());
+  std::vector<std::int64_t> given;
+  for (const auto dim : shape) given.push_back(dim);
   bool fits = given.size() == spec.shape.size();
   std::int64_t elements = 1;
   for (std::size_t i = 0; i < given.size() && fits; ++i) {
