@@ -24,13 +24,6 @@ constexpr std::size_t kManifestBytesMax = 256U << 20;
 constexpr std::array<std::uint8_t, 4> kChunkMagic = {'F', 'J', 'C', 'K'};
 constexpr std::array<std::uint8_t, 4> kManifestMagic = {'F', 'J', 'M', 'F'};
 
-Digest id_of(const Digest& content, const ArtifactMeta& meta) {
-  Sha256 sha;
-  sha.update(make_aad({as_bytes("falaj/artifact/1"), content.view(), as_bytes(meta.media_type), as_bytes(meta.tenant),
-                       as_bytes(meta.purpose), as_bytes(meta.residency)}));
-  return sha.finish();
-}
-
 fs::path fan_out(const fs::path& dir, const Digest& digest) {
   const auto name = digest.hex();
   return dir / name.substr(0, 2) / name.substr(2);
@@ -248,7 +241,7 @@ class ArtifactWriterImpl final : public ArtifactWriter {
     if (!buffer_.empty()) FALAJ_TRY(flush());
     over_ = true;
     manifest_.digest = whole_.finish();
-    manifest_.id = id_of(manifest_.digest, manifest_.meta);
+    manifest_.id = ArtifactStore::id_of(manifest_.digest, manifest_.meta);
     manifest_.created = state_.clock.wall();
     FALAJ_TRY(state_.store_manifest(manifest_));
     return state_.load_manifest(manifest_.id);  // the one that was first, where there was one; and read back what was written
@@ -503,7 +496,7 @@ Status ArtifactStore::write_chunk(const Digest& digest, ByteView plain) {
 }
 
 Status ArtifactStore::adopt(const Manifest& manifest) {
-  if (manifest.id != id_of(manifest.digest, manifest.meta))
+  if (manifest.id != ArtifactStore::id_of(manifest.digest, manifest.meta))
     return invalid(format("manifest {}: its name does not follow from its content", manifest.id.hex()));
   std::uint64_t total = 0;
   for (const auto& chunk : manifest.chunks) {
@@ -523,6 +516,13 @@ Status ArtifactStore::adopt(const Manifest& manifest) {
   auto status = attempt();
   state_->unpin(manifest.chunks);
   return status;
+}
+
+Digest ArtifactStore::id_of(const Digest& content, const ArtifactMeta& meta) {
+  Sha256 sha;
+  sha.update(make_aad({as_bytes("falaj/artifact/1"), content.view(), as_bytes(meta.media_type), as_bytes(meta.tenant),
+                       as_bytes(meta.purpose), as_bytes(meta.residency)}));
+  return sha.finish();
 }
 
 Bytes ArtifactStore::encode(const Manifest& manifest) {

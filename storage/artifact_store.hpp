@@ -96,7 +96,8 @@ class ArtifactStore {
   [[nodiscard]] Result<Bytes> read_chunk(const Digest& digest);
   [[nodiscard]] Status write_chunk(const Digest& digest, ByteView plain);  // invalid: the bytes are not what the name says
   [[nodiscard]] Status adopt(const Manifest& manifest);
-  [[nodiscard]] static Bytes encode(const Manifest& manifest);  // Cap'n Proto, messages/storage.capnp
+  [[nodiscard]] static Digest id_of(const Digest& content, const ArtifactMeta& meta);  // what a manifest's id must be
+  [[nodiscard]] static Bytes encode(const Manifest& manifest);                         // Cap'n Proto, messages/storage.capnp
   [[nodiscard]] static Result<Manifest> decode(ByteView bytes);
 
   [[nodiscard]] Status rewrap();  // after a rotation of the KEK
