@@ -11,7 +11,7 @@
 #include "actors/governance/refusals.hpp"
 #include "messages/governance.capnp.h"
 #include "runtime/host/actor.hpp"
-#include "storage/kv.hpp"
+#include "storage/sealed_kv.hpp"
 
 namespace falaj::governance {
 
@@ -19,7 +19,7 @@ constexpr std::string_view kAudit = "governance/audit";
 constexpr std::string_view kLog = "governance/log";
 
 struct AuditOptions {
-  std::shared_ptr<storage::Kv> spool;      // a SealedKv in production; uses its table "audit.spool" (not hashed: scanned in order)
+  std::shared_ptr<storage::Kv> spool;      // a SealedKv in production, opened with add_audit_tables()
   std::shared_ptr<RefusalQueue> refusals;  // may be null
   Incarnation incarnation;                 // of the node: greater with each start
   std::size_t entries_max = 100'000;       // in the spool
@@ -40,7 +40,9 @@ void audit_tell(Context& ctx, const AuditRecord& record);
 // Waits until it is on this node's disk. not_found: this node has no governance/audit.
 Task<Status> audit_ask(Context& ctx, AuditRecord record);
 
-// Name of the spool's table, for SealedOptions: {hash_keys = false, clear_prefix = 16}.
+// The spool's tables, for the SealedKv that holds them: entries are sealed, their order is not.
 constexpr std::string_view kSpoolTable = "audit.spool";
+constexpr std::string_view kSequenceTable = "audit.sequence";
+void add_audit_tables(storage::SealedOptions& options);
 
 }  // namespace falaj::governance

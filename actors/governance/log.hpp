@@ -14,9 +14,20 @@ struct LogOptions {
   std::shared_ptr<storage::AuditLog> log;
   std::filesystem::path dir;             // of the log, to read it back
   storage::KeyProvider* keys = nullptr;  // outlives the actor
-  std::shared_ptr<storage::Kv> marks;    // may be null: then the whole log is read at the start. Table "audit.marks"
-  std::uint64_t marks_every = 4096;      // entries between two savings of the marks
+  std::shared_ptr<storage::Kv>
+      marks;  // may be null: then the whole log is read at the start. Table "audit.marks", in clear: names of nodes and numbers
+  std::uint64_t marks_every = 4096;  // entries between two savings of the marks
 };
 ChildSpec log(LogOptions options);
+
+// An entry's request in the stored log is "<trace>@<node>/<incarnation>/<sequence>".
+struct Origin {
+  std::string request;
+  std::string node;
+  std::uint64_t incarnation = 0;
+  std::uint64_t sequence = 0;
+};
+std::string stored_request(const Origin& origin);
+Origin origin_of(std::string_view stored);  // without a node where there is none: entries of the log about itself
 
 }  // namespace falaj::governance
