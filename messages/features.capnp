@@ -33,8 +33,7 @@ struct PutRows $A.verb("features.write") {
 }
 
 struct PutRowsReply {
-  written @0 :UInt64;  # rows that are on disk now
-  stale @1 :UInt64;    # rows for which an equal or newer event time was there; also after a retry whose first try had worked
+  written @0 :UInt64;  # rows that are on disk now, or were there already with an equal or newer event time
 }
 
 struct GetFeatures $A.verb("features.read") {

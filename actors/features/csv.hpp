@@ -64,15 +64,17 @@ class CsvRecords {
   [[nodiscard]] std::uint64_t bytes() const { return consumed_; }
 
  private:
-  static constexpr int kEnd = -1;
-  Status fill();
-  Result<int> peek();
-  void take(int c);
-  Result<bool> read_field(CsvField& field);
-  Status read_quoted(CsvField& field);
-  Status read_plain(CsvField& field);
-  bool append(CsvField& field, char c);
-  Status skip_line();
+  bool fill();  // false: the end, or the source failed
+  int peek() { return at_ < filled_ || fill() ? static_cast<unsigned char>(buffer_[at_]) : -1; }
+  void take();
+  void end_line(int c);
+  void skip_mark();
+  void read_record();
+  void read_field(CsvField& field);
+  void read_quoted(CsvField& field);
+  void read_plain(CsvField& field);
+  void append(CsvField& field, std::string_view piece);
+  void skip_line();
   void blame(std::uint64_t line, std::uint64_t column, std::string what, bool fatal = false);
 
   ByteSource source_;
@@ -85,6 +87,7 @@ class CsvRecords {
   bool started_ = false;
   bool over_ = false;
   bool bad_ = false;
+  Status source_status_;
   std::uint64_t consumed_ = 0;
   std::uint64_t line_ = 1;
   std::uint64_t column_ = 1;

@@ -1,5 +1,5 @@
 // The content of a training snapshot: a SnapshotHeader, then SnapshotBlocks, each a message in stream framing. The same rows in
-// the same order under the same view give the same bytes: blocks hold limits::kRowsPerBatch rows but the last, and nothing in
+// the same order under the same view give the same bytes: blocks are cut by counting rows and bytes, and nothing in
 // them depends on when or how the rows were read. Writer and reader are pure and hold one block.
 #pragma once
 #include <functional>
@@ -37,6 +37,8 @@ class SnapshotWriter {
   void emit(const Message& message);
 
   std::vector<Held> block_;
+  std::size_t held_bytes_ = 0;
+  bool finished_ = false;
   std::uint64_t rows_ = 0;
   Bytes buffer_;
   std::size_t taken_ = 0;

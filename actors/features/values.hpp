@@ -5,6 +5,7 @@
 #include "messages/features.capnp.h"
 #include "messages/message.hpp"
 #include "messages/resources.capnp.h"
+#include "runtime/base/limits.hpp"
 #include "runtime/base/result.hpp"
 #include "storage/feature_rows.hpp"
 
