@@ -7,7 +7,22 @@
 namespace falaj::kernels::onnx_format {
 namespace {
 
-enum class Message : std::uint8_t { blob, model, graph, node, attribute, tensor, sparse, value, type, shape, function, pairs };
+enum class Message : std::uint8_t {
+  blob,
+  model,
+  graph,
+  node,
+  attribute,
+  tensor,
+  sparse,
+  value,
+  type,
+  tensor_type,
+  sequence_type,
+  map_type,
+  function,
+  pairs
+};
 
 // Which field of which message holds which message (field numbers of onnx.proto); everything else is a blob.
 Message inside(Message outer, std::uint64_t field) {
@@ -59,9 +74,15 @@ Message inside(Message outer, std::uint64_t field) {
     case Message::value:
       return field == 2 ? Message::type : Message::blob;
     case Message::type:
-      return field == 1 || field == 4 || field == 5 || field == 8 || field == 9 ? Message::shape : Message::blob;
-    case Message::shape:
-      return Message::shape;  // tensor type, its shape, its dimensions: all short
+      return field == 1 || field == 8   ? Message::tensor_type
+             : field == 4 || field == 9 ? Message::sequence_type
+             : field == 5               ? Message::map_type
+                                        : Message::blob;
+    case Message::sequence_type:
+      return field == 1 ? Message::type : Message::blob;
+    case Message::map_type:
+      return field == 2 ? Message::type : Message::blob;
+    case Message::tensor_type:  // its shape: short, and its dimensions hold names, which are no messages
     case Message::pairs:
     case Message::blob:
       return Message::blob;
