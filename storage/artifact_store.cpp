@@ -166,10 +166,8 @@ struct ArtifactStore::State {
   }
 
   Status store_chunk(const Digest& digest, ByteView plain) {
-    const auto path = chunk_path(digest);
-    std::error_code ignored;
-    if (fs::exists(path, ignored)) return {};
-    return store_file(path, kChunkMagic, digest, pack(plain, options.zstd_level));
+    if (load_chunk(digest)) return {};  // there and whole; a damaged one is replaced
+    return store_file(chunk_path(digest), kChunkMagic, digest, pack(plain, options.zstd_level));
   }
 
   Result<Bytes> load_chunk(const Digest& digest) {
@@ -198,10 +196,8 @@ struct ArtifactStore::State {
   }
 
   Status store_manifest(const Manifest& manifest) {
-    const auto path = manifest_path(manifest.id);
-    std::error_code ignored;
-    if (fs::exists(path, ignored)) return {};
-    return store_file(path, kManifestMagic, manifest.id, ArtifactStore::encode(manifest));
+    if (load_manifest(manifest.id)) return {};
+    return store_file(manifest_path(manifest.id), kManifestMagic, manifest.id, ArtifactStore::encode(manifest));
   }
 
   void pin(const Digest& digest) {

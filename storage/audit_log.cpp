@@ -457,10 +457,7 @@ Result<PublicKey> public_key_of(const fs::path& dir, const std::optional<std::st
   return out;
 }
 
-bool writer_lives(const fs::path& dir) {
-  const auto lock = DirLock::take(dir, "LOCK", DirLock::Kind::shared);
-  return !lock && lock.error().code == ErrorCode::conflict;
-}
+bool writer_lives(const fs::path& dir) { return DirLock::is_taken(dir, "LOCK"); }
 
 std::optional<std::string> judge_head(const audit::Record& record, const PublicKey& key) {
   const auto head = audit::decode_head(record.body);

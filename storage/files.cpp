@@ -1,7 +1,6 @@
 #include "storage/files.hpp"
 
 #include <fcntl.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -118,23 +117,42 @@ Status replace_file(const fs::path& path, ByteView bytes, const fs::path& temp_d
   return sync_dir(path.has_parent_path() ? path.parent_path() : fs::path("."));
 }
 
+namespace {
+
+// Open-file-description locks: they belong to the open file, not to the process, so two opens in one process exclude each other
+// too, and they can be asked about without being taken.
+int lock_file(int fd, short type, bool wait) {
+  struct flock how{};
+  how.l_type = type;
+  how.l_whence = SEEK_SET;
+  int rc = 0;
+  do {
+    rc = ::fcntl(fd, wait ? F_OFD_SETLKW : F_OFD_SETLK, &how);
+  } while (rc != 0 && errno == EINTR);
+  return rc == 0 ? 0 : errno;
+}
+
+bool is_busy(int code) { return code == EAGAIN || code == EACCES; }
+
+std::string owner_of(int fd) {
+  char pid[24] = {};
+  const auto n = ::pread(fd, pid, sizeof(pid) - 1, 0);
+  std::string owner = n > 0 ? std::string(pid, static_cast<std::size_t>(n)) : std::string();
+  while (!owner.empty() && owner.back() == '\n') owner.pop_back();
+  return owner.empty() ? "?" : owner;
+}
+
+}  // namespace
+
 Result<DirLock> DirLock::take(const fs::path& dir, std::string_view name, Kind kind, Wait wait) {
   DirLock lock;
   lock.path_ = dir / name;
   FALAJ_ASSIGN(lock.fd_, open_file(lock.path_, O_RDWR | O_CREAT));
-  const int how = (kind == Kind::exclusive ? LOCK_EX : LOCK_SH) | (wait == Wait::no ? LOCK_NB : 0);
-  int rc = 0;
-  do {
-    rc = ::flock(lock.fd_.get(), how);
-  } while (rc != 0 && errno == EINTR);
-  if (rc != 0) {
-    if (errno != EWOULDBLOCK) return errno_error(errno, "lock", lock.path_);
-    char pid[24] = {};
-    const auto n = ::pread(lock.fd_.get(), pid, sizeof(pid) - 1, 0);
-    std::string owner = n > 0 ? std::string(pid, static_cast<std::size_t>(n)) : "?";
-    while (!owner.empty() && owner.back() == '\n') owner.pop_back();
+  const int code = lock_file(lock.fd_.get(), kind == Kind::exclusive ? F_WRLCK : F_RDLCK, wait == Wait::yes);
+  if (code != 0 && !is_busy(code)) return errno_error(code, "lock", lock.path_);
+  if (code != 0) {
     return error(ErrorCode::conflict, format("{} is in use by process {}: stop that one first, or use another directory", dir.string(),
-                                             owner.empty() ? "?" : owner));
+                                             owner_of(lock.fd_.get())));
   }
   if (kind == Kind::exclusive) {
     const auto text = std::to_string(::getpid()) + "\n";
@@ -145,16 +163,23 @@ Result<DirLock> DirLock::take(const fs::path& dir, std::string_view name, Kind k
   return lock;
 }
 
+bool DirLock::is_taken(const fs::path& dir, std::string_view name) {
+  const auto fd = open_file(dir / name, O_RDONLY);
+  struct flock how{};
+  how.l_type = F_WRLCK;
+  how.l_whence = SEEK_SET;
+  return fd && ::fcntl(fd->get(), F_OFD_GETLK, &how) == 0 && how.l_type != F_UNLCK;
+}
+
 Status DirLock::upgrade() {
-  if (::flock(fd_.get(), LOCK_EX | LOCK_NB) == 0) return {};
-  const int code = errno;
-  ::flock(fd_.get(), LOCK_SH);  // a failed conversion has let go of the shared lock
-  if (code != EWOULDBLOCK) return errno_error(code, "lock", path_);
+  const int code = lock_file(fd_.get(), F_WRLCK, false);
+  if (code == 0) return {};
+  if (!is_busy(code)) return errno_error(code, "lock", path_);
   return error(ErrorCode::overloaded,
                format("{}: another process uses this store; try again when it is done", path_.parent_path().string()));
 }
 
-void DirLock::downgrade() noexcept { ::flock(fd_.get(), LOCK_SH); }
+void DirLock::downgrade() noexcept { lock_file(fd_.get(), F_RDLCK, false); }
 
 Error newer_format(std::string_view what, std::uint32_t found, std::uint32_t known) {
   return error(ErrorCode::unimplemented,

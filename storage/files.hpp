@@ -41,12 +41,13 @@ inline Status replace_file(const std::filesystem::path& path, ByteView bytes, un
   return replace_file(path, bytes, path.parent_path(), mode);
 }
 
-// flock on <dir>/<name>: exclusive names its owner's pid in the file, for the one who is refused.
+// A lock on the file <dir>/<name>: exclusive names its owner's pid in it, for the one who is refused.
 class DirLock {
  public:
   enum class Kind : unsigned char { exclusive, shared };
   enum class Wait : unsigned char { no, yes };
   [[nodiscard]] static Result<DirLock> take(const std::filesystem::path& dir, std::string_view name, Kind kind, Wait wait = Wait::no);
+  [[nodiscard]] static bool is_taken(const std::filesystem::path& dir, std::string_view name);  // by anybody; takes nothing
   // shared -> exclusive, where no other process holds it; otherwise `overloaded`, still shared.
   [[nodiscard]] Status upgrade();
   void downgrade() noexcept;

@@ -280,8 +280,9 @@ class SealedRead final : public ReadTxn {
 
 class SealedWrite final : public WriteTxn {
  public:
-  SealedWrite(SealedKv& kv, std::unique_ptr<WriteTxn> inner, std::uint64_t epoch)
-      : kv_(kv), inner_(std::move(inner)), ops_{kv, *inner_, epoch} {}
+  SealedWrite(SealedKv& kv, std::unique_lock<std::mutex> writer, std::unique_ptr<WriteTxn> inner)
+      : kv_(kv), writer_(std::move(writer)), inner_(std::move(inner)), ops_{kv, *inner_, kv.subjects_->now()} {}
+  ~SealedWrite() override { finish(); }
 
   Result<std::optional<Value>> get(std::string_view table, ByteView key) override {
     FALAJ_TRY(not_keys(table));
@@ -344,6 +345,18 @@ class SealedWrite final : public WriteTxn {
   }
 
   Status commit() override {
+    auto status = commit_held();
+    if (writer_.owns_lock()) writer_.unlock();
+    return status;
+  }
+  void abort() noexcept override { finish(); }
+
+ private:
+  void finish() noexcept {
+    inner_->abort();
+    if (writer_.owns_lock()) writer_.unlock();
+  }
+  Status commit_held() {
     auto status = inner_->commit();
     // Also after an error: whether it reached the disk may be unknown, and a forgotten cache entry costs one read.
     for (const auto& id : erased_) kv_.subjects_->erase(id);
@@ -355,9 +368,6 @@ class SealedWrite final : public WriteTxn {
     for (const auto& [id, key] : made_) kv_.subjects_->insert(id, key, ops_.epoch + (erased_.empty() ? 0 : erased_.size()));
     return {};
   }
-  void abort() noexcept override { inner_->abort(); }
-
- private:
   // Messages are counted ahead in blocks, so that a crash can only make the count too high.
   Status count_message() {
     if (++kv_.sealed_ > kv_.reserved_ && !ring_stored_) {
@@ -389,6 +399,7 @@ class SealedWrite final : public WriteTxn {
   }
 
   SealedKv& kv_;
+  std::unique_lock<std::mutex> writer_;
   std::unique_ptr<WriteTxn> inner_;
   SealedOps ops_;
   std::unordered_map<SubjectId, SubjectKey, HashId> made_;
@@ -443,21 +454,24 @@ Result<std::unique_ptr<ReadTxn>> SealedKv::read() {
 }
 
 Result<std::unique_ptr<WriteTxn>> SealedKv::write() {
+  std::unique_lock writer(writer_);
   FALAJ_ASSIGN(auto inner, inner_.write());
-  return std::unique_ptr<WriteTxn>(std::make_unique<SealedWrite>(*this, std::move(inner), subjects_->now()));
+  return std::unique_ptr<WriteTxn>(std::make_unique<SealedWrite>(*this, std::move(writer), std::move(inner)));
 }
 
 Result<bool> SealedKv::erase_subject(ByteView subject) {
+  std::unique_lock writer(writer_);
   FALAJ_ASSIGN(auto inner, inner_.write());
-  SealedWrite txn(*this, std::move(inner), subjects_->now());
+  SealedWrite txn(*this, std::move(writer), std::move(inner));
   FALAJ_ASSIGN(const bool known, txn.erase_subject(subject));
   FALAJ_TRY(txn.commit());
   return known;
 }
 
 Status SealedKv::rotate_key() {
+  std::unique_lock writer(writer_);
   FALAJ_ASSIGN(auto inner, inner_.write());
-  SealedWrite txn(*this, std::move(inner), subjects_->now());
+  SealedWrite txn(*this, std::move(writer), std::move(inner));
   ring_dirty_ = true;
   FALAJ_TRY(ring_->rotate());
   FALAJ_TRY(ring_->reserve(kReserve));
@@ -466,8 +480,9 @@ Status SealedKv::rotate_key() {
 }
 
 Status SealedKv::rewrap() {
+  std::unique_lock writer(writer_);
   FALAJ_ASSIGN(auto inner, inner_.write());
-  SealedWrite txn(*this, std::move(inner), subjects_->now());
+  SealedWrite txn(*this, std::move(writer), std::move(inner));
   ring_dirty_ = true;
   FALAJ_TRY(ring_->rewrap());
   FALAJ_TRY(ring_->reserve(kReserve));

@@ -16,6 +16,7 @@
 //    backups should leave out the table "keys" and keep that apart, for a short time.
 #pragma once
 #include <atomic>
+#include <mutex>
 
 #include "storage/digest.hpp"
 #include "storage/kv.hpp"
@@ -73,7 +74,10 @@ class SealedKv final : public Kv {
   std::unique_ptr<Keyring> ring_;
   std::unique_ptr<HmacKey> index_;
   std::unique_ptr<Subjects> subjects_;
-  // Touched by the one writer only:
+  // Held through a write transaction and what follows its commit in memory (caches, counts): the store below lets the next writer
+  // in before that.
+  std::mutex writer_;
+  // Under writer_:
   std::uint64_t sealed_ = 0;    // messages since open
   std::uint64_t reserved_ = 0;  // of them covered by what the ring on disk has counted
   bool ring_dirty_ = false;     // the ring in memory is newer than the one on disk

@@ -1,6 +1,7 @@
 #include "runtime/base/bytes.hpp"
 
 #include <array>
+#include <cstring>
 
 namespace falaj {
 namespace {
@@ -80,8 +81,28 @@ Result<Bytes> from_base64url(std::string_view text) {
   return out;
 }
 
+#if defined(__x86_64__)
+// The processor's own instruction for this polynomial, where it has it: ten times the table.
+__attribute__((target("sse4.2"))) static std::uint32_t crc32c_fast(ByteView bytes, std::uint32_t crc) noexcept {
+  std::uint64_t wide = crc;
+  while (bytes.size() >= 8) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, bytes.data(), 8);
+    wide = __builtin_ia32_crc32di(wide, word);
+    bytes = bytes.subspan(8);
+  }
+  crc = static_cast<std::uint32_t>(wide);
+  for (const auto b : bytes) crc = __builtin_ia32_crc32qi(crc, b);
+  return crc;
+}
+#endif
+
 std::uint32_t crc32c(ByteView bytes, std::uint32_t seed) noexcept {
   std::uint32_t crc = ~seed;
+#if defined(__x86_64__)
+  static const bool fast = __builtin_cpu_supports("sse4.2") != 0;
+  if (fast) return ~crc32c_fast(bytes, crc);
+#endif
   for (const auto b : bytes) crc = kCrcTable[(crc ^ b) & 255] ^ crc >> 8;
   return ~crc;
 }

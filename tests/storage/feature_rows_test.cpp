@@ -5,6 +5,7 @@
 #include <set>
 
 #include "runtime/base/limits.hpp"
+#include "runtime/base/thread.hpp"
 #include "storage/lmdb_kv.hpp"
 #include "storage/memory_kv.hpp"
 #include "tests/storage/support.hpp"
@@ -115,6 +116,24 @@ TEST_F(Rows, ErasesARowOrASubject) {
   EXPECT_EQ(must(rows->count(second)), 1U);
   must(rows->put(kView, std::vector{row("sara", 1, "again")}));
   EXPECT_EQ(*must(rows->get(kView, "sara")), row("sara", 1, "again"));
+}
+
+// A writer must never meet the key of a subject that another has just erased.
+TEST_F(Rows, ErasingAndWritingAtOnceLosesNoRow) {
+  constexpr int kRounds = 300;
+  {
+    std::vector<Thread> threads;
+    threads.emplace_back("erase", [&] {
+      for (int i = 0; i < kRounds; ++i) (void)must(rows->erase_subject("acme", "sara"));
+    });
+    threads.emplace_back("read", [&] {
+      for (int i = 0; i < kRounds; ++i) (void)must(rows->get(kView, "sara"));
+    });
+    for (int i = 0; i < kRounds; ++i) must(rows->put(kView, std::vector{row("sara", i + 1)}));
+  }
+  const auto last = row("sara", kRounds + 1);
+  must(rows->put(kView, std::vector{last}));
+  EXPECT_EQ(*must(rows->get(kView, "sara")), last);
 }
 
 // Rate figures go to the log; the bars are for an optimised build on an idle machine, so here they only guard against collapse.
