@@ -350,7 +350,9 @@ Result<TargetSpec> fit_target(std::string_view name, std::span<const std::string
   }
   target.task = distinct.size() == 2 ? Task::binary : Task::multiclass;
   for (const auto& [text, value] : distinct) target.classes.push_back(text);
-  if (numeric) std::ranges::stable_sort(target.classes, {}, [&](const std::string& text) { return distinct.find(text)->second; });
+  if (numeric) {
+    std::ranges::sort(target.classes, {}, [&](const std::string& text) { return std::pair(distinct.find(text)->second, text); });
+  }
   if (!positive.empty()) {
     if (target.task != Task::binary)
       return invalid(format("a positive class is for two classes, label '{}' has {}", name, distinct.size()));

@@ -211,7 +211,7 @@ Status Trainer::Impl::lay_out(Graph& with_gradients, const Cut& cut, const std::
   }
   std::vector<std::size_t> by_completion(gradients.size());
   for (std::size_t i = 0; i < by_completion.size(); ++i) by_completion[i] = i;
-  std::ranges::stable_sort(by_completion, {}, [&](std::size_t i) { return finished[gradients[i]]; });
+  std::ranges::sort(by_completion, {}, [&](std::size_t i) { return std::pair(finished[gradients[i]], i); });
   std::size_t offset = 0;
   for (const std::size_t i : by_completion) {
     const Shape shape = with_gradients.initializers.find(cut.parameters[i])->second.shape();
