@@ -141,7 +141,7 @@ Error no_kernel(DType dtype);
 template <class... Ts, class F>
 Result<KernelPtr> dispatch(DType dtype, F&& make) {
   Result<KernelPtr> result = no_kernel(dtype);
-  ((dtype == dtype_of<Ts> ? (result = make.template operator()<Ts>(), true) : false) || ...);
+  static_cast<void>(((dtype == dtype_of<Ts> ? (result = make.template operator()<Ts>(), true) : false) || ...));
   return result;
 }
 template <class F>
