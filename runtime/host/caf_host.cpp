@@ -13,8 +13,9 @@
 #pragma GCC diagnostic ignored "-Woverloaded-virtual"
 #include <caf/actor_system.hpp>
 #include <caf/actor_system_config.hpp>
+#include <caf/policy/work_stealing.hpp>
 #include <caf/resumable.hpp>
-#include <caf/scheduler/abstract_coordinator.hpp>
+#include <caf/scheduler/coordinator.hpp>
 #pragma GCC diagnostic pop
 
 #include "runtime/base/limits.hpp"
@@ -79,11 +80,15 @@ class CafCell final : public Cell, public caf::resumable {
   const void* host_;
 };
 
+// CAF's work stealing under a name of our own, so that its queues are compiled here, with the sanitizers of this build.
+class Stealing : public caf::policy::work_stealing {};
+
 class Config final : public caf::actor_system_config {
  public:
   explicit Config(std::size_t threads) {
     set("scheduler.max-threads", static_cast<std::uint64_t>(std::max<std::size_t>(threads, 1)));
-    set("scheduler.policy", caf::atom("stealing"));
+    module_factories.emplace_back(
+        [](caf::actor_system& system) -> caf::actor_system::module* { return new caf::scheduler::coordinator<Stealing>(system); });
   }
 };
 
@@ -104,6 +109,7 @@ class CafHost final : public CommonHost, private Executor {
     timers_.stop();
     pool_.stop();
     system_.reset();  // joins the workers: after it no cell runs
+    closed_.store(true, std::memory_order_release);
     core().abandon_all();
   }
 
@@ -122,6 +128,10 @@ class CafHost final : public CommonHost, private Executor {
 
   void schedule(Cell& cell) noexcept override {
     auto& job = static_cast<CafCell&>(cell);
+    if (closed_.load(std::memory_order_acquire)) {
+      job.release();
+      return;
+    }
     hand_over(&job);
     if (t_unit != nullptr && t_host == this && t_in_front < kInFrontMax) {
       ++t_in_front;
@@ -142,6 +152,7 @@ class CafHost final : public CommonHost, private Executor {
     std::unique_ptr<caf::actor_system> system;
   } system_;
   caf::scheduler::abstract_coordinator* scheduler_ = &system_.system->scheduler();
+  std::atomic<bool> closed_{false};
   TimerThread timers_;
   BlockingPool pool_;
 };

@@ -38,6 +38,7 @@ class Cell : public Target, public Context {
   void timer_due() noexcept;
   [[nodiscard]] ActorInfo info() const;
   [[nodiscard]] ActorId id() const noexcept { return id_; }
+  [[nodiscard]] bool is_root() const noexcept { return parent_id_.value() == 0; }
   [[nodiscard]] const std::string& child_id() const noexcept { return child_id_; }
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
   [[nodiscard]] Node& host() noexcept { return *node_; }

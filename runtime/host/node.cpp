@@ -143,7 +143,7 @@ void Node::remove(Cell& cell) {
 
 ActorRef Node::find_local(std::string_view name) const {
   const std::shared_lock lock(tables_);
-  const auto found = names_.find(std::string(name));
+  const auto found = names_.find(name);
   return found == names_.end() ? ActorRef{} : found->second;
 }
 

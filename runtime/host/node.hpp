@@ -102,8 +102,12 @@ class Node : public std::enable_shared_from_this<Node> {
   metrics::Counter& dead_letters_count_;
   metrics::Counter& late_answers_;
 
+  struct NameHash {
+    using is_transparent = void;
+    std::size_t operator()(std::string_view name) const noexcept { return std::hash<std::string_view>{}(name); }
+  };
   mutable std::shared_mutex tables_;
-  std::unordered_map<std::string, ActorRef> names_;
+  std::unordered_map<std::string, ActorRef, NameHash, std::equal_to<>> names_;
   std::unordered_map<ActorId, ActorRef> cells_;
   std::shared_ptr<const Directory> directory_;
 

@@ -81,10 +81,14 @@ Message Remote::envelope(const Proxy& proxy, const Delivery& d, std::uint64_t wi
 // Remembers who waits before the message leaves, so that a fast answer finds them. Gives the correlation for the wire.
 std::uint64_t Remote::note(Proxy& proxy, const Delivery& d) {
   const std::uint64_t plain = d.correlation.value();
-  if (d.kind != Kind::ask && d.kind != Kind::watch && d.kind != Kind::unwatch) return plain;
+  if (d.kind != Kind::ask && d.kind != Kind::watch && d.kind != Kind::unwatch && d.kind != Kind::down) return plain;
   const auto& to = proxy.where();
   const std::scoped_lock lock(mutex_);
   auto& peer = peers_[to.node];
+  if (d.kind == Kind::down) {
+    peer.watched.erase(plain);
+    return plain;
+  }
   const auto incarnation = to.incarnation.value() != 0 ? to.incarnation : peer.incarnation;
   if (d.kind == Kind::ask) {
     if (peer.asks.size() >= peer.sweep_at) {
@@ -183,7 +187,13 @@ void Remote::on_message(const Host::Peer& sender, Lane lane, const Message& enve
     if (!sender.is_node) scope->principal = sender.principal;  // speaks only for itself
     p.scope = std::move(scope);
   }
-  if (!heard_of(sender.node, sender.incarnation)) {
+  // The first word of a restarted node may be the answer to an ask that was fenced with its old incarnation: that answer counts,
+  // and only then are the asks to the old one failed.
+  const bool answer = p.kind == messages::Kind::REPLY || p.kind == messages::Kind::REFUSAL;
+  if (answer) inbound_answer(sender, p, body);
+  const bool current = heard_of(sender.node, sender.incarnation);
+  if (answer) return;
+  if (!current) {
     node_.dead_letter(p.to, body.type(), "gone: from an incarnation of a node that has ended");
     return;
   }
@@ -193,10 +203,6 @@ void Remote::on_message(const Host::Peer& sender, Lane lane, const Message& enve
     case messages::Kind::WATCH:
     case messages::Kind::UNWATCH:
       inbound_request(sender, lane, p, std::move(body));
-      return;
-    case messages::Kind::REPLY:
-    case messages::Kind::REFUSAL:
-      inbound_answer(sender, p, std::move(body));
       return;
     case messages::Kind::DOWN:
       inbound_down(sender, p, std::move(body));
@@ -236,6 +242,7 @@ void Remote::inbound_request(const Host::Peer& sender, Lane lane, const Parsed& 
     why = error(ErrorCode::not_found, format("no actor named {} on this node", p.to.name));
   }
   if (to) {
+    note_watched(sender, *d, to);
     to.get()->deliver(std::move(d));
   } else {
     const auto nobody = node_.nobody(p.to, why);
@@ -243,7 +250,19 @@ void Remote::inbound_request(const Host::Peer& sender, Lane lane, const Parsed& 
   }
 }
 
-void Remote::inbound_answer(const Host::Peer& sender, const Parsed& p, Message body) {
+// So that an actor which lives long does not remember the watchers of nodes that have died.
+void Remote::note_watched(const Host::Peer& sender, const Delivery& d, const ActorRef& to) {
+  if (d.kind != Kind::watch && d.kind != Kind::unwatch) return;
+  const std::scoped_lock lock(mutex_);
+  auto& watched = peers_[sender.node].watched;
+  if (d.kind == Kind::watch) {
+    watched.insert_or_assign(d.correlation.value(), Watched{to, d.from, sender.incarnation});
+  } else {
+    watched.erase(d.correlation.value());
+  }
+}
+
+void Remote::inbound_answer(const Host::Peer& sender, const Parsed& p, const Message& body) {
   Waiting waiting;
   {
     const std::scoped_lock lock(mutex_);
@@ -261,7 +280,7 @@ void Remote::inbound_answer(const Host::Peer& sender, const Parsed& p, Message b
   auto d = std::make_unique<Delivery>();
   d->kind = static_cast<Kind>(p.kind);
   d->lane = waiting.lane;
-  d->body = std::move(body);
+  d->body = body;
   d->correlation = p.correlation;
   waiting.asker.get()->deliver(std::move(d));
 }
@@ -308,6 +327,7 @@ void Remote::on_peer_down(NodeId peer, Incarnation incarnation, const Error& why
 void Remote::fail_peer(NodeId id, Incarnation incarnation, const Error& why) {
   std::vector<std::pair<CorrelationId, Waiting>> asks;
   std::vector<Watch> watches;
+  std::vector<std::pair<std::uint64_t, Watched>> watched;
   {
     const std::scoped_lock lock(mutex_);
     auto& peer = peers_[id];
@@ -315,6 +335,14 @@ void Remote::fail_peer(NodeId id, Incarnation incarnation, const Error& why) {
       if (at->second.incarnation <= incarnation) {
         asks.emplace_back(CorrelationId(at->first.correlation), std::move(at->second));
         at = peer.asks.erase(at);
+      } else {
+        ++at;
+      }
+    }
+    for (auto at = peer.watched.begin(); at != peer.watched.end();) {
+      if (at->second.incarnation <= incarnation) {
+        watched.emplace_back(at->first, std::move(at->second));
+        at = peer.watched.erase(at);
       } else {
         ++at;
       }
@@ -328,6 +356,13 @@ void Remote::fail_peer(NodeId id, Incarnation incarnation, const Error& why) {
         ++at;
       }
     }
+  }
+  for (auto& [token, w] : watched) {
+    auto d = std::make_unique<Delivery>();
+    d->kind = Kind::unwatch;
+    d->correlation = CorrelationId(token);
+    d->from = w.watcher;
+    w.actor.get()->deliver(std::move(d));
   }
   const auto body = refusal_message(why);
   for (auto& [correlation, waiting] : asks) {

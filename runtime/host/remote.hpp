@@ -44,12 +44,18 @@ class Remote {
     ActorRef watched;     // the proxy
     Incarnation incarnation;
   };
+  struct Watched {  // a local actor that the peer watches
+    ActorRef actor;
+    ActorRef watcher;  // a proxy
+    Incarnation incarnation;
+  };
   struct Peer {
     Incarnation incarnation;  // the newest that we heard of; zero: none yet
     std::unordered_map<AskKey, Waiting, AskKeyHash> asks;
     std::size_t sweep_at = 1024;
     std::map<std::uint64_t, Watch> watches;                                   // by our token on the wire
     std::map<std::pair<Target*, std::uint64_t>, std::uint64_t> watch_tokens;  // (watcher, its token) -> ours
+    std::map<std::uint64_t, Watched> watched;                                 // by the peer's token
   };
   struct ProxyKey {
     NodeId node;
@@ -61,7 +67,8 @@ class Remote {
 
   struct Parsed;
   void inbound_request(const Host::Peer& sender, Lane lane, const Parsed& parsed, Message body);
-  void inbound_answer(const Host::Peer& sender, const Parsed& parsed, Message body);
+  void inbound_answer(const Host::Peer& sender, const Parsed& parsed, const Message& body);
+  void note_watched(const Host::Peer& sender, const Delivery& delivery, const ActorRef& to);
   void inbound_down(const Host::Peer& sender, const Parsed& parsed, Message body);
   bool heard_of(NodeId peer, Incarnation incarnation);
   void fail_peer(NodeId peer, Incarnation incarnation, const Error& why);

@@ -87,7 +87,7 @@ void Supervisor::erase(Order order) {
   const auto at = children_.find(order);
   cancel_timer(at->second.timer);
   if (const auto id = by_id_.find(at->second.spec.id); id != by_id_.end() && id->second == order) by_id_.erase(id);
-  if (parent_.info().parent.value() == 0) parent_.host().root_forget(at->second.spec.id);
+  if (parent_.is_root()) parent_.host().root_forget(at->second.spec.id);
   children_.erase(at);
 }
 
