@@ -191,16 +191,20 @@ Result<Credentials> CertificateAuthority::issue(const SpiffeId& who, const Valid
   return made;
 }
 
-Result<std::string> CertificateAuthority::sign(std::string_view csr_pem, const SpiffeId& who, const Validity& validity) const {
-  if (csr_pem.size() > 16384) return invalid("signing request: larger than any honest one");
-  const tls::Bio bio(BIO_new_mem_buf(csr_pem.data(), static_cast<int>(csr_pem.size())));
-  const tls::Request request(PEM_read_bio_X509_REQ(bio.get(), nullptr, nullptr, nullptr));
-  if (!request) return tls::error_of(ErrorCode::invalid, "signing request: not PEM of PKCS #10");
+Result<std::string> CertificateAuthority::sign(std::string_view text, const SpiffeId& who, const Validity& validity) const {
+  if (text.size() > 16384) return invalid("signing request: larger than any honest one");
+  const tls::Bio bio(BIO_new_mem_buf(text.data(), static_cast<int>(text.size())));
+  const bool pem = text.starts_with("-----");
+  const tls::Request request(pem ? PEM_read_bio_X509_REQ(bio.get(), nullptr, nullptr, nullptr) : d2i_X509_REQ_bio(bio.get(), nullptr));
+  if (!request) return tls::error_of(ErrorCode::invalid, "signing request: not PKCS #10 as PEM or DER");
   EVP_PKEY* key = X509_REQ_get0_pubkey(request.get());
   if (key == nullptr || X509_REQ_verify(request.get(), key) != 1) {
     return tls::error_of(ErrorCode::invalid, "signing request: not signed by its own key");
   }
-  if (EVP_PKEY_is_a(key, "EC") != 1 || EVP_PKEY_get_bits(key) != 256) return invalid("signing request: only EC P-256 keys are certified");
+  char group[80] = "";
+  if (EVP_PKEY_is_a(key, "EC") != 1 || EVP_PKEY_get_group_name(key, group, sizeof group, nullptr) != 1 ||
+      std::string_view(group) != "prime256v1")
+    return invalid("signing request: only EC P-256 keys are certified");
   return state_->certify(key, who, validity);
 }
 

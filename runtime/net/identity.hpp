@@ -93,8 +93,8 @@ class CertificateAuthority {
   [[nodiscard]] Status save(const std::filesystem::path& directory) const;  // `conflict` when one is there already
   // A key and a certificate made here.
   [[nodiscard]] Result<Credentials> issue(const SpiffeId& who, const Validity& validity) const;
-  // For a request whose key stays with its owner. Only the key is taken from the request: who it is for is the caller's word.
-  [[nodiscard]] Result<std::string> sign(std::string_view csr_pem, const SpiffeId& who, const Validity& validity) const;
+  // For a request (PEM or DER) whose key stays with its owner. Only the key is taken from the request: who it is for is the caller's word.
+  [[nodiscard]] Result<std::string> sign(std::string_view request, const SpiffeId& who, const Validity& validity) const;
 
   [[nodiscard]] const std::string& cluster() const noexcept;
   [[nodiscard]] const std::string& certificate_pem() const noexcept;

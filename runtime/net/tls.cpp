@@ -140,6 +140,9 @@ Result<std::shared_ptr<SSL_CTX>> make_context(const Identity& identity, PeerCert
       X509_STORE_add_cert(SSL_CTX_get_cert_store(c), authority.get()) != 1 || SSL_CTX_add_client_CA(c, authority.get()) != 1) {
     return error_of(ErrorCode::invalid, "TLS: identity refused");
   }
+  // A node that joins knows only the authority's fingerprint: show it the certificate too.
+  if (peer == PeerCertificate::optional && SSL_CTX_add1_chain_cert(c, authority.get()) != 1)
+    return error_of(ErrorCode::invalid, "TLS: authority refused");
   return context;
 }
 

@@ -10,6 +10,7 @@
 #include <latch>
 
 #include "runtime/base/thread.hpp"
+#include "runtime/net/http_client.hpp"
 #include "tests/net/harness.hpp"
 
 namespace falaj::net::testing {
@@ -338,6 +339,52 @@ TEST(Http, KnowsTheCallerByCertificateOrToken) {
   RawClient clear(s.server->port());
   clear.write(get("/"));
   EXPECT_TRUE(clear.ended());
+}
+
+TEST(HttpClient, KnowsTheServerByItsAuthority) {
+  const TestCluster cluster;
+  const Server clear;
+  const Server s([&](HttpOptions& o) { o.identity = cluster.node("gateway"); },
+                 [](HttpRequest request, HttpResponder responder) {
+                   responder.respond(HttpResponse::text(
+                       201, format("{} {} {}", request.method, request.principal ? request.principal->path() : "", as_text(request.body))));
+                 });
+  SystemClock clock;
+  HttpCall call;
+  call.host = "127.0.0.1";
+  call.port = clear.server->port();
+  EXPECT_EQ(as_text(http_call(call, clock)->body), "GET / |");
+  call.port = s.server->port();
+  call.method = "POST";
+  call.body = to_bytes("hello");
+  call.trust = HttpTrust{"oasis", {}, cluster.authority.fingerprint(), {}};
+  const auto answer = http_call(call, clock);
+  ASSERT_TRUE(answer.has_value()) << answer.error().message;
+  EXPECT_EQ(answer->status, 201U);
+  EXPECT_EQ(as_text(answer->body), "POST  hello");
+  const auto own = cluster.identity(SpiffeId::person("oasis", "aisha").value());
+  call.trust = HttpTrust{"oasis", cluster.authority.certificate_pem(), {}, Credentials{own.certificate_pem, own.key_pem}};
+  EXPECT_EQ(as_text(http_call(call, clock)->body), "POST person/aisha hello");
+  const TestCluster foreign("oasis");
+  call.trust = HttpTrust{"oasis", {}, foreign.authority.fingerprint(), {}};
+  EXPECT_EQ(http_call(call, clock).error().code, ErrorCode::denied);
+  call.trust = HttpTrust{"oasis", foreign.authority.certificate_pem(), {}, {}};
+  EXPECT_EQ(http_call(call, clock).error().code, ErrorCode::denied);
+  call.trust = HttpTrust{"mirage", cluster.authority.certificate_pem(), {}, {}};
+  EXPECT_EQ(http_call(call, clock).error().code, ErrorCode::denied);
+  call.port = 1;
+  EXPECT_EQ(http_call(call, clock).error().code, ErrorCode::unreachable);
+}
+
+TEST(HttpClient, DoesNotWaitForEver) {
+  const Server s(
+      {}, [kept = std::vector<HttpResponder>()](HttpRequest, HttpResponder responder) mutable { kept.push_back(std::move(responder)); });
+  HttpCall call;
+  call.host = "127.0.0.1";
+  call.port = s.server->port();
+  call.timeout = 50ms;
+  EXPECT_EQ(http_call(call, s.clock).error().code, ErrorCode::deadline);
+  s.server->stop(10ms);
 }
 
 TEST(HttpRequest, ReadsQueriesAndTokens) {
