@@ -228,6 +228,15 @@ def rule_folder_table(files, sources):
         yield f"ARCHITECTURE.md: the folder table names `{folder}`, which does not exist"
 
 
+def rule_named_files(files, sources):
+    """A file that ARCHITECTURE.md or README.md names exists."""
+    for page in ("ARCHITECTURE.md", "README.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for match in re.finditer(r"`((?:[\w-]+/)+[\w.-]+\.(?:hpp|cpp|capnp|py|md|toml|txt|sh))`", text):
+            if not (ROOT / match.group(1)).exists():
+                yield f"{page}:{text.count(chr(10), 0, match.start()) + 1}: names `{match.group(1)}`, which does not exist"
+
+
 def functions(source):
     """(name, first line, lines) of each function definition, by brace matching."""
     code = re.sub(r"^[ \t]*#(?:[^\n\\]|\\.|\\\n)*", lambda m: re.sub(r"[^\n]", " ", m.group()), source.code, flags=re.M)
@@ -306,7 +315,7 @@ def rule_headers(files, sources):
                 yield f"{source.path}:1: no #pragma once"
 
 
-RULES = [rule_includes, rule_banned_calls, rule_unordered_iteration, rule_python_sleeps, rule_schemas, rule_folder_table, rule_lengths,
+RULES = [rule_includes, rule_banned_calls, rule_unordered_iteration, rule_python_sleeps, rule_schemas, rule_folder_table, rule_named_files, rule_lengths,
          rule_machine_paths, rule_headers]
 
 
