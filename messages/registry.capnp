@@ -74,11 +74,3 @@ struct SetAlias $A.verb("models.promote") {
   alias @2 :Text;
   version @3 :UInt64;
 }
-
-struct ImportVersion $A.verb("models.write") {
-  # An ONNX file that is already in the artifact store becomes a version. It is read and checked first. Reply: ModelVersionInfo.
-  model @0 :Text;
-  owner @1 :R.Owner;
-  artifact @2 :Text;  # digest
-  source @3 :Text;    # where it came from: a file's name, for the lineage
-}

@@ -23,6 +23,7 @@
 #include "actors/serving/gateway.hpp"
 #include "actors/serving/replica.hpp"
 #include "actors/serving/router.hpp"
+#include "actors/training/evaluate.hpp"
 #include "actors/training/jobs.hpp"
 #include "messages/json.hpp"
 #include "nodes/stores.hpp"
@@ -158,13 +159,17 @@ Status Node::Parts::start_control() {
   FALAJ_ASSIGN(auto rights, config::read_file(dir.rights()));
   host->spawn(control::authority({authority, control.get(), name, address, std::string(text(config->getHttps())), std::move(rights)}));
   host->spawn(artifacts::store({artifacts}));
-  host->spawn(mlops::registry({control.get(), nullptr}));
+  const auto principal = net::SpiffeId::node(text(config->getCluster()), name).value().uri();
+  const auto evaluate = [principal](Context& ctx, std::string artifact, std::string snapshot, Message spec) {
+    return training::evaluate(ctx, std::move(artifact), std::move(snapshot), std::move(spec), principal);
+  };
+  host->spawn(mlops::registry({control.get(), evaluate}));
   training::JobsOptions jobs_options;
   jobs_options.store = &control_kv->kv();
   jobs_options.view = &view;
   jobs_options.control_epoch = epoch;
   jobs_options.build = kVersion;
-  jobs_options.principal = net::SpiffeId::node(text(config->getCluster()), name).value().uri();
+  jobs_options.principal = principal;
   host->spawn(training::jobs(std::move(jobs_options)));
   host->spawn(control::resources({control.get(), &view, epoch}));
   return {};

@@ -184,7 +184,9 @@ class Jobs final : public ActorOf<Jobs> {
     const auto message = Message::build<StopRun>([&](StopRun::Builder b) { b.setReason(reason.empty() ? "stopped" : reason); });
     auto asked = ctx.ask<Empty>(ctx.find("training/job/" + key), message);
     const auto stopped = co_await asked;
-    if (!stopped.has_value() && stopped.error().code != ErrorCode::not_found) co_return stopped.error();
+    // It may have ended, and been stopped, before it could answer.
+    const bool ended = over(*runs_.at(run).view<RunInfo>());
+    if (!stopped.has_value() && !ended) co_return stopped.error();
     ctx.stop_child(run);
     co_return Status{};
   }

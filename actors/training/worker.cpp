@@ -370,7 +370,6 @@ class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
   }
 
   Task<Status> make_learner(Context& ctx, std::uint32_t fold) {
-    learner_.reset();
     auto making = ctx.blocking([course = course_, fold] { return course->learner(fold); });
     FALAJ_CO_ASSIGN(auto made, co_await making);
     learner_ = std::move(made);
