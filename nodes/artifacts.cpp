@@ -62,7 +62,7 @@ Result<std::string> put_artifact(Client& client, ByteView content, std::string_v
   FALAJ_ASSIGN(const auto stored, client.ask<messages::ArtifactInfo>(
                                       artifacts::kStore, Message::build<messages::PutManifest>([&](messages::PutManifest::Builder b) {
                                         auto info = b.initInfo();
-                                        info.setDigest(digest);
+                                        info.setContent(digest);
                                         info.setBytes(content.size());
                                         info.setMediaType(std::string(media_type));
                                         info.initOwner().setTenant(tenant);

@@ -110,15 +110,16 @@ Status do_count(Cli& cli, const FeatureArguments& a) {
 
 Status do_erase(Cli& cli, const FeatureArguments& a) {
   FALAJ_ASSIGN(auto* client, cli.client());
+  std::uint64_t erased = 0;
   for (const auto& entity : a.entities) {
-    FALAJ_ASSIGN(const auto done, client->ask<Empty>(features::kFront, Message::build<DeleteEntity>([&](DeleteEntity::Builder b) {
-                                                       b.setView(a.view);
-                                                       b.setTenant(tenant_of(cli));
-                                                       b.setEntity(entity);
-                                                     })));
-    static_cast<void>(done);
+    FALAJ_ASSIGN(const auto done, client->ask<RowCount>(features::kFront, Message::build<DeleteEntity>([&](DeleteEntity::Builder b) {
+                                                          b.setView(a.view);
+                                                          b.setTenant(tenant_of(cli));
+                                                          b.setEntity(entity);
+                                                        })));
+    erased += done->getRows();
   }
-  print(format("{} erased", a.entities.size()));
+  print(format("{} erased", erased));
   return {};
 }
 

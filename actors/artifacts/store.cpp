@@ -1,5 +1,7 @@
 #include "actors/artifacts/store.hpp"
 
+#include "actors/governance/audit.hpp"
+#include "actors/governance/policy.hpp"
 #include "messages/artifacts.capnp.h"
 #include "messages/envelope.capnp.h"
 #include "runtime/base/format.hpp"
@@ -99,11 +101,20 @@ class Store final : public ActorOf<Store> {
     auto work = [store = options_.store, id = *digest] { return store->stat(id); };
     auto manifest = co_await ctx.blocking(std::move(work));
     if (!manifest.has_value()) co_return m.refuse(std::move(manifest).error());
+    // Made for a purpose: it holds what its view allows to be read for that only. Audited like such a read.
     const auto& purpose = manifest->meta.purpose;
-    if (!purpose.empty() && m.scope() && m.scope()->purpose != purpose) {
-      co_return m.refuse(
-          error(ErrorCode::denied, format("artifact {} may be read for the purpose '{}' only; name it", digest->hex(), purpose)));
+    auto may = governance::tenant_allowed(manifest->meta.tenant, m.scope());
+    if (may.has_value() && !purpose.empty() && m.scope() && m.scope()->purpose != purpose) {
+      may = error(ErrorCode::denied, format("artifact {} may be read for the purpose '{}' only; name it", digest->hex(), purpose));
     }
+    if (!may.has_value() || !purpose.empty()) {
+      auto record = governance::record_of(m.scope(), m.trace(), ctx.node_name(), "artifacts.read", digest->hex());
+      record.allowed = may.has_value();
+      if (!may.has_value()) record.reason = may.error().message;
+      auto kept = co_await governance::audit_ask(ctx, std::move(record));
+      if (!kept.has_value() && may.has_value()) co_return m.refuse(within("not audited, so not done", std::move(kept).error()));
+    }
+    if (!may.has_value()) co_return m.refuse(std::move(may).error());
     m.reply(info_message(*manifest));
   }
 

@@ -5,6 +5,7 @@
 
 #include "actors/artifacts/fetch.hpp"
 #include "actors/features/gather.hpp"
+#include "actors/features/requests.hpp"
 #include "actors/features/shard.hpp"
 #include "actors/features/snapshot.hpp"
 #include "actors/features/values.hpp"
@@ -20,9 +21,6 @@ namespace {
 
 using Snapshot = std::shared_ptr<const cluster::ClusterSnapshot>;
 
-constexpr std::size_t kEntitiesMax = 8192;  // of one GetFeatures
-constexpr std::size_t kRowsMax = 8192;      // of one PutRows
-constexpr std::size_t kErrorsShown = 5;
 constexpr auto kReadPatience = std::chrono::seconds(2);  // for one shard's answer, while the deadline leaves time for another try
 
 // What a request is about, once it may be done. Keeps the snapshot that `view` points into.
@@ -45,17 +43,6 @@ bool worth_retrying(ErrorCode code) {
     default:
       return false;
   }
-}
-
-bool personal(messages::FeatureView::Reader view, capnp::List<capnp::Text>::Reader names) {
-  for (const auto field : view.getField()) {
-    if (!field.getPersonal()) continue;
-    if (names.size() == 0) return true;
-    for (const auto name : names) {
-      if (name == field.getName()) return true;
-    }
-  }
-  return false;
 }
 
 // One round of asking: which items failed for a reason that may pass, and the reason that will not.
@@ -105,6 +92,7 @@ class Front final : public ActorOf<Front> {
     TraceContext trace;
     bool needs_purpose = false;
     bool audited = false;
+    std::optional<capnp::List<capnp::Text>::Reader> fields;  // audited if one of them is personal; lives as long as the message
   };
 
   template <class T>
@@ -143,7 +131,8 @@ class Front final : public ActorOf<Front> {
   Task<Result<Subject>> admit(Context& ctx, Ask ask) {
     auto subject = subject_of(ask);
     const bool refused = !subject.has_value() && subject.error().code == ErrorCode::denied;
-    if (refused || (subject.has_value() && ask.audited)) {
+    const bool audited = ask.audited || (subject.has_value() && ask.fields && personal(subject->view, *ask.fields));
+    if (refused || (subject.has_value() && audited)) {
       auto record = record_of(ctx, ask);
       record.allowed = !refused;
       if (refused) record.reason = subject.error().message;
@@ -254,13 +243,15 @@ class Front final : public ActorOf<Front> {
     }
   }
 
-  static Message merged(const Reading& reading) {
+  static Result<Message> merged(const Reading& reading) {
     const auto& found = reading.found;
     const auto& first = *found.front().answer;
     const bool whole = std::ranges::all_of(found, [&](const Found& f) { return f.answer == found.front().answer; });
     if (whole) return first.message();  // one shard had all of it, in the order asked
     std::size_t words = first->totalSize().wordCount + 16;
     for (const auto& f : found) words += (*f.answer)->getRows()[f.row].totalSize().wordCount + 8;
+    if (words * sizeof(capnp::word) > limits::kMessageBytesMax)
+      return invalid("the answer would be too long for one message; ask for fewer entities");
     return Message::build<messages::Features>(
         [&](messages::Features::Builder out) {
           out.setFields(first->getFields());
@@ -270,30 +261,15 @@ class Front final : public ActorOf<Front> {
         words);
   }
 
-  Status check_get(const messages::GetFeatures::Reader& get, const Subject& subject) const {
-    const auto entities = get.getEntities().size();
-    if (entities == 0 || entities > kEntitiesMax) return invalid(format("{} entities; ask for 1 to {} at once", entities, kEntitiesMax));
-    for (const auto entity : get.getEntities()) {
-      if (entity.size() == 0 || entity.size() > kEntityBytesMax) return invalid(format("an entity is 1 to {} bytes long", kEntityBytesMax));
-    }
-    for (const auto name : get.getFields()) {
-      bool known = false;
-      for (const auto field : subject.view.getField()) known = known || field.getName() == name;
-      if (!known) return invalid(format("view '{}' has no field '{}'", subject.name, text(name)));
-    }
-    return {};
-  }
-
   Task<> get(Context& ctx, Msg<messages::GetFeatures> m) {
     reads_->add();
     auto ask = ask_of(m, "features.read");
     ask.needs_purpose = true;
-    const auto view = options_.cluster->get() ? options_.cluster->get()->feature_view(ask.tenant, ask.view) : std::nullopt;
-    ask.audited = view && personal(*view, m->getFields());
     ask.what = format(" ({} entities)", m->getEntities().size());
+    ask.fields = m->getFields();
     auto subject = co_await admit(ctx, std::move(ask));
     if (!subject.has_value()) co_return m.refuse(std::move(subject).error());
-    auto good = check_get(*m, *subject);
+    auto good = check_get(subject->view, *m);
     if (!good.has_value()) co_return m.refuse(std::move(good).error());
     auto request = m.message().open<messages::GetFeatures>();
     Reading reading{std::move(*request),
@@ -305,7 +281,9 @@ class Front final : public ActorOf<Front> {
                     {}};
     auto done = co_await read_all(ctx, reading);
     if (!done.has_value()) co_return m.refuse(std::move(done).error());
-    m.reply(merged(reading));
+    auto answer = merged(reading);
+    if (!answer.has_value()) co_return m.refuse(std::move(answer).error());
+    m.reply(std::move(*answer));
   }
 
   // ---- writes ---------------------------------------------------------------------------------------------------------------------
@@ -375,26 +353,13 @@ class Front final : public ActorOf<Front> {
     }
   }
 
-  static Status check_put(const messages::PutRows::Reader& put, const Subject& subject) {
-    const auto rows = put.getRows();
-    if (rows.size() == 0 || rows.size() > kRowsMax) return invalid(format("{} rows; send 1 to {} at once", rows.size(), kRowsMax));
-    std::string errors;
-    std::size_t count = 0;
-    for (unsigned i = 0; i < rows.size() && count < kErrorsShown; ++i) {
-      const auto status = check_row(subject.view, rows[i], i);
-      if (status.has_value()) continue;
-      errors += (count++ == 0 ? "" : "\n") + status.error().message;
-    }
-    return count == 0 ? Status{} : Status(invalid(errors));
-  }
-
   Task<> put(Context& ctx, Msg<messages::PutRows> m) {
     auto ask = ask_of(m, "features.write");
     ask.audited = true;
     ask.what = format(" ({} rows)", m->getRows().size());
     auto subject = co_await admit(ctx, std::move(ask));
     if (!subject.has_value()) co_return m.refuse(std::move(subject).error());
-    auto good = check_put(*m, *subject);
+    auto good = check_put(subject->view, *m);
     if (!good.has_value()) co_return m.refuse(std::move(good).error());
     auto request = m.message().open<messages::PutRows>();
     Writing writing{std::move(*request), std::move(*subject), m.scope(), m.trace(), deadline_of(ctx, m.deadline()), ctx.wall().unix_ns, {}};

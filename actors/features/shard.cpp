@@ -1,6 +1,7 @@
 #include "actors/features/shard.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <map>
 
 #include "actors/features/values.hpp"
@@ -109,6 +110,8 @@ Result<Message> read_rows(storage::FeatureRows& store, const Target& target, con
     FALAJ_TRY(target.fit(*row));
     words += bytes_of(*row) / 8 + 8;
   }
+  if (words * sizeof(capnp::word) > limits::kMessageBytesMax)
+    return invalid("the answer would be too long for one message; ask for fewer entities");
   const std::int64_t oldest =
       target.ttl() > Duration::zero() ? now.unix_ns - target.ttl().count() : std::numeric_limits<std::int64_t>::min();
   return Message::build<messages::Features>(
