@@ -5,6 +5,7 @@
 #include "nodes/cli.hpp"
 #include "nodes/node.hpp"
 #include "nodes/version.hpp"
+#include "runtime/base/log.hpp"
 
 int main(int argc, char** argv) {
   using namespace falaj::nodes;
@@ -19,6 +20,10 @@ int main(int argc, char** argv) {
       "7 unreachable, overloaded or too late; 8 damaged data; 9 disk full.\n\n"
       "A cluster on this machine, and a look at it:\n"
       "  falaj up --dir ./falaj && falaj status --dir ./falaj && falaj down --dir ./falaj");
+  // Commands speak for themselves; nodes configure the log anew.
+  falaj::log::Options log_options;
+  log_options.level = falaj::log::Level::warn;
+  falaj::log::configure(log_options);
   Cli cli;
   add_cluster_commands(app, cli);
   add_resource_commands(app, cli);

@@ -24,6 +24,18 @@ class Dialler final : public training::WorkerLinks {
   net::Links& links_;
 };
 
+// A worker is linked to control and to its fellows only: every name that is not its own is the control node's.
+class ControlDirectory final : public Directory {
+ public:
+  explicit ControlDirectory(std::string_view control_node) : node_(node_id(control_node)) {}
+  [[nodiscard]] std::optional<ActorAddress> find(std::string_view name) const override {
+    return ActorAddress{node_, {}, {}, std::string(name)};
+  }
+
+ private:
+  NodeId node_;
+};
+
 Result<net::Identity> worker_identity(const NodeDir& dir, std::uint32_t slot) {
   const auto base = dir.workers() / std::to_string(slot);
   FALAJ_ASSIGN(auto identity, net::load_identity(base.string() + ".crt", base.string() + ".key", dir.authority()));
@@ -56,6 +68,7 @@ Status serve(const NodeDir& dir, const WorkerPlan& plan) {
   FALAJ_ASSIGN(const auto links, net::Links::create(std::move(link_options), clock, metrics, transport));
   transport.attach(*links);
   host->set_transport(&transport);
+  host->set_directory(std::make_shared<const ControlDirectory>(text(config->getControlNode())));
   FALAJ_ASSIGN(const auto listen, parse_host_port("listen", text(config->getListen())));
   FALAJ_ASSIGN(const auto port, links->listen(listen.host, 0));
   // The control node itself may be the parent.
