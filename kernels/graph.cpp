@@ -165,7 +165,6 @@ std::string describe(const Graph& graph, std::size_t node) {
 Status validate(const Graph& graph) {
   if (graph.nodes.size() > kNodesMax)
     return invalid(format("the graph has {} nodes; at most {} are accepted", graph.nodes.size(), kNodesMax));
-  if (graph.outputs.empty()) return invalid("the graph has no outputs: declare at least one");
   Definitions defined;
   for (const auto& input : graph.inputs) {
     FALAJ_TRY(check_info(input, "input"));

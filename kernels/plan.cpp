@@ -137,6 +137,7 @@ Result<std::string> Compiled::why(std::int64_t batch) const {
 
 Result<std::shared_ptr<const Compiled>> compile(Graph graph, CompileOptions options) {
   FALAJ_TRY(validate(graph));
+  if (graph.outputs.empty()) return invalid("the graph has no outputs: declare at least one");
   remove_dead(graph);
   if (options.fold) {
     FALAJ_TRY(fold_constants(graph));

@@ -1,18 +1,71 @@
+// The CPU backend: which kernel for which op, in order of preference. Flags of the floating-point unit for compute threads.
+#include <xmmintrin.h>
+
+#include <array>
+
+#include "kernels/cpu/isa.hpp"
+#include "kernels/cpu/makers.hpp"
 #include "kernels/plan.hpp"
+#include "runtime/base/format.hpp"
+
+extern "C" void omp_set_num_threads(int);  // libgomp, which oneDNN runs on
 
 namespace falaj::kernels {
+namespace cpu {
+
+bool has_avx2() noexcept {
+  static const bool kHas = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return kHas;
+}
+bool has_avx512() noexcept {
+  static const bool kHas = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                           __builtin_cpu_supports("avx512dq");
+  return kHas;
+}
+
+namespace {
+
+struct Entry {
+  std::string_view domain, op;
+  Result<KernelPtr> (*make)(const KernelCall&);
+};
+constexpr Entry kEntries[] = {
+    {kOnnx, "MatMul", make_dnnl_matmul},  {kOnnx, "Gemm", make_dnnl_matmul},
+    {kFalaj, "MatMul", make_dnnl_matmul}, {kOnnx, "MatMul", make_small_matmul},
+    {kOnnx, "Gemm", make_small_matmul},   {kFalaj, "MatMul", make_small_matmul},
+    {kOnnx, "Add", make_binary},          {kOnnx, "Sub", make_binary},
+    {kOnnx, "Mul", make_binary},          {kOnnx, "Div", make_binary},
+    {kOnnx, "Relu", make_unary},          {kOnnx, "Sigmoid", make_unary},
+    {kOnnx, "Tanh", make_unary},          {kOnnx, "Exp", make_unary},
+    {kOnnx, "Sqrt", make_unary},          {kOnnx, "Neg", make_unary},
+    {kFalaj, "ReluGrad", make_slope},     {kFalaj, "SigmoidGrad", make_slope},
+    {kFalaj, "TanhGrad", make_slope},     {kFalaj, "ReduceLike", make_reduce_like},
+};
+
+Result<KernelPtr> make(const OpDef& op, const KernelCall& call) {
+  Error refused{ErrorCode::unimplemented, "no fast kernel for this op"};
+  bool first = true;
+  for (const Entry& entry : kEntries) {
+    if (entry.op != op.type || entry.domain != op.domain) continue;
+    auto made = entry.make(call);
+    if (made) return made;
+    refused.message = first ? made.error().message : refused.message + "; " + made.error().message;
+    first = false;
+  }
+  return refused;
+}
+
+}  // namespace
+}  // namespace cpu
 
 const Backend& cpu_backend() {
-  static const Backend kCpu{"cpu", [](const OpDef&, const KernelCall&) -> Result<KernelPtr> {
-                              return Error{ErrorCode::unimplemented, "no fast kernel for this op"};
-                            }};
+  static const Backend kCpu{"cpu", cpu::make};
   return kCpu;
 }
 
 void set_flush_denormals() {
-#if defined(__SSE2__)
-  __builtin_ia32_ldmxcsr(__builtin_ia32_stmxcsr() | 0x8040U);
-#endif
+  _mm_setcsr(_mm_getcsr() | 0x8040U);  // flush to zero, denormals are zero
+  omp_set_num_threads(1);
 }
 
 }  // namespace falaj::kernels

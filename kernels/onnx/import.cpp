@@ -276,6 +276,7 @@ Result<Graph> read_graph(const onnx::ModelProto& model) {
     FALAJ_ASSIGN(ValueInfo info, read_value_info(output, false));
     graph.outputs.push_back(std::move(info));
   }
+  if (graph.outputs.empty()) return invalid("the graph has no outputs");
   for (const auto& node : proto.node()) {
     FALAJ_ASSIGN(Node read, read_node(node));
     graph.nodes.push_back(std::move(read));

@@ -1,0 +1,174 @@
+// Vectorised f32 element-wise kernels and sums over rows. Every element is computed by the same instructions wherever it lies in the
+// vector, so that results do not depend on the batch: tails go through the same eight lanes.
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cpu/isa.hpp"
+#include "kernels/cpu/makers.hpp"
+#include "kernels/cpu/vector_math.hpp"
+#include "kernels/ops/common.hpp"
+
+namespace falaj::kernels::cpu {
+namespace {
+
+constexpr std::int64_t kLanes = 8;
+
+FALAJ_AVX2 inline __m256 load(const float* p, std::int64_t left) {
+  if (left >= kLanes) return _mm256_loadu_ps(p);
+  alignas(32) float lane[8] = {};
+  std::memcpy(lane, p, static_cast<std::size_t>(left) * sizeof(float));
+  return _mm256_load_ps(lane);
+}
+FALAJ_AVX2 inline void store(float* p, __m256 v, std::int64_t left) {
+  if (left >= kLanes) return _mm256_storeu_ps(p, v);
+  alignas(32) float lane[8];
+  _mm256_store_ps(lane, v);
+  std::memcpy(p, lane, static_cast<std::size_t>(left) * sizeof(float));
+}
+
+enum class Binary : std::uint8_t { add, sub, mul, div, relu_slope, sigmoid_slope, tanh_slope };
+enum class Unary : std::uint8_t { relu, sigmoid, tanh, exp, sqrt, neg };
+
+template <Binary kOp>
+FALAJ_AVX2 inline __m256 apply(__m256 a, __m256 b) {
+  __m256 one = _mm256_set1_ps(1.0F);
+  if constexpr (kOp == Binary::add) return _mm256_add_ps(a, b);
+  if constexpr (kOp == Binary::sub) return _mm256_sub_ps(a, b);
+  if constexpr (kOp == Binary::mul) return _mm256_mul_ps(a, b);
+  if constexpr (kOp == Binary::div) return _mm256_div_ps(a, b);
+  if constexpr (kOp == Binary::relu_slope) return _mm256_and_ps(a, _mm256_cmp_ps(b, _mm256_setzero_ps(), _CMP_GT_OQ));
+  if constexpr (kOp == Binary::sigmoid_slope) return _mm256_mul_ps(_mm256_mul_ps(a, b), _mm256_sub_ps(one, b));
+  if constexpr (kOp == Binary::tanh_slope) return _mm256_mul_ps(a, _mm256_fnmadd_ps(b, b, one));
+}
+template <Unary kOp>
+FALAJ_AVX2 inline __m256 apply(__m256 x) {
+  if constexpr (kOp == Unary::relu) return _mm256_blendv_ps(x, _mm256_setzero_ps(), _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ));
+  if constexpr (kOp == Unary::sigmoid) return sigmoid8(x);
+  if constexpr (kOp == Unary::tanh) return tanh8(x);
+  if constexpr (kOp == Unary::exp) return exp8(x);
+  if constexpr (kOp == Unary::sqrt) return _mm256_sqrt_ps(x);
+  if constexpr (kOp == Unary::neg) return _mm256_xor_ps(x, _mm256_set1_ps(-0.0F));
+}
+
+// One run of n elements; an operand with step 0 is one number for all of it.
+template <Binary kOp>
+FALAJ_AVX2 void binary_run(const float* a, bool a_one, const float* b, bool b_one, float* y, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; i += kLanes) {
+    __m256 x = a_one ? _mm256_broadcast_ss(a) : load(a + i, n - i);
+    __m256 z = b_one ? _mm256_broadcast_ss(b) : load(b + i, n - i);
+    store(y + i, apply<kOp>(x, z), n - i);
+  }
+}
+template <Unary kOp>
+FALAJ_AVX2 void unary_run(const float* x, float* y, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; i += kLanes) store(y + i, apply<kOp>(load(x + i, n - i)), n - i);
+}
+
+using BinaryRun = void (*)(const float*, bool, const float*, bool, float*, std::int64_t);
+using UnaryRun = void (*)(const float*, float*, std::int64_t);
+
+Status check(const KernelCall& call) {
+  if (!has_avx2()) return Error{ErrorCode::unimplemented, "avx2 loop: this CPU has no AVX2"};
+  if (call.in(0).dtype != DType::f32)
+    return Error{ErrorCode::unimplemented, format("avx2 loop: only float32, not {}", to_string(call.in(0).dtype))};
+  return {};
+}
+
+template <class F>
+class Loop final : public Kernel {
+ public:
+  Loop(F f, std::size_t scratch) : f_(std::move(f)), scratch_(scratch) {}
+  void run(const Io& io) const override { f_(io); }
+  [[nodiscard]] std::size_t scratch_bytes() const override { return scratch_; }
+  [[nodiscard]] std::string_view implementation() const override { return "avx2 loop"; }
+
+ private:
+  F f_;
+  std::size_t scratch_;
+};
+template <class F>
+KernelPtr loop(F f, std::size_t scratch = 0) {
+  return std::make_unique<Loop<F>>(std::move(f), scratch);
+}
+
+// x in f32 added to sums in f64, element by element.
+FALAJ_AVX2 void add_row(const float* x, double* sum, std::int64_t n) {
+  std::int64_t i = 0;
+  for (; i + 4 <= n; i += 4) _mm256_storeu_pd(sum + i, _mm256_add_pd(_mm256_loadu_pd(sum + i), _mm256_cvtps_pd(_mm_loadu_ps(x + i))));
+  for (; i < n; ++i) sum[i] += static_cast<double>(x[i]);
+}
+
+}  // namespace
+
+Result<KernelPtr> make_binary(const KernelCall& call) {
+  FALAJ_TRY(check(call));
+  const Shape& out = call.outputs[0].shape;
+  Strides a = broadcast_strides(call.in(0).shape, out);
+  Strides b = broadcast_strides(call.in(1).shape, out);
+  std::string_view op = call.node.op;
+  BinaryRun run = op == "Add"   ? binary_run<Binary::add>
+                  : op == "Sub" ? binary_run<Binary::sub>
+                  : op == "Mul" ? binary_run<Binary::mul>
+                                : binary_run<Binary::div>;
+  for (std::size_t d = out.rank(); d-- > 0;) {
+    // The innermost dimension that has any length decides: both operands must walk it evenly or stand still.
+    if (out[d] == 1) continue;
+    if (out[d] < kLanes && out.elements() > out[d] && (a[d] == 0 || b[d] == 0))
+      return Error{ErrorCode::unimplemented, "avx2 loop: the innermost dimension is too short"};
+    break;
+  }
+  return loop([walk = Walk<3>(out, {row_major(out), a, b}), run](const Io& io) {
+    walk([&](const auto& at, std::int64_t n, const auto& step) {
+      run(io.input<float>(0) + at[1], step[1] == 0, io.input<float>(1) + at[2], step[2] == 0, io.output<float>(0) + at[0], n);
+    });
+  });
+}
+
+Result<KernelPtr> make_unary(const KernelCall& call) {
+  FALAJ_TRY(check(call));
+  std::string_view op = call.node.op;
+  UnaryRun run = op == "Relu"      ? unary_run<Unary::relu>
+                 : op == "Sigmoid" ? unary_run<Unary::sigmoid>
+                 : op == "Tanh"    ? unary_run<Unary::tanh>
+                 : op == "Exp"     ? unary_run<Unary::exp>
+                 : op == "Sqrt"    ? unary_run<Unary::sqrt>
+                                   : unary_run<Unary::neg>;
+  return loop([run, n = call.in(0).shape.elements()](const Io& io) { run(io.input<float>(0), io.output<float>(0), n); });
+}
+
+Result<KernelPtr> make_slope(const KernelCall& call) {
+  FALAJ_TRY(check(call));
+  std::string_view op = call.node.op;
+  BinaryRun run = op == "ReluGrad"      ? binary_run<Binary::relu_slope>
+                  : op == "SigmoidGrad" ? binary_run<Binary::sigmoid_slope>
+                                        : binary_run<Binary::tanh_slope>;
+  return loop([run, n = call.in(0).shape.elements()](const Io& io) {
+    run(io.input<float>(0), false, io.input<float>(1), false, io.output<float>(0), n);
+  });
+}
+
+Result<KernelPtr> make_reduce_like(const KernelCall& call) {
+  FALAJ_TRY(check(call));
+  const Shape& in = call.in(0).shape;
+  const Shape& out = call.outputs[0].shape;
+  std::int64_t width = out.elements();
+  // Only a trailing block that is kept as it is, after leading dimensions that all go: a bias's gradient.
+  std::int64_t kept = 1;
+  std::size_t d = in.rank();
+  while (d > 0 && kept < width) kept *= in[--d];
+  Strides strides = broadcast_strides(out, in);
+  bool leading = kept == width && width > 0;
+  for (std::size_t i = 0; i < d; ++i) leading = leading && (strides[i] == 0 || in[i] == 1);
+  for (std::size_t i = d; i < in.rank(); ++i) leading = leading && (in[i] == 1 || strides[i] != 0);
+  if (!leading) return Error{ErrorCode::unimplemented, "avx2 loop: only sums over leading dimensions"};
+  return loop(
+      [rows = in.elements() / width, width](const Io& io) {
+        auto* sum = reinterpret_cast<double*>(io.scratch);
+        std::fill_n(sum, width, 0.0);
+        for (std::int64_t r = 0; r < rows; ++r) add_row(io.input<float>(0) + r * width, sum, width);
+        std::copy_n(sum, width, io.output<float>(0));
+      },
+      static_cast<std::size_t>(width) * sizeof(double));
+}
+
+}  // namespace falaj::kernels::cpu

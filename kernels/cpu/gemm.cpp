@@ -1,0 +1,181 @@
+#include "kernels/cpu/gemm.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numbers>
+
+#include "kernels/cpu/isa.hpp"
+#include "kernels/cpu/vector_math.hpp"
+
+// The sums of a tile must live in registers, so its loops over rows and columns must be gone at -O2 too.
+#if defined(__clang__)
+#define FALAJ_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define FALAJ_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+namespace falaj::kernels::cpu {
+
+std::size_t packed_elements(std::int64_t k, std::int64_t n) { return static_cast<std::size_t>((n + kPanel - 1) / kPanel * kPanel * k); }
+
+void pack(const float* b, std::int64_t row_stride, std::int64_t col_stride, std::int64_t k, std::int64_t n, float* packed) {
+  for (std::int64_t j = 0; j < n; j += kPanel, packed += k * kPanel) {
+    std::int64_t width = std::min(kPanel, n - j);
+    for (std::int64_t i = 0; i < k; ++i) {
+      const float* from = b + i * row_stride + j * col_stride;
+      float* to = packed + i * kPanel;
+      if (col_stride == 1 && width == kPanel) {
+        std::memcpy(to, from, kPanel * sizeof(float));
+        continue;
+      }
+      for (std::int64_t c = 0; c < width; ++c) to[c] = from[c * col_stride];
+      for (std::int64_t c = width; c < kPanel; ++c) to[c] = 0.0F;
+    }
+  }
+}
+
+namespace {
+
+struct Left {
+  const float* data;
+  std::int64_t row, col;
+};
+
+FALAJ_AVX2 inline __m256 finish8(__m256 sum, const Finish& f, __m256 bias) {
+  sum = _mm256_fmadd_ps(sum, _mm256_set1_ps(f.alpha), bias);  // spelt out, so that no caller's copy is contracted otherwise
+  switch (f.activation) {
+    case Activation::none:
+      return sum;
+    case Activation::relu:
+      return _mm256_blendv_ps(sum, _mm256_setzero_ps(), _mm256_cmp_ps(sum, _mm256_setzero_ps(), _CMP_LT_OQ));  // keeps NaN
+    case Activation::leaky_relu: {
+      __m256 low = _mm256_mul_ps(sum, _mm256_set1_ps(f.activation_alpha));
+      return _mm256_blendv_ps(sum, low, _mm256_cmp_ps(sum, _mm256_setzero_ps(), _CMP_LT_OQ));
+    }
+    case Activation::sigmoid:
+      return sigmoid8(sum);
+    case Activation::tanh:
+      return tanh8(sum);
+    case Activation::gelu: {
+      alignas(32) float lane[8];
+      _mm256_store_ps(lane, sum);
+      for (float& x : lane) x = 0.5F * x * (1.0F + std::erf(x * static_cast<float>(std::numbers::sqrt2 / 2)));
+      return _mm256_load_ps(lane);
+    }
+  }
+  return sum;
+}
+
+// beta * bias for eight columns from j on, of which `width` exist.
+FALAJ_AVX2 inline __m256 bias8(const Finish& f, std::int64_t i, std::int64_t j, std::int64_t width) {
+  if (f.bias == nullptr || width <= 0) return _mm256_setzero_ps();
+  const float* at = f.bias + i * f.bias_row + j * f.bias_col;
+  __m256 bias;
+  if (f.bias_col == 0) {
+    bias = _mm256_set1_ps(*at);
+  } else if (width >= 8 && f.bias_col == 1) {
+    bias = _mm256_loadu_ps(at);
+  } else {
+    alignas(32) float lane[8] = {};
+    for (std::int64_t c = 0; c < std::min<std::int64_t>(width, 8); ++c) lane[c] = at[c * f.bias_col];
+    bias = _mm256_load_ps(lane);
+  }
+  return f.beta == 1.0F ? bias : _mm256_mul_ps(bias, _mm256_set1_ps(f.beta));
+}
+
+FALAJ_AVX2 inline void store8(float* to, __m256 value, std::int64_t width) {
+  if (width >= 8) {
+    _mm256_storeu_ps(to, value);
+  } else if (width > 0) {
+    alignas(32) float lane[8];
+    _mm256_store_ps(lane, value);
+    for (std::int64_t c = 0; c < width; ++c) to[c] = lane[c];
+  }
+}
+
+// kRows rows times kWide vectors of columns (kWide / 2 panels that lie `panel_stride` apart).
+template <int kRows, int kPanels>
+FALAJ_AVX2 inline void tile(const Left& a, const float* packed, std::int64_t panel_stride, float* y, std::int64_t y_row, std::int64_t k,
+                            std::int64_t i, std::int64_t j, std::int64_t n, const Finish& f) {
+  __m256 sum[kRows][2 * kPanels];
+  FALAJ_UNROLL
+  for (auto& row : sum) {
+    FALAJ_UNROLL
+    for (auto& s : row) s = _mm256_setzero_ps();
+  }
+  for (std::int64_t t = 0; t < k; ++t) {
+    __m256 b[2 * kPanels];
+    FALAJ_UNROLL
+    for (int p = 0; p < kPanels; ++p) {
+      b[2 * p] = _mm256_load_ps(packed + p * panel_stride + t * kPanel);
+      b[2 * p + 1] = _mm256_load_ps(packed + p * panel_stride + t * kPanel + 8);
+    }
+    FALAJ_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      __m256 x = _mm256_broadcast_ss(a.data + (i + r) * a.row + t * a.col);
+      FALAJ_UNROLL
+      for (int c = 0; c < 2 * kPanels; ++c) sum[r][c] = _mm256_fmadd_ps(x, b[c], sum[r][c]);
+    }
+  }
+  FALAJ_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    FALAJ_UNROLL
+    for (int c = 0; c < 2 * kPanels; ++c) {
+      std::int64_t column = j + 8 * c;
+      std::int64_t width = n - column;
+      if (width <= 0) break;
+      store8(y + (i + r) * y_row + column, finish8(sum[r][c], f, bias8(f, i + r, column, width)), width);
+    }
+  }
+}
+
+// One row reads each panel once: four panels at a time keep eight chains of additions going.
+FALAJ_AVX2 void one_row(const Left& a, const float* packed, float* y, std::int64_t n, std::int64_t k, std::int64_t i, const Finish& f) {
+  std::int64_t stride = k * kPanel;
+  std::int64_t j = 0;
+  for (; j + 3 * kPanel < n; j += 4 * kPanel, packed += 4 * stride) tile<1, 4>(a, packed, stride, y, n, k, i, j, n, f);
+  for (; j + kPanel < n; j += 2 * kPanel, packed += 2 * stride) tile<1, 2>(a, packed, stride, y, n, k, i, j, n, f);
+  if (j < n) tile<1, 1>(a, packed, stride, y, n, k, i, j, n, f);
+}
+
+template <int kRows>
+FALAJ_AVX2 void some_rows(const Left& a, const float* packed, float* y, std::int64_t n, std::int64_t k, std::int64_t i, const Finish& f) {
+  for (std::int64_t j = 0; j < n; j += kPanel, packed += k * kPanel) tile<kRows, 1>(a, packed, 0, y, n, k, i, j, n, f);
+}
+
+}  // namespace
+
+FALAJ_AVX2 void multiply_packed(const float* a, std::int64_t a_row, std::int64_t a_col, const float* packed, float* y, std::int64_t m,
+                                std::int64_t n, std::int64_t k, const Finish& finish) {
+  Left left{a, a_row, a_col};
+  std::int64_t i = 0;
+  if (m >= 6) {
+    // Panel by panel, so that one panel stays in the nearest cache while all rows pass it.
+    const float* panel = packed;
+    for (std::int64_t j = 0; j < n; j += kPanel, panel += k * kPanel) {
+      for (i = 0; i + 6 <= m; i += 6) tile<6, 1>(left, panel, 0, y, n, k, i, j, n, finish);
+    }
+  }
+  switch (m - i) {
+    case 5:
+      some_rows<5>(left, packed, y, n, k, i, finish);
+      break;
+    case 4:
+      some_rows<4>(left, packed, y, n, k, i, finish);
+      break;
+    case 3:
+      some_rows<3>(left, packed, y, n, k, i, finish);
+      break;
+    case 2:
+      some_rows<2>(left, packed, y, n, k, i, finish);
+      break;
+    case 1:
+      one_row(left, packed, y, n, k, i, finish);
+      break;
+    default:
+      break;
+  }
+}
+
+}  // namespace falaj::kernels::cpu

@@ -1,0 +1,31 @@
+// Our own f32 matrix product, for AVX2. Every element of the result is one chain of fused multiply-adds over k, in order, whatever the
+// number of rows: a row's bits do not depend on the batch it came in, nor on whether the right operand was packed.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/ops/matmul.hpp"
+
+namespace falaj::kernels::cpu {
+
+constexpr std::int64_t kPanel = 16;  // columns of the right operand that lie together when packed
+
+// Elements that the packed form of a k x n operand takes: whole panels, k x 16 each, zeros beyond n.
+std::size_t packed_elements(std::int64_t k, std::int64_t n);
+void pack(const float* b, std::int64_t row_stride, std::int64_t col_stride, std::int64_t k, std::int64_t n, float* packed);
+
+// What happens to an element when its sum is complete.
+struct Finish {
+  float alpha = 1.0F;
+  float beta = 1.0F;
+  const float* bias = nullptr;  // bias[m * row + n * col]
+  std::int64_t bias_row = 0, bias_col = 0;
+  Activation activation = Activation::none;
+  float activation_alpha = 0.01F;
+};
+
+// y[m x n] (contiguous) = finish(a * b); a is read through strides, b is packed. Needs AVX2.
+void multiply_packed(const float* a, std::int64_t a_row, std::int64_t a_col, const float* packed, float* y, std::int64_t m, std::int64_t n,
+                     std::int64_t k, const Finish& finish);
+
+}  // namespace falaj::kernels::cpu
