@@ -25,7 +25,7 @@ def test_a_second_process_on_one_directory_is_refused(tmp_path):
     try:
         second = falaj("node", "--dir", c.dir / "nodes/features-1", check=False)
         assert second.returncode != 0
-        assert "pid" in second.stderr
+        assert "is in use by process" in second.stderr
     finally:
         c.down()
 
