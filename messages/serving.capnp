@@ -49,6 +49,8 @@ struct InferReply {
   outputs @3 :List(Tensor);
   queueNs @4 :UInt64;
   computeNs @5 :UInt64;
+  rows @6 :UInt32;
+  batchRows @7 :UInt32;     # of the run that these rows were part of
 }
 
 struct Predict $A.verb("serving.predict") {
@@ -85,4 +87,17 @@ struct TensorInfo {
   name @0 :Text;
   type @1 :DataType;
   shape @2 :List(Int64);  # -1: any
+}
+
+# --- bearer tokens -------------------------------------------------------------------------------------------------------
+
+struct TokenFile {
+  # tokens.toml, beside rights.toml: whom the HTTP gateway takes the bearer of a token for.
+  token @0 :List(TokenGrant);
+}
+
+struct TokenGrant {
+  sha256 @0 :Text $A.required $A.doc("SHA-256 of the token in hex; the token itself is nowhere kept");
+  principal @1 :Text $A.required $A.doc("path after the cluster's name, e.g. service/scoring");
+  expires @2 :Text $A.doc("YYYY-MM-DD, the first day on which it is refused; empty: never");
 }

@@ -25,6 +25,11 @@ Duration RunTime::estimate(std::int64_t rows) const noexcept {
   return Duration(static_cast<Duration::rep>(base_ns_ + per_row_ns_ * static_cast<double>(std::max<std::int64_t>(rows - 1, 0))));
 }
 
+void RunTime::doubt() noexcept {
+  base_ns_ *= 0.9;
+  per_row_ns_ *= 0.9;
+}
+
 BatchDecision decide(std::span<const Waiting> queue, const BatchLimits& limits, const RunTime& run_time, Instant now) {
   BatchDecision decision;
   std::int64_t rows = 0;

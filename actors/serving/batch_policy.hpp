@@ -31,6 +31,8 @@ class RunTime {
  public:
   void learn(std::int64_t rows, Duration took) noexcept;
   [[nodiscard]] Duration estimate(std::int64_t rows) const noexcept;
+  // Call when a request was refused on an estimate: one slow run must not make all later ones look late for ever.
+  void doubt() noexcept;
 
  private:
   double base_ns_ = 0;  // of the smallest runs seen

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 #include <optional>
+#include <utility>
 
 #include "kernels/onnx/onnx.hpp"
 #include "messages/message.hpp"
@@ -46,17 +47,11 @@ TensorSpec spec_of(const kernels::ValueInfo& info) {
   return spec;
 }
 
-std::string shape_text(const std::vector<std::int64_t>& shape) {
+template <class Dims>
+std::string shape_text(const Dims& shape) {
   std::string out = "[";
   for (const auto dim : shape) out += (out.size() == 1 ? "" : ", ") + std::to_string(dim);
   return out + "]";
-}
-
-std::optional<messages::Tensor::Reader> find_input(Infer::Reader request, std::string_view name) {
-  for (const auto input : request.getInputs()) {
-    if (text(input.getName()) == name) return input;
-  }
-  return std::nullopt;
 }
 
 // Rows of one input, or why it does not fit.
@@ -65,22 +60,22 @@ Result<std::int64_t> check_input(const TensorSpec& spec, messages::Tensor::Reade
     return invalid(format("input '{}' is {}, the model takes {}", spec.name, type_name(tensor.getType()), type_name(spec.type)));
   }
   const auto shape = tensor.getShape();
-  std::vector<std::int64_t> given;
-  for (const auto dim : shape) given.push_back(dim);
-  bool fits = given.size() == spec.shape.size();
+  bool fits = shape.size() == spec.shape.size();
   std::int64_t elements = 1;
-  for (std::size_t i = 0; i < given.size() && fits; ++i) {
-    fits = given[i] >= 0 && (spec.shape[i] < 0 || spec.shape[i] == given[i]) &&
-           (given[i] == 0 || elements <= (std::int64_t{1} << 31) / std::max<std::int64_t>(given[i], 1));
-    elements *= given[i];
+  for (unsigned i = 0; i < shape.size() && fits; ++i) {
+    const auto dim = shape[i];
+    fits = dim > 0 && (spec.shape[i] < 0 || spec.shape[i] == dim) && elements <= (std::int64_t{1} << 31) / dim;
+    elements *= fits ? dim : 0;
   }
-  if (!fits) return invalid(format("input '{}' has shape {}, the model takes {}", spec.name, shape_text(given), shape_text(spec.shape)));
+  if (!fits) {
+    return invalid(format("input '{}' has shape {}, the model takes {}", spec.name, shape_text(shape), shape_text(spec.shape)));
+  }
   const auto count = spec.type == DataType::BYTES ? tensor.getStrings().size() : tensor.getContent().size() / element_size(spec.type);
   const bool whole = spec.type == DataType::BYTES || tensor.getContent().size() % element_size(spec.type) == 0;
   if (!whole || count != static_cast<std::uint64_t>(elements)) {
-    return invalid(format("input '{}' has {} elements, its shape {} asks for {}", spec.name, count, shape_text(given), elements));
+    return invalid(format("input '{}' has {} elements, its shape {} asks for {}", spec.name, count, shape_text(shape), elements));
   }
-  return spec.batched ? given.front() : -1;
+  return spec.batched ? shape[0] : -1;
 }
 
 }  // namespace
@@ -103,8 +98,13 @@ std::string_view type_name(DataType type) noexcept {
 Result<std::shared_ptr<const Model>> Model::load(ByteView onnx, std::string_view name) {
   FALAJ_ASSIGN(auto graph, kernels::import_onnx(onnx, name));
   auto model = std::make_shared<Model>();
+  for (const auto& info : graph.inputs) {
+    const auto& spec = model->inputs_.emplace_back(spec_of(info));
+    model->by_name_.emplace(spec.name, model->inputs_.size() - 1);
+    model->batches_ = model->batches_ && spec.batched && std::ranges::count_if(spec.shape, [](auto dim) { return dim < 0; }) == 1;
+  }
+  model->note_categories(graph);
   FALAJ_ASSIGN(model->compiled_, kernels::compile(std::move(graph)));
-  for (const auto& info : model->compiled_->inputs()) model->inputs_.push_back(spec_of(info));
   for (const auto& info : model->compiled_->outputs()) model->outputs_.push_back(spec_of(info));
   for (const auto& spec : model->inputs_) {
     if (spec.type == DataType::INVALID)
@@ -113,89 +113,122 @@ Result<std::shared_ptr<const Model>> Model::load(ByteView onnx, std::string_view
   return std::shared_ptr<const Model>(std::move(model));
 }
 
-Result<std::int64_t> Model::check(Infer::Reader request) const {
-  for (const auto input : request.getInputs()) {
-    const auto known = std::ranges::find(inputs_, text(input.getName()), &TensorSpec::name);
-    if (known == inputs_.end()) return invalid(format("the model has no input '{}'", text(input.getName()).substr(0, 128)));
+// A LabelEncoder that reads an input says which of its strings the model was trained on.
+void Model::note_categories(const kernels::Graph& graph) {
+  categories_.resize(inputs_.size());
+  for (const auto& node : graph.nodes) {
+    if (node.op != "LabelEncoder" || node.inputs.size() != 1) continue;
+    const auto input = by_name_.find(node.inputs.front());
+    const auto keys = kernels::attr_strings(node, "keys_strings", std::vector<std::string>{});
+    if (input != by_name_.end() && keys) categories_[input->second].insert(keys->begin(), keys->end());
+  }
+}
+
+std::optional<std::size_t> Model::position(std::string_view input, std::size_t likely) const {
+  if (likely < inputs_.size() && inputs_[likely].name == input) return likely;  // clients mostly keep the model's order
+  const auto found = by_name_.find(input);
+  if (found == by_name_.end()) return std::nullopt;
+  return found->second;
+}
+
+Result<Fit> Model::check(Infer::Reader request) const {
+  Fit fit;
+  fit.at.assign(inputs_.size(), -1);
+  std::int64_t rows = -1;
+  const auto given = request.getInputs();
+  for (unsigned i = 0; i < given.size(); ++i) {
+    const auto name = text(given[i].getName());
+    const auto known = position(name, i);
+    if (!known) return invalid(format("the model has no input '{}'", name.substr(0, 128)));
+    const auto& spec = inputs_[*known];
+    if (std::exchange(fit.at[*known], static_cast<std::int32_t>(i)) >= 0) return invalid(format("input '{}' is given twice", spec.name));
+    FALAJ_ASSIGN(const auto here, check_input(spec, given[i]));
+    if (here < 0) continue;
+    if (rows >= 0 && here != rows) return invalid(format("input '{}' has {} rows, others have {}", spec.name, here, rows));
+    rows = here;
+  }
+  for (std::size_t i = 0; i < inputs_.size(); ++i) {
+    const auto& spec = inputs_[i];
+    const bool may_miss = spec.batched && (spec.type == DataType::FP32 || spec.type == DataType::FP64 || spec.type == DataType::BYTES);
+    if (fit.at[i] < 0 && !may_miss)
+      return invalid(format("input '{}' ({} {}) is missing", spec.name, type_name(spec.type), shape_text(spec.shape)));
   }
   for (const auto name : request.getOutputs()) {
     if (std::ranges::find(outputs_, text(name), &TensorSpec::name) == outputs_.end())
       return invalid(format("the model has no output '{}'", text(name).substr(0, 128)));
   }
-  std::int64_t rows = -1;
-  for (const auto& spec : inputs_) {
-    const auto given = find_input(request, spec.name);
-    if (!given) {
-      const bool may_miss = spec.batched && (spec.type == DataType::FP32 || spec.type == DataType::FP64 || spec.type == DataType::BYTES);
-      if (!may_miss) return invalid(format("input '{}' ({} {}) is missing", spec.name, type_name(spec.type), shape_text(spec.shape)));
-      continue;
-    }
-    FALAJ_ASSIGN(const auto here, check_input(spec, *given));
-    if (here < 0) continue;
-    if (rows >= 0 && here != rows) return invalid(format("input '{}' has {} rows, others have {}", spec.name, here, rows));
-    rows = here;
-  }
-  return rows < 0 ? 1 : rows;
+  if (rows >= 0) fit.rows = rows;
+  return fit;
 }
 
 Session::Session(std::shared_ptr<const Model> model)
-    : model_(std::move(model)), executor_(model_->compiled()), inputs_(model_->inputs().size()) {}
+    : model_(std::move(model)), executor_(model_->compiled()), inputs_(model_->inputs().size()), unknown_(model_->inputs().size()) {}
 
 Status Session::warm_up(std::int64_t rows) { return executor_.prepare(rows); }
 
-void Session::fill(std::size_t input, std::span<const Infer::Reader> requests, std::span<const std::int64_t> rows, std::int64_t total) {
+kernels::Shape Session::shape_of(std::size_t input, const Part& first) const {
   const auto& spec = model_->inputs()[input];
   kernels::Shape shape;
-  std::int64_t width = 1;
   for (std::size_t i = 0; i < spec.shape.size(); ++i) {
     auto dim = spec.shape[i];
     if (i == 0 && spec.batched) {
-      dim = total;
-    } else {
-      if (dim < 0) {  // free, and the same for all requests of a batch: the first one's
-        const auto given = find_input(requests.front(), spec.name);
-        dim = given ? given->getShape()[static_cast<unsigned>(i)] : 1;
-      }
-      width *= dim;
+      dim = total_;
+    } else if (dim < 0) {  // such a model runs one request at a time
+      const auto at = first.fit.at[input];
+      dim = at < 0 ? 1 : first.request.getInputs()[static_cast<unsigned>(at)].getShape()[static_cast<unsigned>(i)];
     }
     shape.push_back(dim);
   }
-  const auto* row = row_of(spec.type);
-  auto& tensor = inputs_[input];
-  if (tensor.empty() || !(tensor.shape() == shape)) tensor = kernels::Tensor(row->kernel, shape);
-  std::int64_t at = 0;  // elements
-  for (std::size_t r = 0; r < requests.size(); ++r) {
-    const auto count = spec.batched ? rows[r] * width : width;
-    const auto given = find_input(requests[r], spec.name);
-    if (spec.type == DataType::BYTES) {
-      auto out = tensor.mutable_data<std::string>().subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(count));
-      for (std::size_t i = 0; i < out.size(); ++i) {
-        if (given) {
-          const auto value = as_text(bytes(given->getStrings()[static_cast<unsigned>(i)]));
-          out[i].assign(value);
-        } else {
-          out[i].clear();
-        }
-      }
-    } else if (given) {
-      std::memcpy(static_cast<std::uint8_t*>(tensor.mutable_raw()) + static_cast<std::size_t>(at) * row->size, given->getContent().begin(),
-                  given->getContent().size());
-    } else if (spec.type == DataType::FP32) {
-      std::ranges::fill(tensor.mutable_data<float>().subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(count)),
-                        std::numeric_limits<float>::quiet_NaN());
-    } else {
-      std::ranges::fill(tensor.mutable_data<double>().subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(count)),
-                        std::numeric_limits<double>::quiet_NaN());
-    }
-    at += count;
-    if (!spec.batched) break;
+  return shape;
+}
+
+void Session::fill_strings(std::size_t input, const Part& part, std::span<std::string> out) {
+  const auto at = part.fit.at[input];
+  if (at < 0) {
+    for (auto& value : out) value.clear();
+    return;
+  }
+  const auto given = part.request.getInputs()[static_cast<unsigned>(at)].getStrings();
+  const bool counts = model_->has_categories(input);
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    const auto value = as_text(bytes(given[static_cast<unsigned>(i)]));
+    out[i].assign(value);
+    if (counts && !value.empty() && !model_->knows(input, value)) ++unknown_[input];
   }
 }
 
-Status Session::run(std::span<const Infer::Reader> requests, std::span<const std::int64_t> rows) {
+void Session::fill(std::size_t input, std::span<const Part> parts) {
+  const auto& spec = model_->inputs()[input];
+  const auto shape = shape_of(input, parts.front());
+  const auto* row = row_of(spec.type);
+  auto& tensor = inputs_[input];
+  if (tensor.empty() || !(tensor.shape() == shape)) tensor = kernels::Tensor(row->kernel, shape);
+  const auto width = spec.batched ? tensor.elements() / static_cast<std::size_t>(total_) : tensor.elements();
+  std::size_t from = 0;  // elements
+  for (const auto& part : parts) {
+    const auto count = spec.batched ? static_cast<std::size_t>(part.fit.rows) * width : width;
+    const auto at = part.fit.at[input];
+    if (spec.type == DataType::BYTES) {
+      fill_strings(input, part, tensor.mutable_data<std::string>().subspan(from, count));
+    } else if (at >= 0) {
+      const auto content = part.request.getInputs()[static_cast<unsigned>(at)].getContent();
+      auto* to = static_cast<std::uint8_t*>(tensor.mutable_raw()) + from * row->size;
+      std::memcpy(to, content.begin(), count * row->size);
+      if (spec.type == DataType::BOOL) std::for_each(to, to + count, [](std::uint8_t& byte) { byte = byte != 0 ? 1 : 0; });
+    } else if (spec.type == DataType::FP32) {
+      std::ranges::fill(tensor.mutable_data<float>().subspan(from, count), std::numeric_limits<float>::quiet_NaN());
+    } else {
+      std::ranges::fill(tensor.mutable_data<double>().subspan(from, count), std::numeric_limits<double>::quiet_NaN());
+    }
+    from += count;
+  }
+}
+
+Status Session::run(std::span<const Part> parts) {
   total_ = 0;
-  for (const auto count : rows) total_ += count;
-  for (std::size_t i = 0; i < inputs_.size(); ++i) fill(i, requests, rows, total_);
+  for (const auto& part : parts) total_ += part.fit.rows;
+  std::ranges::fill(unknown_, 0);
+  for (std::size_t i = 0; i < inputs_.size(); ++i) fill(i, parts);
   return executor_.run(inputs_, outputs_);
 }
 

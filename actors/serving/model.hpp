@@ -1,9 +1,14 @@
 // A served model: an ONNX graph compiled for this process, asked with the wire's tensors. One Model is shared by the replicas of a
 // process; a Session is one thread's way to run it.
 #pragma once
+#include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
+#include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "kernels/plan.hpp"
@@ -20,6 +25,12 @@ struct TensorSpec {
   bool batched = false;             // the first dimension is the batch
 };
 
+// Where a request's tensors go: for each input of the model its position in the request, -1 when it was left out.
+struct Fit {
+  std::int64_t rows = 1;
+  std::vector<std::int32_t> at;
+};
+
 class Model {
  public:
   // Blocking (compiles). `name` is what errors call it. Immutable afterwards; any thread.
@@ -28,14 +39,36 @@ class Model {
   [[nodiscard]] const std::vector<TensorSpec>& inputs() const { return inputs_; }
   [[nodiscard]] const std::vector<TensorSpec>& outputs() const { return outputs_; }
   [[nodiscard]] const std::shared_ptr<const kernels::Compiled>& compiled() const { return compiled_; }
-  // Rows of a request, once its inputs are known to fit: names, types, shapes, sizes of content. Inputs the request leaves out are
-  // missing values where their type has one (float: NaN, string: empty). An error names input, what it is and what it must be.
-  [[nodiscard]] Result<std::int64_t> check(messages::Infer::Reader request) const;
+  // How a request fits: names, types, shapes, sizes of content. Inputs that it leaves out are missing values where their type has one
+  // (float: NaN, string: empty). An error names input, what it is and what it must be.
+  [[nodiscard]] Result<Fit> check(messages::Infer::Reader request) const;
+  // May requests share a run? Only where the batch is the one free dimension of every input: otherwise each runs alone.
+  [[nodiscard]] bool batches() const { return batches_; }
+  // Does the input hold categories of a known list? Others count as missing, and are counted.
+  [[nodiscard]] bool has_categories(std::size_t input) const { return !categories_[input].empty(); }
+  [[nodiscard]] bool knows(std::size_t input, std::string_view category) const { return categories_[input].contains(category); }
 
  private:
+  struct TextHash {
+    using is_transparent = void;
+    std::size_t operator()(std::string_view text) const noexcept { return std::hash<std::string_view>{}(text); }
+  };
+  using Categories = std::unordered_set<std::string, TextHash, std::equal_to<>>;
+  void note_categories(const kernels::Graph& graph);
+  [[nodiscard]] std::optional<std::size_t> position(std::string_view input, std::size_t likely) const;
+
   std::vector<TensorSpec> inputs_;
   std::vector<TensorSpec> outputs_;
+  std::unordered_map<std::string, std::size_t, TextHash, std::equal_to<>> by_name_;
+  bool batches_ = true;
+  std::vector<Categories> categories_;  // by input; empty: not such an input
   std::shared_ptr<const kernels::Compiled> compiled_;
+};
+
+// A checked request on its way into a batch.
+struct Part {
+  messages::Infer::Reader request;
+  Fit fit;
 };
 
 // Runs batches of requests. One thread at a time.
@@ -44,17 +77,23 @@ class Session {
   explicit Session(std::shared_ptr<const Model> model);
   Status warm_up(std::int64_t rows);
   [[nodiscard]] const Model& model() const { return *model_; }
-  // The requests (checked, `rows[i]` rows each) as one batch. Afterwards answer() writes the outputs of each.
-  Status run(std::span<const messages::Infer::Reader> requests, std::span<const std::int64_t> rows);
-  // Outputs of rows [first, first + rows), all or those that the request names (checked by wanted()).
+  // All parts as one batch. Afterwards answer() writes the outputs of each.
+  Status run(std::span<const Part> parts);
+  // Outputs of rows [first, first + rows), all or those that the request names.
   void answer(messages::InferReply::Builder into, messages::Infer::Reader request, std::int64_t first, std::int64_t rows) const;
+  // Unknown categories of the last run, by input.
+  [[nodiscard]] const std::vector<std::uint64_t>& unknown() const { return unknown_; }
 
  private:
-  void fill(std::size_t input, std::span<const messages::Infer::Reader> requests, std::span<const std::int64_t> rows, std::int64_t total);
+  kernels::Shape shape_of(std::size_t input, const Part& first) const;
+  void fill(std::size_t input, std::span<const Part> parts);
+  void fill_strings(std::size_t input, const Part& part, std::span<std::string> out);
+
   std::shared_ptr<const Model> model_;
   kernels::Executor executor_;
   std::vector<kernels::Tensor> inputs_;
   std::vector<kernels::Tensor> outputs_;
+  std::vector<std::uint64_t> unknown_;
   std::int64_t total_ = 0;
 };
 

@@ -19,10 +19,29 @@ using falaj::Lane;
 // A run that is shorter than this is done on the actor's own turn: handing it to the pool and back costs about as much.
 constexpr auto kInlineRun = std::chrono::microseconds(100);
 
+constexpr auto kLoadRetryMin = std::chrono::milliseconds(200);
+constexpr auto kLoadRetryMax = std::chrono::seconds(10);
+
 struct Queued {
   Msg<Infer> message;
-  std::int64_t rows;
+  Fit fit;
+  Instant arrival;
 };
+
+// What a run needs, owned: the pool may still be at it when the replica has been stopped.
+struct Run {
+  std::shared_ptr<Session> session;
+  std::vector<Queued> batch;
+  std::vector<Part> parts;
+  std::int64_t rows = 0;
+};
+
+Status compute(Run& run) {
+  kernels::set_flush_denormals();
+  run.parts.clear();
+  for (auto& queued : run.batch) run.parts.push_back(Part{*queued.message, std::move(queued.fit)});
+  return run.session->run(run.parts);
+}
 
 class Replica final : public ActorOf<Replica> {
  public:
@@ -42,33 +61,63 @@ class Replica final : public ActorOf<Replica> {
     runs_ = &ctx.metrics().counter("falaj_serving_runs_total", "Batches run by replicas", labels);
     rows_ = &ctx.metrics().counter("falaj_serving_rows_total", "Rows in these batches", labels);
     refused_ = &ctx.metrics().counter("falaj_serving_refused_total", "Requests refused by replicas", labels);
+    waiting_gauge_ = &ctx.metrics().gauge("falaj_serving_waiting", "Requests in the queues of replicas", labels);
     compute_ = &ctx.metrics().histogram("falaj_serving_compute_seconds", "Time of one batch", labels);
     ctx.start(load(ctx));
+  }
+
+  // The router asks another replica.
+  void on_stop(Context&) override {
+    for (auto& queued : queue_) queued.message.refuse(error(ErrorCode::gone, "the replica was stopped"));
+    queue_.clear();
   }
 
  private:
   [[nodiscard]] ReplicaSpec::Reader spec() const { return ensure_->getActor().getReplica(); }
 
-  // Ready only when the model has run once; then the directory is told until it knows.
+  // Ready only when the model has run once; then the directory is told until it knows. What cannot be loaded is tried again from time
+  // to time instead of failing: a bad model must not use up the restarts of the node's other actors.
   Task<> load(Context& ctx) {
+    for (Duration wait = kLoadRetryMin;; wait = std::min<Duration>(2 * wait, kLoadRetryMax)) {
+      auto once = load_once(ctx);
+      const auto loaded = co_await std::move(once);
+      if (loaded) break;
+      log::error("serving", "cannot load the model",
+                 {{"replica", text(ensure_->getActor().getName())}, {"reason", loaded.error().message}});
+      co_await ctx.sleep(wait);
+    }
+    auto told = announce(ctx);
+    co_await std::move(told);
+  }
+
+  Task<Status> load_once(Context& ctx) {
     const std::string digest(text(spec().getArtifact()));
     auto fetch = artifacts::fetch_artifact(ctx, digest);
     auto content = co_await std::move(fetch);
-    if (!content) co_return ctx.fail(within("model artifact " + digest, content.error()));
+    if (!content) co_return within("model artifact " + digest, content.error());
     const std::string name = format("{}:{}", text(spec().getDeployment().getName()), spec().getVersion());
     auto compile =
-        ctx.blocking([content = std::move(content).value(), name, rows = limits_.max_batch]() -> Result<std::unique_ptr<Session>> {
+        ctx.blocking([content = std::move(content).value(), name, rows = limits_.max_batch]() -> Result<std::shared_ptr<Session>> {
           kernels::set_flush_denormals();
           FALAJ_ASSIGN(auto model, Model::load(content, name));
-          auto session = std::make_unique<Session>(std::move(model));
-          FALAJ_TRY(session->warm_up(1));
-          FALAJ_TRY(session->warm_up(rows));
-          return session;
+          auto made = std::make_shared<Session>(model);
+          FALAJ_TRY(made->warm_up(1));
+          if (model->batches()) FALAJ_TRY(made->warm_up(rows));
+          return made;
         });
-    auto session = co_await compile;
-    if (!session) co_return ctx.fail(within(name, session.error()));
-    session_ = std::move(session).value();
-    co_await announce(ctx);
+    auto made = co_await compile;
+    if (!made) co_return made.error();
+    session_ = std::move(made).value();
+    const auto& model = session_->model();
+    if (!model.batches()) limits_.max_batch = 1;
+    unknown_.assign(model.inputs().size(), nullptr);
+    for (std::size_t i = 0; i < unknown_.size(); ++i) {
+      if (!model.has_categories(i)) continue;
+      unknown_[i] =
+          &ctx.metrics().counter("falaj_serving_unknown_categories_total", "Categories that the model does not know, taken as missing",
+                                 {{"deployment", std::string(text(spec().getDeployment().getName()))}, {"input", model.inputs()[i].name}});
+    }
+    co_return Status{};
   }
 
   Task<> announce(Context& ctx) {
@@ -91,12 +140,12 @@ class Replica final : public ActorOf<Replica> {
     if (m->getVersion() != 0 && m->getVersion() != spec().getVersion()) {
       return refuse(m, error(ErrorCode::not_found, format("this replica serves version {}, not {}", spec().getVersion(), m->getVersion())));
     }
-    const auto rows = session_->model().check(*m);
-    if (!rows) return refuse(m, rows.error());
     if (queue_.size() >= spec().getDeployment().getQueueMax())
       return refuse(m, error(ErrorCode::overloaded, "the replica's queue is full"));
-    waiting_.push_back(Waiting{*rows, ctx.now(), m.deadline()});
-    queue_.push_back(Queued{std::move(m), *rows});
+    auto fit = session_->model().check(*m);
+    if (!fit) return refuse(m, fit.error());
+    waiting_.push_back(Waiting{fit->rows, ctx.now(), m.deadline()});
+    queue_.push_back(Queued{std::move(m), std::move(fit).value(), ctx.now()});
     pump(ctx);
   }
 
@@ -108,33 +157,39 @@ class Replica final : public ActorOf<Replica> {
   void pump(Context& ctx) {
     while (!running_ && !queue_.empty()) {
       waiting_list_.assign(waiting_.begin(), waiting_.end());
-      const auto decision = decide(waiting_list_, limits_, run_time_, ctx.now());
-      auto batch = take(decision);
+      const auto now = ctx.now();
+      const auto decision = decide(waiting_list_, limits_, run_time_, now);
+      auto batch = take(decision, now);
       if (batch.empty()) {
-        if (queue_.empty()) return;
-        if (decision.wait_until != Instant::max() && !timer_) {
-          timer_ = true;
-          ctx.after(decision.wait_until - ctx.now(), [this](Context& c) {
-            timer_ = false;
+        if (queue_.empty()) break;
+        if (decision.wait_until == Instant::max()) continue;  // only refusals so far
+        if (decision.wait_until < timer_at_) {                // an earlier one stays: it finds nothing to do
+          timer_at_ = decision.wait_until;
+          ctx.after(decision.wait_until - now, [this, at = timer_at_](Context& c) {
+            if (timer_at_ == at) timer_at_ = Instant::max();
             pump(c);
           });
         }
-        if (decision.considered == 0 || decision.wait_until != Instant::max()) return;
-        continue;  // only refusals so far
+        break;
       }
-      std::int64_t rows = 0;
-      for (const auto& queued : batch) rows += queued.rows;
-      if (known_time_ && run_time_.estimate(rows) < kInlineRun) {
-        run_inline(ctx, batch, rows);
+      auto run = std::make_shared<Run>();
+      run->session = session_;
+      run->batch = std::move(batch);
+      for (const auto& queued : run->batch) run->rows += queued.fit.rows;
+      if (known_time_ && run_time_.estimate(run->rows) < kInlineRun) {
+        const auto begin = ctx.now();
+        const auto done = compute(*run);
+        finish(*run, begin, ctx.now(), done);
       } else {
         running_ = true;
-        ctx.start(run_apart(ctx, std::move(batch), rows));
+        ctx.start(run_apart(ctx, std::move(run)));
       }
     }
+    waiting_gauge_->set(static_cast<double>(queue_.size()));
   }
 
   // Takes what was decided out of the queue; the refused are refused.
-  std::vector<Queued> take(const BatchDecision& decision) {
+  std::vector<Queued> take(const BatchDecision& decision, Instant now) {
     std::vector<Queued> batch;
     std::size_t next_refused = 0;
     std::size_t position = 0;
@@ -147,6 +202,7 @@ class Replica final : public ActorOf<Replica> {
       waiting_.pop_front();
       if (next_refused < decision.refuse.size() && decision.refuse[next_refused] == position) {
         ++next_refused;
+        if (waiting.deadline > now) run_time_.doubt();
         refuse(queued.message, error(ErrorCode::deadline, "it would have been answered too late"));
       } else if (batch.size() < decision.run) {
         batch.push_back(std::move(queued));
@@ -160,45 +216,31 @@ class Replica final : public ActorOf<Replica> {
     return batch;
   }
 
-  static Status compute(Session& session, const std::vector<Queued>& batch) {
-    std::vector<Infer::Reader> requests;
-    std::vector<std::int64_t> rows;
-    for (const auto& queued : batch) {
-      requests.push_back(*queued.message);
-      rows.push_back(queued.rows);
-    }
-    return session.run(requests, rows);
-  }
-
-  void run_inline(Context& ctx, std::vector<Queued>& batch, std::int64_t rows) {
-    kernels::set_flush_denormals();
+  Task<> run_apart(Context& ctx, std::shared_ptr<Run> run) {
     const auto begin = ctx.now();
-    const auto done = compute(*session_, batch);
-    finish(ctx, batch, rows, begin, ctx.now(), done);
-  }
-
-  Task<> run_apart(Context& ctx, std::vector<Queued> batch, std::int64_t rows) {
-    const auto begin = ctx.now();
-    auto* session = session_.get();
-    const auto* requests = &batch;
-    auto work = ctx.blocking([session, requests]() -> Status {
-      kernels::set_flush_denormals();
-      return compute(*session, *requests);
-    });
+    auto work = ctx.blocking([run]() -> Status { return compute(*run); });
     const auto done = co_await work;
     running_ = false;
-    finish(ctx, batch, rows, begin, ctx.now(), done);
+    finish(*run, begin, ctx.now(), done);
     pump(ctx);
   }
 
-  void finish(Context&, std::vector<Queued>& batch, std::int64_t rows, Instant begin, Instant end, const Status& done) {
-    run_time_.learn(rows, end - begin);
-    known_time_ = true;
+  void finish(Run& run, Instant begin, Instant end, const Status& done) {
+    if (done) {
+      run_time_.learn(run.rows, end - begin);
+      known_time_ = true;
+    }
     runs_->add();
-    rows_->add(static_cast<std::uint64_t>(rows));
+    rows_->add(static_cast<std::uint64_t>(run.rows));
     compute_->record(end - begin);
+    for (std::size_t i = 0; i < unknown_.size(); ++i) {
+      if (unknown_[i] != nullptr && run.session->unknown()[i] != 0) unknown_[i]->add(run.session->unknown()[i]);
+    }
     std::int64_t first = 0;
-    for (auto& queued : batch) {
+    for (std::size_t i = 0; i < run.batch.size(); ++i) {
+      auto& queued = run.batch[i];
+      // Not even handed to the pool: the parts were not made.
+      const auto rows = i < run.parts.size() ? run.parts[i].fit.rows : queued.fit.rows;
       if (!done) {
         refuse(queued.message, done.error());
       } else {
@@ -207,12 +249,15 @@ class Replica final : public ActorOf<Replica> {
               b.setModel(queued.message->getModel());
               b.setVersion(spec().getVersion());
               b.setId(queued.message->getId());
+              b.setQueueNs(static_cast<std::uint64_t>((begin - queued.arrival).count()));
               b.setComputeNs(static_cast<std::uint64_t>((end - begin).count()));
-              session_->answer(b, *queued.message, first, queued.rows);
+              b.setRows(static_cast<std::uint32_t>(rows));
+              b.setBatchRows(static_cast<std::uint32_t>(run.rows));
+              run.session->answer(b, *queued.message, first, rows);
             },
             128));
       }
-      first += queued.rows;
+      first += rows;
     }
   }
 
@@ -243,17 +288,19 @@ class Replica final : public ActorOf<Replica> {
   ReplicaOptions options_;
   View<EnsureActor> ensure_;
   BatchLimits limits_;
-  std::unique_ptr<Session> session_;  // null until loaded; used by one run at a time
+  std::shared_ptr<Session> session_;  // null until loaded; used by one run at a time
   std::deque<Queued> queue_;
   std::deque<Waiting> waiting_;  // as queue_
   std::vector<Waiting> waiting_list_;
   RunTime run_time_;
   bool known_time_ = false;
   bool running_ = false;
-  bool timer_ = false;
+  Instant timer_at_ = Instant::max();  // the next look at the queue
   metrics::Counter* runs_ = nullptr;
   metrics::Counter* rows_ = nullptr;
   metrics::Counter* refused_ = nullptr;
+  metrics::Gauge* waiting_gauge_ = nullptr;
+  std::vector<metrics::Counter*> unknown_;  // by input; null where it holds no categories
   metrics::Histogram* compute_ = nullptr;
 };
 

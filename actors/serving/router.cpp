@@ -7,6 +7,7 @@
 #include <unordered_map>
 
 #include "actors/features/front.hpp"
+#include "actors/serving/traffic.hpp"
 #include "messages/envelope.capnp.h"
 #include "messages/features.capnp.h"
 #include "messages/serving.capnp.h"
@@ -24,12 +25,8 @@ using falaj::ScopeRef;
 // How often the view is looked at again while nobody can answer.
 constexpr auto kLookAgain = std::chrono::milliseconds(5);
 
-struct Traffic {
-  metrics::Counter* requests;
-  metrics::Counter* failed;
-  metrics::Counter* retries;
-  metrics::Histogram* latency;
-};
+// A full replica is asked again, or another one, so many times: more would add to the load that filled it.
+constexpr int kOverloadedMax = 3;
 
 class Router final : public ActorOf<Router> {
  public:
@@ -45,15 +42,16 @@ class Router final : public ActorOf<Router> {
   Task<> infer(Context& ctx, Msg<Infer> m) {
     const auto begin = ctx.now();
     const std::string model(text(m->getModel()));
-    auto routed = route<InferReply>(ctx, model, m.message(), m.options(), m.deadline());
+    auto routed = route<InferReply>(ctx, model, m->getVersion(), m.message(), m.options(), m.deadline());
     const auto answer = co_await std::move(routed);
-    note(ctx, model, begin, answer.has_value());
+    note(ctx, model, begin, answer ? nullptr : &answer.error());
     if (!answer) co_return m.refuse(answer.error());
+    note_run(ctx, model, **answer);
     m.reply(answer->message());
   }
 
   Task<> describe(Context& ctx, Msg<DescribeModel> m) {
-    auto routed = route<ModelDescription>(ctx, std::string(text(m->getModel())), m.message(), m.options(), m.deadline());
+    auto routed = route<ModelDescription>(ctx, std::string(text(m->getModel())), 0, m.message(), m.options(), m.deadline());
     const auto answer = co_await std::move(routed);
     if (!answer) co_return m.refuse(answer.error());
     m.reply(answer->message());
@@ -64,7 +62,7 @@ class Router final : public ActorOf<Router> {
     const std::string model(text(m->getModel()));
     auto work = predict_rows(ctx, m);
     auto answer = co_await std::move(work);
-    note(ctx, model, begin, answer.has_value());
+    note(ctx, model, begin, answer ? nullptr : &answer.error());
     if (!answer) co_return m.refuse(answer.error());
     m.reply(std::move(answer).value());
   }
@@ -80,24 +78,41 @@ class Router final : public ActorOf<Router> {
     return {};
   }
 
-  // Fewest requests under way, of two drawn at random when there are many (Mitzenmacher, "The Power of Two Choices", 2001).
-  std::string choose(Context& ctx, const std::string& prefix, const std::string& avoid) {
-    const auto view = options_.view->get();
-    auto names = view->ready_with_prefix(prefix);
+  // Fewest requests under way, of two drawn at random when there are many (Mitzenmacher, "The Power of Two Choices", 2001); of equals
+  // the one on this node. `avoid` has just failed: it is asked again only when nobody else is there.
+  std::string choose(Context& ctx, const cluster::ClusterSnapshot& view, const std::string& prefix, const std::string& avoid) {
+    auto names = view.ready_with_prefix(prefix);
     if (names.size() > 1) std::erase(names, avoid);
     if (names.empty()) return {};
+    if (names.size() == 1) return std::move(names.front());
     const auto a = ctx.random().below(names.size());
-    auto b = names.size() > 2 ? ctx.random().below(names.size()) : (a + 1) % names.size();
-    return under_way_[names[b]] < under_way_[names[a]] ? names[b] : names[a];
+    auto b = ctx.random().below(names.size() - 1);
+    if (b >= a) ++b;
+    const auto load_a = load_of(names[a]);
+    const auto load_b = load_of(names[b]);
+    const bool other = load_b < load_a || (load_b == load_a && is_local(ctx, view, names[b]) && !is_local(ctx, view, names[a]));
+    return std::move(names[other ? b : a]);
+  }
+
+  std::uint32_t load_of(const std::string& replica) const {
+    const auto found = under_way_.find(replica);
+    return found == under_way_.end() ? 0 : found->second;
+  }
+
+  static bool is_local(Context& ctx, const cluster::ClusterSnapshot& view, const std::string& replica) {
+    const auto address = view.find(replica);
+    return address && address->node == ctx.node();
   }
 
   // Asks one replica after another until one answers or the deadline comes. What may be asked again: a replica that is lost, loading or
-  // full. What a model says about the request itself is final.
+  // full. What a model says about the request itself is final. While nobody is there the view is waited for.
   template <class Reply>
-  Task<Result<View<Reply>>> route(Context& ctx, std::string model, Message message, SendOptions options, Instant deadline) {
+  Task<Result<View<Reply>>> route(Context& ctx, std::string model, std::uint64_t version, Message message, SendOptions options,
+                                  Instant deadline) {
     if (deadline == Instant::max()) deadline = ctx.now() + limits::kAskDefault;
     const std::string prefix = "serving/replica/" + model + "/";
     std::string last;
+    int overloaded = 0;
     Error why = error(ErrorCode::overloaded, format("no replica of '{}' is ready", model));
     for (bool first = true;; first = false) {
       const auto view = options_.view->get();
@@ -105,27 +120,35 @@ class Router final : public ActorOf<Router> {
       if (view && !deployment) co_return error(ErrorCode::not_found, format("no deployment '{}'", model));
       if (deployment) {
         if (auto allowed = may_use(options.scope, *deployment); !allowed) co_return allowed.error();
-        const auto name = choose(ctx, prefix, last);
+        const auto name = choose(ctx, *view, prefix, last);
         if (!name.empty()) {
           if (!first) traffic(ctx, model).retries->add();
           options.timeout = deadline - ctx.now();
           ++under_way_[name];
+          auto& pending = *traffic(ctx, model).pending;
+          pending.add(1);
           auto asked = ctx.ask<Reply>(ctx.find(name), message, options);
           auto answer = co_await asked;
+          pending.add(-1);
           if (--under_way_[name] == 0) under_way_.erase(name);
-          if (answer.has_value() || final(answer.error().code)) co_return answer;
+          if (answer.has_value() || final(answer.error().code, version)) co_return answer;
+          if (answer.error().code == ErrorCode::overloaded && ++overloaded >= kOverloadedMax) co_return answer;
           why = answer.error();
+          const bool another = last != name;  // else it was the only one, twice
           last = name;
+          if (another && first) continue;
         }
       }
       if (ctx.now() + kLookAgain >= deadline) break;
-      if (!first || last.empty()) co_await ctx.sleep(kLookAgain);
+      co_await ctx.sleep(kLookAgain);
     }
     co_return why;
   }
 
-  static bool final(ErrorCode code) {
-    return code != ErrorCode::unreachable && code != ErrorCode::gone && code != ErrorCode::overloaded && code != ErrorCode::not_found;
+  // not_found: the replica has moved; but with a version wished for it may as well be the replica's own word.
+  static bool final(ErrorCode code, std::uint64_t version) {
+    if (code == ErrorCode::not_found) return version != 0;
+    return code != ErrorCode::unreachable && code != ErrorCode::gone && code != ErrorCode::overloaded;
   }
 
   // ---- by entity ----------------------------------------------------------------------------------------------------------------
@@ -157,9 +180,10 @@ class Router final : public ActorOf<Router> {
     if (!found) co_return found.error();
     auto request = infer_of(model, text(m->getId()), **inputs, **found);
     if (!request) co_return request.error();
-    auto routed = route<InferReply>(ctx, model, std::move(request).value(), m.options(), m.deadline());
+    auto routed = route<InferReply>(ctx, model, 0, std::move(request).value(), m.options(), m.deadline());
     const auto answer = co_await std::move(routed);
     if (!answer) co_return answer.error();
+    note_run(ctx, model, **answer);
     co_return Message::build<PredictReply>(
         [&](PredictReply::Builder b) {
           b.setModel((*answer)->getModel());
@@ -182,7 +206,7 @@ class Router final : public ActorOf<Router> {
     auto& known = described_[model];
     if (known.description && known.replicas == names) co_return known.description.open<ModelDescription>();
     const auto question = Message::build<DescribeModel>([&](DescribeModel::Builder b) { b.setModel(model); });
-    auto routed = route<ModelDescription>(ctx, model, question, options, deadline);
+    auto routed = route<ModelDescription>(ctx, model, 0, question, options, deadline);
     auto answer = co_await std::move(routed);
     if (answer) described_[model] = Described{names, answer->message()};
     co_return answer;
@@ -274,24 +298,27 @@ class Router final : public ActorOf<Router> {
   const Traffic& traffic(Context& ctx, const std::string& model) {
     const auto known = traffic_.find(model);
     if (known != traffic_.end()) return known->second;
-    const metrics::Labels labels = {{"deployment", model}};
-    auto& m = ctx.metrics();
-    return traffic_
-        .emplace(model, Traffic{&m.counter("falaj_serving_requests_total", "Requests answered or failed", labels),
-                                &m.counter("falaj_serving_failed_total", "Of these, failed", labels),
-                                &m.counter("falaj_serving_retries_total", "Requests asked of another replica", labels),
-                                &m.histogram("falaj_serving_request_seconds", "Time from router to answer", labels)})
-        .first->second;
+    return traffic_.emplace(model, traffic_of(ctx.metrics(), model)).first->second;
   }
 
   // Only deployments that exist are counted by name: what clients invent must not fill the registry.
-  void note(Context& ctx, const std::string& model, Instant begin, bool good) {
+  void note(Context& ctx, const std::string& model, Instant begin, const Error* why) {
     const auto view = options_.view->get();
     if (!view || !view->deployment(model)) return;
     const auto& t = traffic(ctx, model);
     t.requests->add();
-    if (!good) t.failed->add();
     t.latency->record(ctx.now() - begin);
+    if (why != nullptr) count_failure(t, why->code);
+  }
+
+  void note_run(Context& ctx, const std::string& model, InferReply::Reader reply) {
+    const auto& t = traffic(ctx, model);
+    t.queue->record(Duration(static_cast<Duration::rep>(reply.getQueueNs())));
+    t.compute->record(Duration(static_cast<Duration::rep>(reply.getComputeNs())));
+    t.rows->add(reply.getRows());
+    if (reply.getBatchRows() != 0) t.runs->add(static_cast<double>(reply.getRows()) / reply.getBatchRows());
+    t.last->set(static_cast<double>(ctx.wall().unix_ns) * 1e-9);
+    t.version->set(static_cast<double>(reply.getVersion()));
   }
 
   struct Described {
