@@ -304,6 +304,8 @@ Status Node::Parts::start_gateway() {
   options.http = text(config->getHttp());
   options.https = text(config->getHttps());
   options.identity = identity;
+  options.tokens = (dir.root / "tokens.toml").string();
+  options.version = kVersion;
   options.host = host.get();
   options.view = &view;
   FALAJ_ASSIGN(gateway, serving::Gateway::start(std::move(options)));

@@ -1,13 +1,18 @@
 #include "actors/serving/gateway.hpp"
 
+#include <algorithm>
 #include <charconv>
-#include <map>
+#include <optional>
 
 #include "actors/serving/oip.hpp"
+#include "actors/serving/stats.hpp"
+#include "actors/serving/token_book.hpp"
+#include "actors/serving/traffic.hpp"
 #include "messages/control.capnp.h"
 #include "messages/json.hpp"
 #include "messages/serving.capnp.h"
 #include "runtime/base/format.hpp"
+#include "runtime/base/random.hpp"
 #include "runtime/net/http.hpp"
 #include "runtime/net/http/json_writer.hpp"
 #include "runtime/net/links.hpp"
@@ -23,10 +28,16 @@ using net::HttpResponse;
 namespace {
 
 constexpr auto kRequestTimeout = std::chrono::seconds(5);
-constexpr std::string_view kExtensions[] = {"binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics"};
+constexpr auto kTimeoutMax = std::chrono::seconds(60);  // of a client's wish
+constexpr std::size_t kLargeBody = 1U << 20;
+constexpr std::size_t kEntitiesMax = 4096;  // of one prediction
+constexpr std::string_view kExtensions[] = {"binary_tensor_data", "classification",  "model_configuration", "model_repository",
+                                            "parameters",         "schedule_policy", "statistics"};
+// Calls of Triton's that clients probe for.
+constexpr std::string_view kUnserved[] = {"systemsharedmemory", "cudasharedmemory", "trace", "logging"};
 
 // "/base/v2/models/m/versions/3/infer" -> {"models", "m", "versions", "3", "infer"}; the base path is passed over.
-std::vector<std::string_view> segments_after(std::string_view path, std::string_view root) {
+std::optional<std::vector<std::string_view>> segments_after(std::string_view path, std::string_view root) {
   std::vector<std::string_view> out;
   bool found = false;
   std::size_t at = 0;
@@ -40,7 +51,8 @@ std::vector<std::string_view> segments_after(std::string_view path, std::string_
     }
     at = end;
   }
-  if (!found) out.emplace_back();  // distinguishable from the root itself: one empty segment
+  if (!found) return std::nullopt;
+  if (!out.empty() && out.back().empty()) out.pop_back();  // a slash at the end
   return out;
 }
 
@@ -60,233 +72,311 @@ std::optional<ModelPath> parse_model_path(const std::vector<std::string_view>& s
       return std::nullopt;
     next += 2;
   }
+  if (segments.size() == next + 2 && segments[next] == "trace") return ModelPath{path.model, path.version, "trace"};
   if (segments.size() > next + 1) return std::nullopt;
   if (segments.size() == next + 1) path.verb = segments[next];
   return path;
 }
 
 HttpResponse not_found() { return HttpResponse::json(404, R"({"error":"Not Found"})"); }
+HttpResponse unserved() { return HttpResponse::json(501, R"({"error":"not served here; models are loaded and unloaded by deployments"})"); }
 HttpResponse wrong_method() { return HttpResponse::json(405, R"({"error":"Method Not Allowed"})"); }
 
 }  // namespace
 
+// One request on its way: where its answer goes, for whom it is, and what its answer says of its trace.
+struct Gateway::Exchange {
+  HttpResponder responder;
+  TraceContext trace;
+  std::string request_id;
+  ScopeRef scope;
+  bool is_tls = false;
+
+  void respond(HttpResponse response) {
+    response.headers.emplace_back("traceparent", traceparent(trace));
+    if (!request_id.empty()) response.headers.emplace_back("X-Request-Id", std::move(request_id));
+    responder.respond(std::move(response));
+  }
+  void respond(const Error& why) { respond(error_response(why)); }
+};
+
 struct Gateway::State {
   GatewayOptions options;
+  TokenFile tokens;
+  ScopeRef anonymous;
   std::unique_ptr<net::HttpServer> clear;
   std::unique_ptr<net::HttpServer> tls;
 
-  explicit State(GatewayOptions o) : options(std::move(o)) {}
-
-  [[nodiscard]] ScopeRef scope_of(const HttpRequest& request) const {
-    auto scope = std::make_shared<Scope>();
-    scope->principal = request.principal ? request.principal->uri() : format("spiffe://{}/anonymous", options.cluster);
-    scope->tenant = request.header("Falaj-Tenant");
-    scope->purpose = request.header("Falaj-Purpose");
-    scope->idempotency_key = request.header("Idempotency-Key");
-    return scope;
+  explicit State(GatewayOptions o) : options(std::move(o)), tokens(options.tokens) {
+    auto nobody = std::make_shared<Scope>();
+    nobody->principal = format("spiffe://{}/anonymous", options.cluster);
+    anonymous = std::move(nobody);
   }
+
+  // ---- who asks --------------------------------------------------------------------------------------------------------------------
+
+  // Null: nobody whom this door knows.
+  [[nodiscard]] Result<std::string> principal_of(const HttpRequest& request, bool with_tls) {
+    if (const auto token = request.bearer_token(); !token.empty()) {
+      FALAJ_ASSIGN(const auto path, tokens.principal_of(token, options.host->clock().wall()));
+      return format("spiffe://{}/{}", options.cluster, path);
+    }
+    if (request.principal) return request.principal->uri();
+    if (with_tls) return error(ErrorCode::denied, "a client certificate of this cluster or a bearer token is needed");
+    return anonymous->principal;
+  }
+
+  [[nodiscard]] Result<ScopeRef> scope_of(const HttpRequest& request, bool with_tls) {
+    FALAJ_ASSIGN(auto principal, principal_of(request, with_tls));
+    const auto tenant = request.header("Falaj-Tenant");
+    const auto purpose = request.header("Falaj-Purpose");
+    const auto key = request.header("Idempotency-Key");
+    if (tenant.empty() && purpose.empty() && key.empty() && principal == anonymous->principal) return anonymous;
+    auto scope = std::make_shared<Scope>();
+    scope->principal = std::move(principal);
+    scope->tenant = tenant;
+    scope->purpose = purpose;
+    scope->idempotency_key = key;
+    return ScopeRef(std::move(scope));
+  }
+
+  Exchange open(const HttpRequest& request, HttpResponder responder, bool with_tls) const {
+    static thread_local Random random(entropy_seed());
+    Exchange exchange;
+    exchange.responder = std::move(responder);
+    const auto parent = parse_traceparent(request.header("traceparent"));
+    exchange.trace = parent ? child_of(*parent, random) : new_trace(random);
+    exchange.request_id = request.header("X-Request-Id");
+    exchange.is_tls = with_tls;
+    return exchange;
+  }
+
+  // ---- asking the actors -----------------------------------------------------------------------------------------------------------
 
   // One ask to an actor of this node; `write` turns its reply into the response, on a host thread.
   template <class Reply, class Write>
-  void ask(std::string_view actor, Message message, SendOptions send, HttpResponder responder, Write write) {
-    if (send.timeout == Duration::zero()) send.timeout = kRequestTimeout;
+  void ask(std::string_view actor, Message message, SendOptions send, Exchange exchange, Write write) {
+    if (send.timeout <= Duration::zero()) send.timeout = kRequestTimeout;
+    send.timeout = std::min<Duration>(send.timeout, kTimeoutMax);
+    send.trace = exchange.trace;
     options.host->ask(options.host->find(actor), std::move(message), send,
-                      [responder = std::move(responder), write = std::move(write)](Result<Message> answer) mutable {
-                        if (!answer) return responder.respond(error_response(answer.error()));
-                        const auto view = answer->open<Reply>();
-                        if (!view) return responder.respond(error_response(view.error()));
-                        responder.respond(write(**view));
+                      [exchange = std::move(exchange), write = std::move(write)](Result<Message> answer) mutable {
+                        const auto view = answer ? answer->open<Reply>() : Result<View<Reply>>(answer.error());
+                        if (!view) return exchange.respond(error_response(view.error()));
+                        exchange.respond(write(**view));
                       });
   }
 
-  SendOptions send_options(const HttpRequest& request, ScopeRef scope) const {
-    SendOptions send;
-    send.scope = std::move(scope);
-    if (const auto parent = parse_traceparent(request.header("traceparent"))) send.trace = *parent;
-    return send;
-  }
-
-  void infer(const HttpRequest& request, HttpResponder responder, const ModelPath& path) {
-    static thread_local net::JsonReader reader;
-    auto decoded = decode_infer(reader, request.body, request.header("Inference-Header-Content-Length"), path.model, path.version);
-    if (!decoded) return responder.respond(error_response(decoded.error()));
+  void infer(const HttpRequest& request, Exchange exchange, const ModelPath& path) {
+    static thread_local net::JsonReader kept;  // its memory follows the largest body: large ones get a reader of their own
+    std::optional<net::JsonReader> once;
+    if (request.body.size() > kLargeBody) once.emplace();
+    auto decoded =
+        decode_infer(once ? *once : kept, request.body, request.header("Inference-Header-Content-Length"), path.model, path.version);
+    if (!decoded) return exchange.respond(decoded.error());
+    SendOptions send{.timeout = decoded->timeout, .scope = exchange.scope};
     ask<messages::InferReply>(
-        "serving/router", std::move(decoded->message), send_options(request, scope_of(request)), std::move(responder),
+        "serving/router", std::move(decoded->message), send, std::move(exchange),
         [format = std::move(decoded->format)](messages::InferReply::Reader reply) { return encode_infer(reply, format); });
   }
 
-  void predict(const HttpRequest& request, HttpResponder responder, std::string_view model) {
-    net::JsonReader reader;
-    const auto root = reader.parse(request.body);
-    if (!root) return responder.respond(error_response(root.error()));
+  struct Question {
     std::vector<std::string> entities;
-    const auto list = root->member("entities");
-    const auto read = list ? list->flatten(entities, 4096) : Status(list.error());
-    if (!read) return responder.respond(error_response(within("entities", read.error())));
-    auto scope = scope_of(request);
-    if (const auto purpose = root->find("purpose")) {
-      const auto named = purpose->as_string();
-      if (!named) return responder.respond(error_response(within("purpose", named.error())));
-      auto fresh = std::make_shared<Scope>(*scope);
-      fresh->purpose = *named;
-      scope = std::move(fresh);
+    std::string purpose;
+    std::string id;
+  };
+
+  static Result<Question> read_question(ByteView body) {
+    net::JsonReader reader;
+    FALAJ_ASSIGN(const auto root, reader.parse(body));
+    const auto entities = root.find("entities");
+    if (!entities) return invalid("'entities' is missing: send {\"entities\": [\"...\"]}");
+    Question question;
+    if (auto read = entities->flatten(question.entities, kEntitiesMax); !read) return within("entities", read.error());
+    for (const auto& [key, to] : {std::pair{"purpose", &question.purpose}, std::pair{"id", &question.id}}) {
+      const auto given = root.find(key);
+      if (!given) continue;
+      const auto value = given->as_string();
+      if (!value) return within(key, value.error());
+      *to = *value;
+    }
+    return question;
+  }
+
+  void predict(const HttpRequest& request, Exchange exchange, std::string_view model) {
+    const auto question = read_question(request.body);
+    if (!question) return exchange.respond(question.error());
+    if (!question->purpose.empty()) {
+      auto scope = std::make_shared<Scope>(*exchange.scope);
+      scope->purpose = question->purpose;
+      exchange.scope = std::move(scope);
     }
     auto message = Message::build<messages::Predict>([&](messages::Predict::Builder b) {
       b.setModel(std::string(model));
-      auto names = b.initEntities(static_cast<unsigned>(entities.size()));
-      for (unsigned i = 0; i < entities.size(); ++i) names.set(i, entities[i]);
+      b.setId(question->id);
+      auto names = b.initEntities(static_cast<unsigned>(question->entities.size()));
+      for (unsigned i = 0; i < names.size(); ++i) names.set(i, question->entities[i]);
     });
-    ask<messages::PredictReply>(
-        "serving/router", std::move(message), send_options(request, std::move(scope)), std::move(responder),
-        [](messages::PredictReply::Reader reply) {
-          net::JsonWriter w;
-          w.begin_object().key("model_name").string(text(reply.getModel())).key("model_version").string(std::to_string(reply.getVersion()));
-          w.key("outputs").raw(encode_outputs_json(reply.getOutputs())).key("missing").begin_array();
-          for (const auto entity : reply.getMissing()) w.string(text(entity));
-          w.end_array().end_object();
-          return HttpResponse::json(200, w.text());
-        });
+    SendOptions send{.scope = exchange.scope};
+    ask<messages::PredictReply>("serving/router", std::move(message), send, std::move(exchange), write_prediction);
   }
 
-  void describe(const HttpRequest& request, HttpResponder responder, const ModelPath& path) {
+  static HttpResponse write_prediction(messages::PredictReply::Reader reply) {
+    net::JsonWriter w;
+    w.begin_object().key("model_name").string(text(reply.getModel())).key("model_version").string(std::to_string(reply.getVersion()));
+    if (reply.getId().size() > 0) w.key("id").string(text(reply.getId()));
+    w.key("outputs").raw(encode_outputs_json(reply.getOutputs())).key("missing").begin_array();
+    for (const auto entity : reply.getMissing()) w.string(text(entity));
+    w.end_array().end_object();
+    return HttpResponse::json(200, w.text());
+  }
+
+  void describe(Exchange exchange, const ModelPath& path) {
     auto message =
         Message::build<messages::DescribeModel>([&](messages::DescribeModel::Builder b) { b.setModel(std::string(path.model)); });
-    auto send = send_options(request, scope_of(request));
-    const bool ready = path.verb == "ready";
-    if (ready) send.timeout = std::chrono::milliseconds(500);
-    ask<messages::ModelDescription>("serving/router", std::move(message), send, std::move(responder),
-                                    [ready, config = path.verb == "config"](messages::ModelDescription::Reader d) {
-                                      if (ready) return HttpResponse::json(200, {});
+    SendOptions send{.scope = exchange.scope};
+    ask<messages::ModelDescription>("serving/router", std::move(message), send, std::move(exchange),
+                                    [config = path.verb == "config", version = path.version](messages::ModelDescription::Reader d) {
+                                      if (version != 0 && !serves(d, version)) return version_not_found(version);
                                       return HttpResponse::json(200, config ? encode_config(d) : encode_metadata(d));
                                     });
   }
 
-  [[nodiscard]] bool all_ready() const {
-    const auto view = options.view->get();
-    if (!view) return false;
-    for (const auto resource : view->view().getResources()) {
-      if (!resource.isDeployment()) continue;
-      if (view->ready_with_prefix("serving/replica/" + std::string(text(resource.getDeployment().getName())) + "/").empty()) return false;
+  static bool serves(messages::ModelDescription::Reader d, std::uint64_t version) {
+    for (const auto one : d.getVersions()) {
+      if (one == version) return true;
     }
-    return true;
+    return false;
   }
+  static HttpResponse version_not_found(std::uint64_t version) {
+    return error_response(error(ErrorCode::not_found, format("version {} is not served", version)));
+  }
+
+  // Not ready is 400 in this dialect, whatever the reason.
+  void model_ready(Exchange exchange, const ModelPath& path) {
+    const auto view = options.view->get();
+    if (!view || !is_ready(*view, path.model))
+      return exchange.respond(HttpResponse::json(400, format(R"({{"error":"no replica of this model is ready"}})")));
+    auto message =
+        Message::build<messages::DescribeModel>([&](messages::DescribeModel::Builder b) { b.setModel(std::string(path.model)); });
+    SendOptions send{.timeout = std::chrono::milliseconds(500), .scope = exchange.scope};
+    ask<messages::ModelDescription>("serving/router", std::move(message), send, std::move(exchange),
+                                    [model = std::string(path.model), version = path.version](messages::ModelDescription::Reader d) {
+                                      if (version != 0 && !serves(d, version)) return version_not_found(version);
+                                      net::JsonWriter w;
+                                      w.begin_object().key("name").string(model).key("ready").boolean(true).end_object();
+                                      return HttpResponse::json(200, w.text());
+                                    });
+  }
+
+  // The token is the right: the message goes to the authority as this node's own.
+  void join(const HttpRequest& request, Exchange exchange) {
+    if (!exchange.is_tls) return exchange.respond(HttpResponse::json(404, R"({"error":"joining is served over HTTPS only"})"));
+    Status read;
+    auto message =
+        Message::build<messages::Join>([&](messages::Join::Builder b) { read = from_json<messages::Join>(as_text(request.body), b); });
+    if (!read) return exchange.respond(read.error());
+    ask<messages::Joined>("control/authority", std::move(message), {}, std::move(exchange),
+                          [](messages::Joined::Reader joined) { return HttpResponse::json(200, to_json(joined)); });
+  }
+
+  // ---- routes ------------------------------------------------------------------------------------------------------------------------
 
   HttpResponse server_metadata() const {
     net::JsonWriter w;
-    w.begin_object().key("name").string("falaj").key("version").string("0.1.0").key("extensions").begin_array();
+    w.begin_object().key("name").string("falaj").key("version").string(options.version).key("extensions").begin_array();
     for (const auto extension : kExtensions) w.string(extension);
     w.end_array().end_object();
     return HttpResponse::json(200, w.text());
   }
 
-  HttpResponse repository_index() const {
-    net::JsonWriter w;
-    w.begin_array();
-    if (const auto view = options.view->get()) {
-      for (const auto resource : view->view().getResources()) {
-        if (!resource.isDeployment()) continue;
-        const std::string name(text(resource.getDeployment().getName()));
-        const bool ready = !view->ready_with_prefix("serving/replica/" + name + "/").empty();
-        w.begin_object()
-            .key("name")
-            .string(name)
-            .key("state")
-            .string(ready ? "READY" : "UNAVAILABLE")
-            .key("reason")
-            .string(ready ? "" : "no replica is ready")
-            .end_object();
-      }
-    }
-    w.end_array();
-    return HttpResponse::json(200, w.text());
+  HttpResponse health(bool good, std::string_view key) const {
+    return HttpResponse::json(good ? 200 : 400, format("{{\"{}\":{}}}", key, good));
   }
 
-  HttpResponse statistics(std::string_view only) const {
-    net::JsonWriter w;
-    w.begin_object().key("model_stats").begin_array();
+  HttpResponse index(const HttpRequest& request) const {
+    bool only_ready = false;
+    if (!request.body.empty()) {
+      net::JsonReader reader;
+      const auto root = reader.parse(request.body);
+      if (!root) return error_response(root.error());
+      if (const auto ready = root->find("ready")) only_ready = ready->as_bool().value_or(false);
+    }
+    return HttpResponse::json(200, repository_index(options.view->get().get(), only_ready));
+  }
+
+  HttpResponse model_statistics(std::string_view model) const {
+    const auto view = options.view->get();
+    if (!model.empty() && (!view || !view->deployment(model)))
+      return error_response(error(ErrorCode::not_found, format("no deployment '{}'", model.substr(0, 128))));
+    return HttpResponse::json(200, statistics(view.get(), options.host->metrics(), model));
+  }
+
+  HttpResponse prometheus() const {
     auto& registry = options.host->metrics();
-    if (const auto view = options.view->get()) {
-      for (const auto resource : view->view().getResources()) {
-        if (!resource.isDeployment()) continue;
-        const std::string name(text(resource.getDeployment().getName()));
-        if (!only.empty() && only != name) continue;
-        const metrics::Labels labels = {{"deployment", name}};
-        const auto requests = registry.counter("falaj_serving_requests_total", "", labels).value();
-        const auto bad = registry.counter("falaj_serving_failed_total", "", labels).value();
-        const auto ns = static_cast<std::uint64_t>(registry.histogram("falaj_serving_request_seconds", "", labels).sum_seconds() * 1e9);
-        const auto duration = [&w](std::string_view key, std::uint64_t count, std::uint64_t total) {
-          w.key(key).begin_object().key("count").number(count).key("ns").number(total).end_object();
-        };
-        w.begin_object()
-            .key("name")
-            .string(name)
-            .key("version")
-            .string("1")
-            .key("last_inference")
-            .number(0)
-            .key("inference_count")
-            .number(requests - bad)
-            .key("execution_count")
-            .number(requests - bad);
-        w.key("inference_stats").begin_object();
-        duration("success", requests - bad, ns);
-        duration("fail", bad, 0);
-        for (const auto key : {"queue", "compute_input", "compute_output"}) duration(key, requests - bad, 0);
-        duration("compute_infer", requests - bad, ns);
-        for (const auto key : {"cache_hit", "cache_miss"}) duration(key, 0, 0);
-        w.end_object().key("batch_stats").begin_array().end_array().end_object();
-      }
+    const auto aliases = triton_metrics(options.view->get().get(), registry);
+    auto response = HttpResponse::text(200, registry.prometheus() + aliases);
+    response.content_type = "text/plain; version=0.0.4";
+    return response;
+  }
+
+  void models(const HttpRequest& request, Exchange exchange, const ModelPath& path) {
+    const bool get = request.method == "GET";
+    if (path.verb == "infer") {
+      if (request.method != "POST") return exchange.respond(wrong_method());
+      return infer(request, std::move(exchange), path);
     }
-    w.end_array().end_object();
-    return HttpResponse::json(200, w.text());
+    if (path.verb == "trace") return exchange.respond(unserved());
+    if (!get) return exchange.respond(wrong_method());
+    if (path.verb == "ready") return model_ready(std::move(exchange), path);
+    if (path.verb == "stats") return exchange.respond(model_statistics(path.model));
+    if (path.verb.empty() || path.verb == "config") return describe(std::move(exchange), path);
+    exchange.respond(not_found());
   }
 
-  // The token is the right: the message goes to the authority as this node's own.
-  void join(const HttpRequest& request, HttpResponder responder) {
-    if (request.is_loopback && options.https.empty()) return responder.respond(not_found());
-    Status read;
-    auto message =
-        Message::build<messages::Join>([&](messages::Join::Builder b) { read = from_json<messages::Join>(as_text(request.body), b); });
-    if (!read) return responder.respond(error_response(read.error()));
-    ask<messages::Joined>("control/authority", std::move(message), {}, std::move(responder),
-                          [](messages::Joined::Reader joined) { return HttpResponse::json(200, to_json(joined)); });
-  }
-
-  void oip(const HttpRequest& request, HttpResponder responder) {
-    const auto segments = segments_after(request.path, "v2");
+  void oip(const HttpRequest& request, Exchange exchange, const std::vector<std::string_view>& segments) {
     const bool get = request.method == "GET";
     const auto is = [&](std::initializer_list<std::string_view> wanted) { return std::ranges::equal(segments, wanted); };
-    if (segments.empty()) return responder.respond(get ? server_metadata() : wrong_method());
-    if (is({"health", "live"})) return responder.respond(get ? HttpResponse::json(200, {}) : wrong_method());
-    if (is({"health", "ready"})) return responder.respond(!get ? wrong_method() : HttpResponse::json(all_ready() ? 200 : 400, {}));
-    if (is({"repository", "index"})) return responder.respond(get ? wrong_method() : repository_index());
-    if (is({"models", "stats"})) return responder.respond(get ? statistics({}) : wrong_method());
-    const auto path = parse_model_path(segments);
-    if (!path) return responder.respond(not_found());
-    if (path->verb == "infer") {
-      if (request.method != "POST") return responder.respond(wrong_method());
-      return infer(request, std::move(responder), *path);
+    if (segments.empty()) return exchange.respond(get ? server_metadata() : wrong_method());
+    if (is({"health", "live"})) return exchange.respond(get ? health(true, "live") : wrong_method());
+    if (is({"health", "ready"})) {
+      const auto view = options.view->get();
+      return exchange.respond(get ? health(view && all_ready(*view), "ready") : wrong_method());
     }
-    if (!get) return responder.respond(wrong_method());
-    if (path->verb == "stats") return responder.respond(statistics(path->model));
-    if (path->verb.empty() || path->verb == "ready" || path->verb == "config") return describe(request, std::move(responder), *path);
-    responder.respond(not_found());
+    if (is({"repository", "index"})) return exchange.respond(request.method == "POST" ? index(request) : wrong_method());
+    if (segments[0] == "repository" || std::ranges::find(kUnserved, segments[0]) != std::end(kUnserved))
+      return exchange.respond(unserved());
+    if (is({"models", "stats"})) return exchange.respond(get ? model_statistics({}) : wrong_method());
+    const auto path = parse_model_path(segments);
+    if (!path) return exchange.respond(not_found());
+    models(request, std::move(exchange), *path);
   }
 
-  void handle(const HttpRequest& request, HttpResponder responder) {
+  void handle(const HttpRequest& request, HttpResponder responder, bool with_tls) {
+    auto exchange = open(request, std::move(responder), with_tls);
     const std::string_view path = request.path;
-    if (path == "/metrics") {
-      auto response = HttpResponse::text(200, options.host->metrics().prometheus());
-      response.content_type = "text/plain; version=0.0.4";
-      return responder.respond(std::move(response));
+    if (path == "/v1/join") {
+      if (request.method != "POST") return exchange.respond(wrong_method());
+      return join(request, std::move(exchange));
     }
+    if (path == "/v2/health/live" && request.method == "GET") return exchange.respond(health(true, "live"));
+    auto scope = scope_of(request, with_tls);
+    if (!scope) {
+      auto response = error_response(scope.error());
+      response.status = 401;
+      response.headers.emplace_back("WWW-Authenticate", "Bearer");
+      return exchange.respond(std::move(response));
+    }
+    exchange.scope = std::move(scope).value();
+    if (path == "/metrics") return exchange.respond(request.method == "GET" ? prometheus() : wrong_method());
     constexpr std::string_view kPredict = "/v1/predict/";
     if (path.starts_with(kPredict) && path.size() > kPredict.size()) {
-      if (request.method != "POST") return responder.respond(wrong_method());
-      return predict(request, std::move(responder), path.substr(kPredict.size()));
+      if (request.method != "POST") return exchange.respond(wrong_method());
+      return predict(request, std::move(exchange), path.substr(kPredict.size()));
     }
-    if (path == "/v1/join" && request.method == "POST") return join(request, std::move(responder));
-    oip(request, std::move(responder));
+    const auto segments = segments_after(path, "v2");
+    if (!segments) return exchange.respond(not_found());
+    oip(request, std::move(exchange), *segments);
   }
 
   Status serve(const std::string& where, bool with_tls) {
@@ -296,9 +386,9 @@ struct Gateway::State {
     http.port = address.port;
     http.name = with_tls ? "https" : "http";
     if (with_tls) http.identity = options.identity;
-    auto server =
-        net::HttpServer::create(std::move(http), options.host->clock(), options.host->metrics(),
-                                [this](const HttpRequest& request, HttpResponder responder) { handle(request, std::move(responder)); });
+    auto server = net::HttpServer::create(
+        std::move(http), options.host->clock(), options.host->metrics(),
+        [this, with_tls](const HttpRequest& request, HttpResponder responder) { handle(request, std::move(responder), with_tls); });
     if (!server) return within(where, server.error());
     (with_tls ? tls : clear) = std::move(server).value();
     return {};
@@ -311,6 +401,7 @@ Gateway::~Gateway() { stop(); }
 Result<std::unique_ptr<Gateway>> Gateway::start(GatewayOptions options) {
   std::unique_ptr<Gateway> gateway(new Gateway(std::make_unique<State>(std::move(options))));
   auto& state = *gateway->state_;
+  if (!state.options.tokens.empty()) FALAJ_TRY(state.tokens.load());
   if (!state.options.http.empty()) FALAJ_TRY(state.serve(state.options.http, false));
   if (!state.options.https.empty()) FALAJ_TRY(state.serve(state.options.https, true));
   return gateway;
@@ -331,15 +422,13 @@ void Gateway::fill_stats(messages::NodeStats::Builder into) const {
     if (resource.isDeployment()) names.emplace_back(text(resource.getDeployment().getName()));
   }
   auto list = into.initRequests(static_cast<unsigned>(names.size()));
-  auto& registry = state_->options.host->metrics();
   for (unsigned i = 0; i < names.size(); ++i) {
-    const metrics::Labels labels = {{"deployment", names[i]}};
-    const auto& latency = registry.histogram("falaj_serving_request_seconds", "", labels);
+    const auto traffic = traffic_of(state_->options.host->metrics(), names[i]);
     list[i].setDeployment(names[i]);
-    list[i].setRequests(registry.counter("falaj_serving_requests_total", "", labels).value());
-    list[i].setFailed(registry.counter("falaj_serving_failed_total", "", labels).value());
-    list[i].setP50Us(latency.quantile_seconds(0.5) * 1e6);
-    list[i].setP99Us(latency.quantile_seconds(0.99) * 1e6);
+    list[i].setRequests(traffic.requests->value());
+    list[i].setFailed(traffic.failed->value());
+    list[i].setP50Us(traffic.latency->quantile_seconds(0.5) * 1e6);
+    list[i].setP99Us(traffic.latency->quantile_seconds(0.99) * 1e6);
   }
 }
 

@@ -1,5 +1,10 @@
 // The HTTP door of a gateway node: Open Inference Protocol v2, predictions by entity, metrics, joining. Not an actor: requests come on
 // the server's IO threads, become asks to `serving/router`, and are answered from the host's threads.
+//
+// Who asks: the principal of a client certificate, of a bearer token, or, in clear on loopback only, spiffe://<cluster>/anonymous. Over
+// TLS nobody is anonymous, but for joining (the join token is the right) and for the question whether the gateway lives. What the
+// principal may do is decided by the host's Authorizer, from the verb of the message that the request becomes. Headers: Falaj-Tenant,
+// Falaj-Purpose, Idempotency-Key, traceparent (answered with this request's own), X-Request-Id (echoed).
 #pragma once
 #include <memory>
 #include <string>
@@ -16,6 +21,8 @@ struct GatewayOptions {
   std::string http;   // host:port in clear, loopback only; empty: none
   std::string https;  // host:port with TLS; empty: none
   net::Identity identity;
+  std::string tokens;  // path of tokens.toml (token_book.hpp); empty, or no such file: no bearer token is known
+  std::string version = "0.1.0";
   Host* host = nullptr;                              // outlives the gateway
   const cluster::ClusterViewHolder* view = nullptr;  // outlives the gateway
 };
@@ -32,6 +39,7 @@ class Gateway {
 
  private:
   struct State;
+  struct Exchange;
   explicit Gateway(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
 };

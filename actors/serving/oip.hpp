@@ -1,6 +1,8 @@
 // Open Inference Protocol v2 (KServe) over HTTP, with Triton's binary tensor extension: between HTTP bodies and the messages of
 // messages/serving.capnp. Pure; bounded by the reader's limits.
 #pragma once
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -12,16 +14,22 @@
 
 namespace falaj::serving {
 
+struct OutputFormat {
+  std::string name;
+  std::optional<bool> binary;
+  std::uint32_t classes = 0;  // classification extension: the so many greatest; 0: the tensor itself
+};
+
 // How the answer is to be written.
 struct AnswerFormat {
   bool binary_by_default = false;
-  std::vector<std::pair<std::string, bool>> binary;  // by output
-  [[nodiscard]] bool is_binary(std::string_view output) const;
+  std::vector<OutputFormat> outputs;  // those named in the request
 };
 
 struct DecodedInfer {
   Message message;  // Infer
   AnswerFormat format;
+  Duration timeout{0};  // the client's wish; zero: none
 };
 
 // `header_length`: value of Inference-Header-Content-Length, empty when absent. Errors are `invalid` and name input and remedy.
