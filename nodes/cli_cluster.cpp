@@ -10,6 +10,7 @@
 #include "nodes/worker_process.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/log.hpp"
+#include "runtime/net/http_client.hpp"
 
 namespace falaj::nodes {
 namespace {
@@ -25,6 +26,7 @@ struct ClusterArguments {
   std::string who;
   std::uint64_t seconds = 3600;
   std::uint32_t timeout = 60;
+  std::string token;
   WorkerPlan worker;
   bool is_worker = false;
 };
@@ -105,6 +107,74 @@ Status do_token(Cli& cli, const ClusterArguments& a) {
                                                               })));
   print(cli.json() ? to_json(*token, JsonStyle::pretty) : std::string(text(token->getToken())));
   return {};
+}
+
+// The new node makes its own key; only the request for a certificate leaves this machine, together with the token.
+Status do_join(const Cli& cli, const ClusterArguments& a) {
+  FALAJ_ASSIGN(const auto token, net::JoinToken::decode(a.token));
+  FALAJ_ASSIGN(const auto id, net::SpiffeId::node(token.cluster, a.node));
+  FALAJ_ASSIGN(const auto request, net::make_signing_request(id));
+  FALAJ_ASSIGN(const auto gateway, parse_host_port("address in the token", token.control));
+  const auto message = Message::build<messages::Join>(
+      [&](messages::Join::Builder b) {
+        b.setToken(a.token);
+        b.setNode(a.node);
+        b.setCertificateRequest(data(as_bytes(request.csr_pem)));
+      },
+      256);
+  net::HttpCall call;
+  call.host = gateway.host;
+  call.port = gateway.port;
+  call.trust = net::HttpTrust{token.cluster, {}, token.authority, std::nullopt};
+  call.method = "POST";
+  call.target = "/v1/join";
+  call.body = to_bytes(to_json(*message.view<messages::Join>()));
+  FALAJ_ASSIGN(const auto answer, net::http_call(call, SystemClock()));
+  if (answer.status != 200) {
+    return error(answer.status == 403 ? ErrorCode::denied : ErrorCode::failed,
+                 format("the gateway answers {}: {}", answer.status, as_text(answer.body).substr(0, 500)));
+  }
+  Status read;
+  const auto reply = Message::build<messages::Joined>(
+      [&](messages::Joined::Builder b) { read = from_json<messages::Joined>(as_text(answer.body), b); }, 1024);
+  if (!read) return within("answer of the gateway", read.error());
+  const auto joined = reply.view<messages::Joined>();
+  NodePlan plan;
+  plan.name = a.node;
+  FALAJ_ASSIGN(plan.roles, parse_roles(a.roles));
+  if (joined->getRoles().size() > 0) {
+    plan.roles.clear();
+    for (const auto role : joined->getRoles()) plan.roles.push_back(role);
+  }
+  if (plan.roles.empty()) return invalid("the token gives no roles; name them with --roles");
+  plan.listen = a.listen.empty() ? "127.0.0.1:0" : a.listen;
+  plan.http = a.http;
+  plan.https = a.https;
+  plan.residency = a.residency;
+  plan.control_node = text(joined->getControlNode());
+  plan.control_address = text(joined->getControl());
+  const net::Credentials credentials{std::string(as_text(bytes(joined->getCertificate()))), request.key_pem};
+  const NodeDir dir{cli.dir};
+  FALAJ_TRY(write_node_files(dir, token.cluster, plan, credentials, as_text(bytes(joined->getAuthority())), text(joined->getRights())));
+  print(format("node '{}' belongs to cluster '{}'", a.node, token.cluster));
+  print(format("  next: falaj node --dir {}", cli.dir));
+  return {};
+}
+
+void add_join(CLI::App& app, Cli& cli, const std::shared_ptr<ClusterArguments>& a) {
+  auto* join = app.add_subcommand("join", "Make this machine a node of a cluster, with a token of `falaj token`");
+  join->add_option("token", a->token, "Token: it works once")->required();
+  join->add_option("--dir,-d", cli.dir, "Directory of the node, to be made")->required();
+  join->add_option("--name", a->node, "Name of the node: a-z, 0-9 and -")->required();
+  join->add_option("--listen", a->listen, "HOST:PORT of its links (default: a free port of 127.0.0.1)");
+  join->add_option("--roles", a->roles, "Its roles, unless the token gives them");
+  join->add_option("--http", a->http, "If it is a gateway: clear text, loopback only, HOST:PORT");
+  join->add_option("--https", a->https, "If it is a gateway: TLS, HOST:PORT");
+  join->add_option("--residency", a->residency, "Where it stands, e.g. ae");
+  join->footer(
+      "Example:\n  falaj join falaj-join-v1... --name serving-3 --listen 10.0.0.3:7400 --dir /var/lib/falaj && falaj node --dir "
+      "/var/lib/falaj");
+  cli.runs(*join, [&cli, a] { return do_join(cli, *a); });
 }
 
 void add_init(CLI::App& app, Cli& cli, const std::shared_ptr<ClusterArguments>& a) {
@@ -188,6 +258,7 @@ void add_cluster_commands(CLI::App& app, Cli& cli) {
   add_up_down(app, cli, arguments);
   add_node_commands(app, cli, arguments);
   add_identity_commands(app, cli, arguments);
+  add_join(app, cli, arguments);
 }
 
 }  // namespace falaj::nodes

@@ -2,7 +2,7 @@
 
 import subprocess
 
-from conftest import FALAJ, Cluster, falaj, processes_of
+from conftest import FALAJ, Cluster, eventually, falaj, processes_of
 
 
 def test_up_status_down(tmp_path):
@@ -38,7 +38,7 @@ def test_init_refuses_a_directory_that_is_not_empty(tmp_path):
 
 def test_help_names_every_command_with_an_example():
     top = falaj("--help").stdout
-    for command in ["init", "up", "down", "node", "audit", "token", "status", "top", "apply", "get", "delete", "features", "train", "runs", "models", "deploy", "predict", "call", "version"]:
+    for command in ["init", "up", "down", "node", "audit", "token", "join", "status", "top", "apply", "get", "delete", "features", "train", "runs", "models", "deploy", "predict", "call", "version"]:
         assert f"\n  {command} " in top, command
         if command not in ("audit", "features", "runs", "models", "version"):
             assert "Example" in falaj(command, "--help").stdout, command
@@ -47,3 +47,24 @@ def test_help_names_every_command_with_an_example():
 def test_wrong_use_exits_with_2():
     assert falaj("features", "frobnicate", check=False).returncode == 2
     assert subprocess.run([FALAJ], capture_output=True).returncode == 2
+
+
+def test_a_node_joins_once_with_a_token(tmp_path):
+    c = Cluster(tmp_path / "c").up()
+    node = None
+    try:
+        token = c.run("token", "--node", "extra-1", "--roles", "serving").stdout.strip()
+        wrong = falaj("join", token, "--name", "other", "--dir", tmp_path / "other", check=False)
+        assert wrong.returncode == 4 and "extra-1" in wrong.stderr
+        falaj("join", token, "--name", "extra-1", "--dir", tmp_path / "extra")
+        again = falaj("join", token, "--name", "extra-1", "--dir", tmp_path / "again", check=False)
+        assert again.returncode == 4 and "used already" in again.stderr
+        node = subprocess.Popen([FALAJ, "node", "--dir", str(tmp_path / "extra")], stderr=subprocess.DEVNULL)
+        eventually("the node is up", lambda: any(n["name"] == "extra-1" and n["up"] for n in c.json("status")["view"]["nodes"]))
+        node.terminate()
+        assert node.wait(30) == 0
+        eventually("it is seen to have left", lambda: any(n["name"] == "extra-1" and not n["up"] for n in c.json("status")["view"]["nodes"]))
+    finally:
+        if node and node.poll() is None:
+            node.kill()
+        c.down()
