@@ -111,6 +111,7 @@ struct Apply $A.verb("resources.write") {
   # Reply: ResourceRecord. Same content again is not an error and changes nothing.
   resource @0 :R.Resource;
   expected @1 :UInt64;  # revision it must have now; 0: whatever
+  again @2 :Bool;       # a job: run it once more, though its content is the same
 }
 
 struct GetResource $A.verb("resources.read") {

@@ -22,8 +22,6 @@ struct TrainingArguments {
   bool detach = false;
 };
 
-std::string tenant_of(const Cli& cli) { return cli.tenant.empty() ? "default" : cli.tenant; }
-
 // Stores the jobs of the file, then follows the first of them.
 Status do_train(Cli& cli, const TrainingArguments& a) {
   FALAJ_ASSIGN(auto* client, cli.client());
@@ -35,13 +33,17 @@ Status do_train(Cli& cli, const TrainingArguments& a) {
   const auto file = parsed.view<ResourceFile>();
   if (file->getJob().size() == 0) return invalid(format("{}: declares no [job]", a.file));
   std::string job;
+  std::string run_id;
   for (const auto spec : file->getJob()) {
     if (!a.job.empty() && text(spec.getName()) != a.job) continue;
-    FALAJ_ASSIGN(const auto record,
-                 client->ask<ResourceRecord>("control/resources",
-                                             Message::build<Apply>([&](Apply::Builder b) { b.initResource().setJob(spec); }, 256)));
-    static_cast<void>(record);
+    FALAJ_ASSIGN(const auto record, client->ask<ResourceRecord>("control/resources", Message::build<Apply>(
+                                                                                         [&](Apply::Builder b) {
+                                                                                           b.initResource().setJob(spec);
+                                                                                           b.setAgain(true);
+                                                                                         },
+                                                                                         256)));
     job = text(spec.getName());
+    run_id = run_name(job, record->getRevision());
     break;
   }
   if (job.empty()) return invalid(format("{}: declares no job '{}'", a.file, a.job));
@@ -49,7 +51,7 @@ Status do_train(Cli& cli, const TrainingArguments& a) {
     print(format("job '{}' is wanted; follow it with `falaj runs show {}`", job, job));
     return {};
   }
-  FALAJ_ASSIGN(const auto run, follow_run(*client, job, tenant_of(cli), [](RunInfo::Reader) {}));
+  FALAJ_ASSIGN(const auto run, follow_run(*client, run_id, [](RunInfo::Reader) {}));
   print(cli.json() ? to_json(*run, JsonStyle::pretty) : describe_run(*run));
   if (text(run->getPhase()) == "finished") return {};
   return failed(format("run {}: {}", text(run->getRun()), text(run->getMessage())));

@@ -110,12 +110,11 @@ class Demo {
     return {};
   }
 
-  Status apply(Message resource) {
+  Result<std::uint64_t> apply(Message resource) {  // its revision
     const auto view = resource.view<Resource>();
     FALAJ_ASSIGN(const auto stored, client_->ask<ResourceRecord>(
                                         "control/resources", Message::build<Apply>([&](Apply::Builder b) { b.setResource(*view); }, 256)));
-    static_cast<void>(stored);
-    return {};
+    return stored->getRevision();
   }
 
   Status declare_and_ingest() {
@@ -140,9 +139,9 @@ class Demo {
     step(format("{} workers train '{}' ({}-fold cross-validation, then the final fit); one will be killed", job.getWorkers(), name,
                 job.getFolds()));
     const auto begin = clock_.now();
-    FALAJ_TRY(apply(Message::build<Resource>([&](Resource::Builder b) { b.setJob(job); }, 256)));
+    FALAJ_ASSIGN(const auto revision, apply(Message::build<Resource>([&](Resource::Builder b) { b.setJob(job); }, 256)));
     bool killed = false;
-    FALAJ_ASSIGN(const auto run, follow_run(*client_, name, "default", [&](RunInfo::Reader seen) {
+    FALAJ_ASSIGN(const auto run, follow_run(*client_, run_name(name, revision), [&](RunInfo::Reader seen) {
                    if (killed || seen.getTotalSteps() == 0 || seen.getTotalStep() * 3 < seen.getTotalSteps()) return;
                    for (const auto worker : seen.getWorkers()) {
                      if (!worker.getUp() || worker.getPid() == 0 || killed) continue;

@@ -57,14 +57,14 @@ std::string metric_text(RunInfo::Reader run, std::string_view name) {
   return "-";
 }
 
-Result<View<RunInfo>> follow_run(Client& client, const std::string& job, const std::string& tenant,
-                                 const std::function<void(RunInfo::Reader)>& look) {
-  static_cast<void>(tenant);
+std::string run_name(std::string_view job, std::uint64_t revision) { return format("{}-{}", job, revision); }
+
+Result<View<RunInfo>> follow_run(Client& client, const std::string& run_id, const std::function<void(RunInfo::Reader)>& look) {
   const bool terminal = isatty(STDERR_FILENO) == 1;
   std::uint64_t shown = 0;
   auto patience = client.clock().now() + std::chrono::seconds(60);
   for (;;) {
-    auto run = client.ask<RunInfo>("training/jobs", Message::build<GetRun>([&](GetRun::Builder b) { b.setJob(job); }));
+    auto run = client.ask<RunInfo>("training/jobs", Message::build<GetRun>([&](GetRun::Builder b) { b.setRun(run_id); }));
     if (!run) {
       if (run.error().code == ErrorCode::denied || client.clock().now() > patience) return run.error();
       client.pause(std::chrono::milliseconds(50));

@@ -214,8 +214,7 @@ class Agent final : public ActorOf<Agent> {
     const auto membership = ctx.at(ActorAddress{node_id(options_.control_node), {}, {}, "control/membership"});
     auto asked = ctx.ask<Empty>(membership, m.message(), {.lane = Lane::control});
     const auto done = co_await asked;
-    // Not fatal: the next registration names it.
-    if (!done) log::warn("agent", "control did not note a ready actor", {{"actor", text(m->getName())}, {"reason", done.error().message}});
+    if (!done) co_return m.refuse(done.error());  // the replica says it again
     m.reply(Message::build<Empty>());
   }
 

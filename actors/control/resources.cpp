@@ -64,7 +64,8 @@ class Resources final : public ActorOf<Resources> {
       co_return m.refuse(
           error(ErrorCode::conflict, format("{} has revision {}, not {}; read it again", key, now.value(), m->getExpected())));
     }
-    if (known != records_.end() && same(known->second->getResource(), m->getResource())) co_return m.reply(known->second.message());
+    if (known != records_.end() && !m->getAgain() && same(known->second->getResource(), m->getResource()))
+      co_return m.reply(known->second.message());
     if (name->kind == "feature_view") {
       auto dealt = ctx.ask<Empty>(ctx.find("control/membership"), Message::build<DealPartitions>());
       const auto done = co_await dealt;
@@ -258,7 +259,10 @@ class Resources final : public ActorOf<Resources> {
   Task<> job(Context& ctx, const std::string& key, const Message& message) {
     const auto record = message.view<ResourceRecord>();
     const auto revision = record->getRevision();
-    if (handed_[key] == revision) co_return;
+    if (handed_[key] == revision) {
+      co_await note_run(ctx, key, text(record->getResource().getJob().getName()));
+      co_return;
+    }
     const auto run = Message::build<RunJob>(
         [&](RunJob::Builder b) {
           b.setJob(record->getResource().getJob());
@@ -271,6 +275,17 @@ class Resources final : public ActorOf<Resources> {
     note(key, Message::build<ResourceStatus>([&](ResourceStatus::Builder b) {
            b.setPhase(done ? "running" : "pending");
            if (!done) b.setMessage(done.error().message);
+         }));
+  }
+
+  Task<> note_run(Context& ctx, std::string key, std::string_view job_name) {
+    const auto question = Message::build<GetRun>([&](GetRun::Builder b) { b.setJob(std::string(job_name)); });
+    auto asked = ctx.ask<RunInfo>(ctx.find("training/jobs"), question);
+    const auto run = co_await asked;
+    if (!run) co_return;
+    note(key, Message::build<ResourceStatus>([&](ResourceStatus::Builder b) {
+           b.setPhase((*run)->getPhase());
+           b.setMessage((*run)->getMessage());
          }));
   }
 
