@@ -6,11 +6,14 @@
 namespace falaj::training {
 
 Task<Result<std::map<std::string, double, std::less<>>>> evaluate(Context& ctx, std::string artifact, std::string snapshot, Message spec,
-                                                                   std::string principal) {
+                                                                  std::string principal) {
   const auto job = spec.view<messages::TrainingJob>();
   artifacts::TransferOptions how;
-  how.scope = std::make_shared<const Scope>(Scope{std::move(principal), std::string(text(job->getOwner().getTenant())),
-                                                  std::string(text(job->getPurpose())), std::string(text(job->getOwner().getResidency())), {}});
+  how.scope = std::make_shared<const Scope>(Scope{std::move(principal),
+                                                  std::string(text(job->getOwner().getTenant())),
+                                                  std::string(text(job->getPurpose())),
+                                                  std::string(text(job->getOwner().getResidency())),
+                                                  {}});
   auto fetch_model = artifacts::fetch_artifact(ctx, std::move(artifact), how);
   FALAJ_CO_ASSIGN(auto model, co_await std::move(fetch_model));
   auto fetch_snapshot = artifacts::fetch_artifact(ctx, std::move(snapshot), how);

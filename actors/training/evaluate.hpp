@@ -10,6 +10,6 @@ namespace falaj::training {
 
 // `spec`: a TrainingJob. `principal`: in whose name the snapshot is read, for the job's purpose.
 Task<Result<std::map<std::string, double, std::less<>>>> evaluate(Context& ctx, std::string artifact, std::string snapshot, Message spec,
-                                                                   std::string principal);
+                                                                  std::string principal);
 
 }  // namespace falaj::training
