@@ -8,6 +8,7 @@
 #include "actors/control/agent.hpp"
 #include "actors/training/learner.hpp"
 #include "actors/training/run_state.hpp"
+#include "actors/training/wire.hpp"
 #include "messages/control.capnp.h"
 #include "messages/envelope.capnp.h"
 #include "messages/features.capnp.h"
@@ -29,7 +30,6 @@ using messages::Go;
 using messages::JobFinished;
 using messages::ModelVersionInfo;
 using messages::PeerLost;
-using messages::RegisterVersion;
 using messages::Rendezvous;
 using messages::RendezvousReply;
 using messages::Revoke;
@@ -46,11 +46,6 @@ constexpr Duration kRetryMax = 1s;
 constexpr Duration kHelloWithin = 15s;  // a process that was started and has not said hello by then is started again
 constexpr Duration kSweep = 1s;
 constexpr Duration kSnapshotTimeout = 120s;
-
-bool passes(const Error& why) {
-  return why.code == ErrorCode::unreachable || why.code == ErrorCode::overloaded || why.code == ErrorCode::deadline ||
-         why.code == ErrorCode::gone;
-}
 
 // A worker process that has said hello.
 struct Member {
@@ -84,7 +79,7 @@ class Job final : public ActorOf<Job> {
 
   void on_down(Context& ctx, const Down& down) override {
     for (const auto& [index, member] : members_) {
-      if (member.address.node == down.who.node && member.address.actor == down.who.actor) return lost(ctx, index, down.reason);
+      if (member.address == down.who) return lost(ctx, index, down.reason);
     }
   }
 
@@ -439,11 +434,7 @@ class Job final : public ActorOf<Job> {
     out.setIndex(index);
     out.setNode(member.link);
     out.setListen(member.listen);
-    auto address = out.initAddress();
-    address.setNode(member.address.node.value());
-    address.setIncarnation(member.address.incarnation.value());
-    address.setActor(member.address.actor.value());
-    address.setName(member.address.name);
+    write_address(out.initAddress(), member.address);
   }
 
   Task<> meet_one(Context& ctx, std::uint64_t epoch, std::uint32_t index, Message message) {
@@ -471,6 +462,8 @@ class Job final : public ActorOf<Job> {
 
   // The epoch could not be formed, or its ring broke, and nobody is known to be lost: form another.
   void again_soon(Context& ctx, std::uint64_t epoch, const Error& why) {
+    if (epoch <= broken_) return;  // several ranks say the same
+    broken_ = epoch;
     log::warn("training", "an epoch did not come about", {{"job", key_}, {"epoch", epoch}, {"reason", why.message}});
     if (!count_restart(ctx, why.message)) return;
     ctx.after(kRetryMin, [this, epoch](Context& later) {
@@ -560,45 +553,13 @@ class Job final : public ActorOf<Job> {
     dismiss(ctx);
     state_.message = "registering the model";
     publish(ctx);
-    auto asking = ask_patiently<ModelVersionInfo>(ctx, "mlops/registry", version_message(), {});
+    auto asking =
+        ask_patiently<ModelVersionInfo>(ctx, "mlops/registry", state_.version_message(options_.build, "training/job/" + key_), {});
     const auto registered = co_await std::move(asking);
     if (state_.over()) co_return;
     if (!registered.has_value()) co_return end(ctx, phase::kFailed, to_string(within("the registry", registered.error())));
     state_.version = (*registered)->getVersion();
     end(ctx, phase::kFinished, {});
-  }
-
-  Message version_message() const {
-    const auto spec = state_.job();
-    const FitResult& fit = state_.fits.back();
-    return Message::build<RegisterVersion>(
-        [&](RegisterVersion::Builder b) {
-          auto info = b.initInfo();
-          info.setModel(spec.getRegisterAs().size() > 0 ? spec.getRegisterAs() : spec.getName());
-          info.initOwner().setTenant(state_.tenant);
-          info.getOwner().setResidency(state_.residency);
-          info.setArtifact(fit.artifact);
-          auto lineage = info.initLineage();
-          lineage.setSnapshot(state_.snapshot);
-          lineage.setJob(state_.name);
-          lineage.setRun(run_);
-          lineage.setSeed(spec.getSeed());
-          lineage.setBuild(options_.build);
-          lineage.setRows(state_.rows);
-          lineage.setWeightsDigest(fit.weights_digest);
-          lineage.setView(spec.getView());
-          lineage.setLabel(spec.getLabel());
-          lineage.setJobSpec(spec);
-          const Metrics all = state_.metrics();
-          auto list = info.initMetrics(static_cast<unsigned>(all.size()));
-          unsigned i = 0;
-          for (const auto& [name, value] : all) {
-            list[i].setName(name);
-            list[i++].setValue(value);
-          }
-          info.setCreatedBy("training/job/" + key_);
-        },
-        512);
   }
 
   Task<> stop_run(Context& ctx, Msg<StopRun> m) {
@@ -688,6 +649,7 @@ class Job final : public ActorOf<Job> {
   Stage stage_ = Stage::idle;
   bool gathered_ = false;
   std::uint64_t from_step_ = 0;  // of this epoch
+  std::uint64_t broken_ = 0;     // the newest epoch that is known to be
   std::uint32_t restarts_ = 0;   // since the last new step
   std::optional<Instant> lost_at_;
   std::uint32_t lost_ = 0;

@@ -4,11 +4,13 @@
 
 #include "actors/training/job.hpp"
 #include "actors/training/learner.hpp"
+#include "messages/registry.capnp.h"
 #include "runtime/base/format.hpp"
 
 namespace falaj::training {
 namespace {
 
+using messages::RegisterVersion;
 using messages::RunInfo;
 using messages::RunRecord;
 using messages::TrainingJob;
@@ -156,6 +158,34 @@ Message RunState::record() const {
         write_numbers(b.initSteps(size_of(fit_steps)), fit_steps);
       },
       1024);
+}
+
+Message RunState::version_message(const std::string& build, const std::string& by) const {
+  const auto model_job = job();
+  const FitResult& fit = fits.back();
+  return Message::build<RegisterVersion>(
+      [&](RegisterVersion::Builder b) {
+        auto version_info = b.initInfo();
+        version_info.setModel(model_job.getRegisterAs().size() > 0 ? model_job.getRegisterAs() : model_job.getName());
+        version_info.initOwner().setTenant(tenant);
+        version_info.getOwner().setResidency(residency);
+        version_info.setArtifact(fit.artifact);
+        auto lineage = version_info.initLineage();
+        lineage.setSnapshot(snapshot);
+        lineage.setJob(name);
+        lineage.setRun(run);
+        lineage.setSeed(model_job.getSeed());
+        lineage.setBuild(build);
+        lineage.setRows(rows);
+        lineage.setWeightsDigest(fit.weights_digest);
+        lineage.setView(model_job.getView());
+        lineage.setLabel(model_job.getLabel());
+        lineage.setJobSpec(model_job);
+        const Metrics all = metrics();
+        write_metrics(version_info.initMetrics(size_of(all)), all);
+        version_info.setCreatedBy(by);
+      },
+      512);
 }
 
 RunState RunState::read(RunRecord::Reader record) {

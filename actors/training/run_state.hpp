@@ -71,6 +71,8 @@ struct RunState {
   void write(messages::RunInfo::Builder out) const;
   [[nodiscard]] Message info() const;    // RunInfo
   [[nodiscard]] Message record() const;  // RunRecord
+  // RegisterVersion: the final fit's model with its lineage.
+  [[nodiscard]] Message version_message(const std::string& build, const std::string& by) const;
   static RunState read(messages::RunRecord::Reader record);
 
  private:

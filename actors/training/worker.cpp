@@ -1,11 +1,11 @@
 #include "actors/training/worker.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
 
 #include "actors/artifacts/fetch.hpp"
 #include "actors/training/gate.hpp"
+#include "actors/training/wire.hpp"
 #include "kernels/collective/collective.hpp"
 #include "messages/envelope.capnp.h"
 #include "runtime/base/format.hpp"
@@ -17,7 +17,6 @@ namespace {
 using namespace std::chrono_literals;
 using messages::Empty;
 using messages::FetchState;
-using messages::FitDone;
 using messages::FitFailed;
 using messages::Go;
 using messages::GradientChunk;
@@ -67,23 +66,6 @@ struct Buffers {
 
 Error stale() { return error(ErrorCode::gone, "a newer epoch has begun"); }
 
-// Failures that doing it again later may cure.
-bool passes(const Error& why) {
-  return why.code == ErrorCode::unreachable || why.code == ErrorCode::overloaded || why.code == ErrorCode::deadline ||
-         why.code == ErrorCode::gone;
-}
-
-ActorAddress read_address(messages::Address::Reader a) {
-  return {NodeId(a.getNode()), Incarnation(a.getIncarnation()), ActorId(a.getActor()), std::string(text(a.getName()))};
-}
-
-void write_address(messages::Address::Builder out, const ActorAddress& a) {
-  out.setNode(a.node.value());
-  out.setIncarnation(a.incarnation.value());
-  out.setActor(a.actor.value());
-  out.setName(a.name);
-}
-
 class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
  public:
   static constexpr std::string_view kType = "training/worker";
@@ -111,7 +93,8 @@ class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
       return;
     }
     for (std::uint32_t rank = 0; rank < ring_.world(); ++rank) {
-      if (ring_.peers[rank].ref && ring_.peers[rank].ref.address().node == down.who.node) report_lost(ctx, rank, down.reason);
+      const auto peer = ring_.peers[rank].ref.address();
+      if (peer.node == down.who.node && peer.incarnation == down.who.incarnation) report_lost(ctx, rank, down.reason);
     }
   }
 
@@ -254,24 +237,7 @@ class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
       co_await ctx.sleep(wait);
       wait = std::min(wait * 2, kRetryMax);
     }
-    const auto done = Message::build<FitDone>(
-        [&](FitDone::Builder b) {
-          b.setEpoch(epoch);
-          b.setFold(fold);
-          b.setSteps(progress.step);
-          b.setSamples(progress.samples);
-          b.setWeightsDigest(outcome.weights_digest);
-          b.setArtifact(model);
-          auto metrics = b.initMetrics(static_cast<unsigned>(outcome.metrics.size()));
-          unsigned i = 0;
-          for (const auto& [name, value] : outcome.metrics) {
-            metrics[i].setName(name);
-            metrics[i++].setValue(value);
-          }
-          auto confusion = b.initConfusion(static_cast<unsigned>(outcome.confusion.size()));
-          for (i = 0; i < confusion.size(); ++i) confusion.set(i, outcome.confusion[i]);
-        },
-        256);
+    const auto done = fit_done_message(epoch, fold, progress, outcome, model);
     auto told = tell_surely(ctx, epoch, done);
     co_await std::move(told);
   }
@@ -490,18 +456,23 @@ class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
     }
     for (const auto& peer : old) {
       const bool stays = std::ranges::any_of(ring_.peers, [&](const Peer& p) { return p.ref == peer.ref; });
-      if (peer.ref && !stays) ctx.unwatch(peer.ref);
+      if (stays || !peer.ref) continue;
+      ctx.unwatch(peer.ref);
+      options_.links->forget(peer.link);
+    }
+    // One of each pair dials, so that no connection has to be thrown away.
+    for (const auto& peer : ring_.peers) {
+      if (ctx.node_name() < peer.link) options_.links->connect(peer.link, peer.listen);
     }
     if (ring_.rank >= ring_.world()) return invalid(format("rank {} of {}", ring_.rank, ring_.world()));
     if (collectives_.epoch().value() < ring_.epoch) return collectives_.reform(Epoch(ring_.epoch), Rank(ring_.rank), ring_.world());
     return {};
   }
 
-  // Dials a peer and waits until it answers in this epoch; from then on its death is noticed.
+  // Waits until a peer answers in this epoch; from then on its death is noticed.
   Task<Status> reach(Context& ctx, std::uint64_t epoch, std::uint32_t rank) {
     if (rank == ring_.rank) co_return Status{};
     const Peer peer = ring_.peers[rank];
-    options_.links->connect(peer.link, peer.listen);
     const auto greeting = Message::build<PeerHello>([&](PeerHello::Builder b) {
       b.setEpoch(epoch);
       b.setRank(ring_.rank);
@@ -599,30 +570,13 @@ class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
   // ---- the ring ------------------------------------------------------------------------------------------------------------------------
 
   bool send(Rank to, const kernels::ChunkHeader& header, std::span<const float> floats) override {
-    auto message = Message::build<GradientChunk>(
-        [&](GradientChunk::Builder b) {
-          b.setEpoch(header.epoch.value());
-          b.setSequence(header.sequence);
-          b.setFrom(ring_.rank);
-          b.setKind(static_cast<std::uint8_t>(header.kind));
-          b.setChunk(header.chunk);
-          b.setHop(header.hop);
-          b.setCount(header.count);
-          b.setContent(data({reinterpret_cast<const std::uint8_t*>(floats.data()), floats.size_bytes()}));
-        },
-        floats.size() / 2 + 24);
-    ctx_->tell(ring_.peers[to.value()].ref, std::move(message), {.lane = Lane::bulk});
+    ctx_->tell(ring_.peers[to.value()].ref, chunk_message(ring_.rank, header, floats), {.lane = Lane::bulk});
     return true;
   }
 
   void gradient_chunk(Context&, Msg<GradientChunk> m) {
-    const auto content = bytes(m->getContent());
-    if (m->getEpoch() < epoch_ || content.size() != std::size_t{m->getCount()} * sizeof(float)) return;
-    if (m->getKind() > static_cast<std::uint8_t>(kernels::CollectiveKind::barrier)) return;
-    const kernels::ChunkHeader header{Epoch(m->getEpoch()), m->getSequence(), static_cast<kernels::CollectiveKind>(m->getKind()),
-                                      m->getChunk(),        m->getHop(),      m->getCount()};
-    // Cap'n Proto keeps byte lists on word boundaries.
-    collectives_.on_chunk(Rank(m->getFrom()), header, {reinterpret_cast<const float*>(content.data()), m->getCount()});
+    const auto header = read_chunk(*m);
+    if (header && m->getEpoch() >= epoch_) collectives_.on_chunk(Rank(m->getFrom()), *header, floats_of(*m));
   }
 
   void tick(Context& ctx) {

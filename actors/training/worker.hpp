@@ -13,11 +13,12 @@
 
 namespace falaj::training {
 
-// The wiring's way to reach other workers: dials when there is no link yet, and returns at once. Thread-safe.
+// The wiring's way to other workers. Returns at once; thread-safe.
 class WorkerLinks {
  public:
   virtual ~WorkerLinks() = default;
-  virtual void connect(const std::string& link_name, const std::string& host_port) = 0;
+  virtual void connect(const std::string& link_name, const std::string& host_port) = 0;  // keeps a link until forget()
+  virtual void forget(const std::string& /*link_name*/) {}
 };
 
 struct WorkerOptions {
