@@ -76,6 +76,7 @@ ProcessTable::~ProcessTable() {
 
 Result<pid_t> ProcessTable::start(const ProcessSpec& spec, std::function<void(ProcessExit)> on_exit) {
   std::vector<char*> argv;
+  argv.reserve(spec.arguments.size() + 1);
   for (const auto& argument : spec.arguments) argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
   int log = -1;
