@@ -33,7 +33,10 @@ void against_champion(GateVerdict& verdict, const GateInput& input) {
     verdict.reasons.emplace_back("there is no production version to compare with");
     return;
   }
-  if (drop_max >= 1) return;  // the rule is off
+  if (drop_max >= 1) {
+    verdict.reasons.push_back(format("any drop against version {} is allowed", input.champion_version));
+    return;
+  }
   const auto mine = input.candidate.find("auc");
   const auto theirs = input.champion.find("auc");
   if (mine == input.candidate.end() || theirs == input.champion.end()) {

@@ -567,7 +567,9 @@ class Job final : public ActorOf<Job> {
     if (!state_.over()) end(ctx, phase::kStopped, std::string(text(m->getReason())));
     auto saving = save(ctx);
     const auto saved = co_await std::move(saving);
-    saved.has_value() ? m.reply(Message::build<Empty>()) : m.refuse(saved.error());
+    if (!saved.has_value()) co_return m.refuse(saved.error());
+    publish(ctx);  // before the answer, upon which training/jobs stops this actor
+    m.reply(Message::build<Empty>());
   }
 
   void dismiss(Context& ctx) {

@@ -188,7 +188,8 @@ Result<std::vector<kernels::Split>> splits_of(TrainingJob::Reader job, const ker
   FALAJ_ASSIGN(const auto numbers, kernels::encode_labels(target, labels));
   const auto strata = kernels::strata_of(numbers, target.task == kernels::Task::regression);
   const auto ids = kernels::ids_of(entities);
-  const kernels::SplitSpec spec{.validation = job.getValidationFraction(), .test = job.getTestFraction(), .seed = job.getSeed()};
+  const kernels::SplitSpec spec{
+      .validation = job.getValidationFraction() * (1.0F - job.getTestFraction()), .test = job.getTestFraction(), .seed = job.getSeed()};
   FALAJ_ASSIGN(auto final_split, kernels::stratified_split(spec, labels.size(), strata, ids));
   std::vector<kernels::Split> out;
   if (job.getFolds() >= 2) {

@@ -33,8 +33,10 @@ std::unique_ptr<Example> read_example(const std::string& name, const std::string
   std::ifstream in(dir + "data/" + csv);
   std::string line;
   std::getline(in, line);
+  if (line.ends_with('\r')) line.pop_back();
   features::SnapshotWriter writer(view);
   while (std::getline(in, line)) {
+    if (line.ends_with('\r')) line.pop_back();  // the file's lines end as RFC 4180 has it
     std::vector<std::string> cells;
     for (std::size_t at = 0; at <= line.size();) {
       const auto comma = std::min(line.find(',', at), line.size());
