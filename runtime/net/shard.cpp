@@ -46,6 +46,7 @@ void Routes::remove(const Session& session) {
 std::vector<std::shared_ptr<Session>> Routes::all() const {
   std::vector<std::shared_ptr<Session>> sessions;
   const std::shared_lock lock(mutex_);
+  sessions.reserve(map_.size());
   for (const auto& [node, session] : map_) sessions.push_back(session);
   return sessions;
 }
