@@ -111,8 +111,12 @@ Result<TypedGraph> infer_types(const Graph& graph, std::span<const Shape> input_
   TypedGraph typed;
   FALAJ_ASSIGN(typed.order, topological_order(graph));
   for (const auto& [name, value] : graph.initializers) typed.types[name] = ValueType{value.dtype(), value.shape(), &value};
-  for (std::size_t i = 0; i < graph.inputs.size(); ++i)
-    typed.types[graph.inputs[i].name] = ValueType{graph.inputs[i].dtype, input_shapes[i], nullptr};
+  for (std::size_t i = 0; i < graph.inputs.size(); ++i) {
+    const ValueInfo& input = graph.inputs[i];
+    // An open batch times a claimed size may be more than there can be: found here, before anything multiplies sizes.
+    if (auto bytes = byte_size(input.dtype, input_shapes[i]); !bytes) return within(format("input '{}'", input.name), bytes.error());
+    typed.types[input.name] = ValueType{input.dtype, input_shapes[i], nullptr};
+  }
   for (std::size_t at : typed.order) {
     const Node& node = graph.nodes[at];
     std::vector<ValueType> inputs;

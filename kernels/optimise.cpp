@@ -12,7 +12,7 @@
 namespace falaj::kernels {
 namespace {
 
-constexpr std::size_t kFoldBytesMax = 256U << 20;  // a constant larger than this is computed in each run instead of kept
+constexpr std::size_t kFoldBytesMax = 256U << 20;  // constants beyond this, all together, are computed in each run
 
 void erase_nodes(Graph& graph, const std::vector<bool>& gone) {
   std::size_t kept = 0;
@@ -115,6 +115,7 @@ class Fuser {
 Status fold_constants(Graph& graph) {
   FALAJ_ASSIGN(auto order, topological_order(graph));
   std::vector<bool> gone(graph.nodes.size(), false);
+  std::size_t left = kFoldBytesMax;
   for (std::size_t at : order) {
     const Node& node = graph.nodes[at];
     std::vector<Tensor> inputs;
@@ -130,7 +131,8 @@ Status fold_constants(Graph& graph) {
     FALAJ_ASSIGN(auto outputs, infer_node(node, types, graph.opset(node.domain)));
     std::size_t bytes = 0;
     for (const auto& output : outputs) bytes += byte_size(output.dtype, output.shape).value_or(0);
-    if (bytes > kFoldBytesMax) continue;
+    if (bytes > left) continue;
+    left -= bytes;
     FALAJ_ASSIGN(auto values, run_reference(node, inputs, graph.opset(node.domain)));
     for (std::size_t i = 0; i < values.size(); ++i) {
       if (!node.outputs[i].empty()) graph.initializers.emplace(node.outputs[i], std::move(values[i]));

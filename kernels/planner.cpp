@@ -12,6 +12,7 @@ namespace falaj::kernels {
 namespace {
 
 constexpr std::size_t kFoldBytesMax = 16U << 20;
+constexpr std::size_t kArenaBytesMax = std::size_t{16} << 30;  // a plan that needs more is refused rather than tried
 
 struct Value {
   ValueType type;
@@ -36,6 +37,11 @@ class Planner {
     for (std::size_t step = 0; step < steps_.size(); ++step) mark_uses(step);
     for (std::size_t step = 0; step < steps_.size(); ++step) FALAJ_TRY(lay_out(step));
     finish();
+    if (plan_->arena_bytes > kArenaBytesMax) {
+      return Error{ErrorCode::no_space,
+                   format("the model needs {} bytes of working memory for this batch; at most {} are given: use a smaller batch",
+                          plan_->arena_bytes, kArenaBytesMax)};
+    }
     return std::shared_ptr<const Plan>(plan_);
   }
 

@@ -205,7 +205,7 @@ std::int64_t columns(const Shape& shape) { return shape.rank() == 0 ? 1 : shape.
 
 Status check_list(const std::vector<float>& list, std::int64_t width, std::string_view name) {
   auto n = static_cast<std::int64_t>(list.size());
-  if (n == 1 || n == width) return {};
+  if (n > 0 && (n == 1 || n == width)) return {};
   return invalid(format("attribute '{}' has {} values; it must have 1 or {}", name, n, width));
 }
 struct Scaling {

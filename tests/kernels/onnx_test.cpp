@@ -150,6 +150,9 @@ TEST(Onnx, ErrorsNameTheNodeAndTheRemedy) {
   g.add("Expand", {"y", "huge"}, {}, "z");
   g.add_output("z", DType::f32, {-1, -1});
   EXPECT_NE(import_error(g).find("Expand"), std::string::npos) << import_error(g);
+  g = small_model();
+  g.inputs[0].shape[1] = std::int64_t{1} << 61;
+  EXPECT_NE(import_error(g).find("input 'x'"), std::string::npos) << import_error(g);
   EXPECT_FALSE(import_onnx(as_bytes("this is no model at all"), "text").has_value());
   EXPECT_FALSE(import_onnx({}, "empty").has_value());
 }
