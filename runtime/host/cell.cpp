@@ -168,6 +168,7 @@ void Cell::finish() {
   dead_.store(true, std::memory_order_seq_cst);
   node_->remove(*this);
   std::vector<std::pair<CorrelationId, ActorRef>> watched;
+  watched.reserve(watched_.size());
   for (auto& [target, watch] : watched_) watched.emplace_back(watch.second, std::move(watch.first));
   watched_.clear();
   std::sort(watched.begin(), watched.end(), [](const auto& a, const auto& b) { return a.first < b.first; });  // not by address
