@@ -59,8 +59,14 @@ void Recorder::on_dial_failed(const PeerAddress& peer, const Error& reason) {
 }
 
 bool Recorder::wait(const std::function<bool(const Recorder&)>& condition, Duration patience) {
+  constexpr auto kLook = 10ms;  // a condition may hang on more than the events recorded here, which wake us
   std::unique_lock lock(mutex);
-  return changed.wait_for(lock, patience, [&] { return condition(*this); });
+  const Instant end = SystemClock().now() + patience;
+  while (!condition(*this)) {
+    if (SystemClock().now() >= end) return false;
+    changed.wait_for(lock, kLook);
+  }
+  return true;
 }
 
 std::size_t Recorder::count(std::string_view prefix) const {
