@@ -361,6 +361,7 @@ void Node::abandon_all() {
     while (c.run(limits::kMessagesPerTurn)) {
     }
   }
+  remote_->close();
   const std::scoped_lock lock(root_mutex_);
   root_work_.clear();
   root_ = {};

@@ -383,4 +383,25 @@ void Remote::fail_peer(NodeId id, Incarnation incarnation, const Error& why) {
   }
 }
 
+// What waits holds proxies and askers, and these hold the node: without this the node would hold itself.
+void Remote::close() {
+  transport_.store(nullptr, std::memory_order_release);
+  std::map<NodeId, Peer> peers;
+  {
+    const std::scoped_lock lock(mutex_);
+    peers.swap(peers_);
+  }
+  const auto body = refusal_message(error(ErrorCode::gone, "the host has stopped"));
+  for (auto& [id, peer] : peers) {
+    for (auto& [key, waiting] : peer.asks) {
+      auto d = std::make_unique<Delivery>();
+      d->kind = Kind::refusal;
+      d->lane = waiting.lane;
+      d->body = body;
+      d->correlation = CorrelationId(key.correlation);
+      waiting.asker.get()->deliver(std::move(d));
+    }
+  }
+}
+
 }  // namespace falaj

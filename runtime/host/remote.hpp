@@ -19,6 +19,8 @@ class Remote {
   void on_message(const Host::Peer& sender, Lane lane, const Message& envelope, Message body);
   void on_peer_down(NodeId peer, Incarnation incarnation, const Error& why);
 
+  void close();  // at the host's end: who still waits is refused, and nothing is held any more
+
   // By Proxy.
   void send(Proxy& proxy, std::unique_ptr<Delivery> delivery);
   void forget(Proxy& proxy) noexcept;
