@@ -12,8 +12,9 @@ constexpr std::uint32_t kSampleEvery = 16;
 // Replies, refusals and the host's own signals are never refused: each answers to something already bounded.
 bool Cell::admit(Delivery& delivery, LaneQueue& lane) {
   const std::uint32_t produced = lane.produced.fetch_add(1, std::memory_order_relaxed);
-  // The counts wrap; their difference does not.
-  if (produced - lane.consumed.load(std::memory_order_relaxed) >= lane.limit) {
+  // The counts wrap, their difference does not; it is negative when this sender was held up here while others were served.
+  const auto waiting = static_cast<std::int32_t>(produced - lane.consumed.load(std::memory_order_relaxed));
+  if (waiting >= 0 && static_cast<std::uint32_t>(waiting) >= lane.limit) {
     lane.produced.fetch_sub(1, std::memory_order_relaxed);
     return false;
   }
