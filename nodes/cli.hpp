@@ -28,6 +28,7 @@ class Cli {
   int code = 0;                    // when the command itself knows better than its Status
 
   [[nodiscard]] ClusterDir cluster_dir() const { return {dir}; }
+  [[nodiscard]] std::string own_tenant() const { return tenant.empty() ? "default" : tenant; }
   [[nodiscard]] bool json() const { return output == "json"; }
   Result<Client*> client();  // connects once
 

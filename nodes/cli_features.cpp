@@ -21,13 +21,11 @@ struct FeatureArguments {
   std::vector<std::string> fields;
 };
 
-std::string tenant_of(const Cli& cli) { return cli.tenant.empty() ? "default" : cli.tenant; }
-
 Result<View<ResourceRecord>> view_record(Cli& cli, const std::string& name) {
   FALAJ_ASSIGN(auto* client, cli.client());
   return client->ask<ResourceRecord>("control/resources", Message::build<GetResource>([&](GetResource::Builder b) {
                                        b.setKind("feature_view");
-                                       b.setTenant(tenant_of(cli));
+                                       b.setTenant(cli.own_tenant());
                                        b.setName(name);
                                      }));
 }
@@ -63,7 +61,7 @@ Status do_get(Cli& cli, const FeatureArguments& a) {
   FALAJ_ASSIGN(auto* client, cli.client());
   FALAJ_ASSIGN(const auto found, client->ask<Features>(features::kFront, Message::build<GetFeatures>([&](GetFeatures::Builder b) {
                                                          b.setView(a.view);
-                                                         b.setTenant(tenant_of(cli));
+                                                         b.setTenant(cli.own_tenant());
                                                          auto entities = b.initEntities(static_cast<unsigned>(a.entities.size()));
                                                          for (unsigned i = 0; i < a.entities.size(); ++i) entities.set(i, a.entities[i]);
                                                          auto fields = b.initFields(static_cast<unsigned>(a.fields.size()));
@@ -91,7 +89,7 @@ Status do_snapshot(Cli& cli, const FeatureArguments& a) {
   FALAJ_ASSIGN(auto* client, cli.client());
   FALAJ_ASSIGN(const auto made, client->ask<SnapshotInfo>(features::kFront, Message::build<CreateSnapshot>([&](CreateSnapshot::Builder b) {
                                                             b.setView(a.view);
-                                                            b.setTenant(tenant_of(cli));
+                                                            b.setTenant(cli.own_tenant());
                                                           }),
                                                           std::chrono::minutes(10)));
   print(cli.json() ? to_json(*made, JsonStyle::pretty) : format("snapshot {}: {} rows", text(made->getDigest()), made->getRows()));
@@ -102,7 +100,7 @@ Status do_count(Cli& cli, const FeatureArguments& a) {
   FALAJ_ASSIGN(auto* client, cli.client());
   FALAJ_ASSIGN(const auto count, client->ask<RowCount>(features::kFront, Message::build<CountRows>([&](CountRows::Builder b) {
                                                          b.setView(a.view);
-                                                         b.setTenant(tenant_of(cli));
+                                                         b.setTenant(cli.own_tenant());
                                                        })));
   print(std::to_string(count->getRows()));
   return {};
@@ -114,7 +112,7 @@ Status do_erase(Cli& cli, const FeatureArguments& a) {
   for (const auto& entity : a.entities) {
     FALAJ_ASSIGN(const auto done, client->ask<RowCount>(features::kFront, Message::build<DeleteEntity>([&](DeleteEntity::Builder b) {
                                                           b.setView(a.view);
-                                                          b.setTenant(tenant_of(cli));
+                                                          b.setTenant(cli.own_tenant());
                                                           b.setEntity(entity);
                                                         })));
     erased += done->getRows();

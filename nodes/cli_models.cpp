@@ -19,13 +19,11 @@ struct ModelArguments {
   std::string file;
 };
 
-std::string tenant_of(const Cli& cli) { return cli.tenant.empty() ? "default" : cli.tenant; }
-
 Result<View<ModelVersionInfo>> version_of(Cli& cli, const ModelArguments& a) {
   FALAJ_ASSIGN(auto* client, cli.client());
   return client->ask<ModelVersionInfo>("mlops/registry", Message::build<GetVersion>([&](GetVersion::Builder b) {
                                          b.setModel(a.model);
-                                         b.setTenant(tenant_of(cli));
+                                         b.setTenant(cli.own_tenant());
                                          b.setVersion(a.version);
                                          b.setAlias(a.alias);
                                        }));
@@ -41,7 +39,7 @@ std::string metric(ModelVersionInfo::Reader info, std::string_view name) {
 Status do_list(Cli& cli, const ModelArguments& a) {
   FALAJ_ASSIGN(auto* client, cli.client());
   FALAJ_ASSIGN(const auto list, client->ask<ModelList>("mlops/registry", Message::build<ListModels>([&](ListModels::Builder b) {
-                                                         b.setTenant(tenant_of(cli));
+                                                         b.setTenant(cli.own_tenant());
                                                          b.setModel(a.model);
                                                        })));
   if (cli.json()) {
@@ -80,7 +78,7 @@ Status do_alias(Cli& cli, const ModelArguments& a) {
   FALAJ_ASSIGN(auto* client, cli.client());
   FALAJ_ASSIGN(const auto info, client->ask<ModelVersionInfo>("mlops/registry", Message::build<SetAlias>([&](SetAlias::Builder b) {
                                                                 b.setModel(a.model);
-                                                                b.setTenant(tenant_of(cli));
+                                                                b.setTenant(cli.own_tenant());
                                                                 b.setAlias(a.alias);
                                                                 b.setVersion(a.version);
                                                               }),
@@ -98,12 +96,12 @@ Status do_import(Cli& cli, const ModelArguments& a) {
   FALAJ_ASSIGN(const auto content, read_binary_file(a.file));
   FALAJ_TRY(check_onnx(content, a.file));
   FALAJ_ASSIGN(auto* client, cli.client());
-  FALAJ_ASSIGN(const auto digest, put_artifact(*client, content, "application/onnx", tenant_of(cli)));
+  FALAJ_ASSIGN(const auto digest, put_artifact(*client, content, "application/onnx", cli.own_tenant()));
   FALAJ_ASSIGN(const auto info,
                client->ask<ModelVersionInfo>("mlops/registry", Message::build<RegisterVersion>([&](RegisterVersion::Builder b) {
                                                auto v = b.initInfo();
                                                v.setModel(a.model);
-                                               v.initOwner().setTenant(tenant_of(cli));
+                                               v.initOwner().setTenant(cli.own_tenant());
                                                v.setArtifact(digest);
                                              })));
   print(cli.json() ? to_json(*info, JsonStyle::pretty) : format("model '{}', version {}", a.model, info->getVersion()));

@@ -24,8 +24,6 @@ struct ResourceArguments {
   std::uint32_t wait = 30;
 };
 
-std::string tenant_of(const Cli& cli) { return cli.tenant.empty() ? "default" : cli.tenant; }
-
 Result<View<ResourceRecord>> apply_one(Cli& cli, Resource::Reader resource) {
   FALAJ_ASSIGN(auto* client, cli.client());
   return client->ask<ResourceRecord>("control/resources", Message::build<Apply>([&](Apply::Builder b) { b.setResource(resource); }, 256));
@@ -93,7 +91,7 @@ Status do_get(Cli& cli, const ResourceArguments& a) {
     FALAJ_ASSIGN(const auto record,
                  client->ask<ResourceRecord>("control/resources", Message::build<GetResource>([&](GetResource::Builder b) {
                                                b.setKind(a.kind);
-                                               b.setTenant(tenant_of(cli));
+                                               b.setTenant(cli.own_tenant());
                                                b.setName(a.name);
                                              })));
     print(to_json(*record, JsonStyle::pretty));
@@ -117,7 +115,7 @@ Status do_delete(Cli& cli, const ResourceArguments& a) {
   FALAJ_ASSIGN(auto* client, cli.client());
   FALAJ_ASSIGN(const auto done, client->ask<Empty>("control/resources", Message::build<DeleteResource>([&](DeleteResource::Builder b) {
                                                      b.setKind(a.kind);
-                                                     b.setTenant(tenant_of(cli));
+                                                     b.setTenant(cli.own_tenant());
                                                      b.setName(a.name);
                                                    })));
   static_cast<void>(done);
@@ -133,7 +131,7 @@ Status wait_ready(Cli& cli, const std::string& name, std::uint32_t seconds) {
     FALAJ_ASSIGN(const auto record,
                  client->ask<ResourceRecord>("control/resources", Message::build<GetResource>([&](GetResource::Builder b) {
                                                b.setKind("deployment");
-                                               b.setTenant(tenant_of(cli));
+                                               b.setTenant(cli.own_tenant());
                                                b.setName(name);
                                              })));
     if (text(record->getStatus().getPhase()) == "ready") return {};
@@ -148,7 +146,7 @@ Status do_deploy(Cli& cli, const ResourceArguments& a) {
   const auto resource = Message::build<Resource>([&](Resource::Builder b) {
     auto deployment = b.initDeployment();
     deployment.setName(a.name.empty() ? a.model : a.name);
-    deployment.initOwner().setTenant(tenant_of(cli));
+    deployment.initOwner().setTenant(cli.own_tenant());
     deployment.setModel(a.model);
     deployment.setVersion(a.version);
     deployment.setReplicas(a.replicas);
