@@ -77,6 +77,13 @@ class Cluster:
     def json(self, *args, timeout=120):
         return json.loads(self.run(*args, "-o", "json", timeout=timeout).stdout)
 
+    def audited(self, *words):
+        """Waits for a line of the audit log that holds all these words: nodes send their entries there when they come to it."""
+        def look():
+            return [line for line in self.run("audit", "show").stdout.splitlines() if all(w in line for w in words)]
+
+        return eventually(f"{words} is in the audit log", look)[0]
+
     @property
     def file(self):
         return json.loads((self.dir / "cluster.json").read_text())
