@@ -3,7 +3,7 @@
 
 #include <cstdlib>
 
-#include "runtime/net/http/json_check.hpp"
+#include "runtime/base/json_syntax.hpp"
 
 namespace {
 
@@ -24,7 +24,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   static falaj::net::JsonReader reader;
   const falaj::ByteView bytes(data, size);
   const auto root = reader.parse(bytes);
-  const auto flaw = falaj::net::find_json_flaw(falaj::as_text(bytes), 64);
+  const auto flaw = falaj::find_json_flaw(falaj::as_text(bytes), 64);
   if (!root.has_value()) return 0;
   if (flaw.has_value()) std::abort();
   if (walk(*root) == 0) std::abort();

@@ -53,18 +53,18 @@ TEST(Json, AcceptsWhatTheStandardAllows) {
 }
 
 TEST(Json, NamesThePlaceOfASyntaxError) {
-  EXPECT_EQ(fault(""), "JSON:1:1: expected a value");
-  EXPECT_EQ(fault("{\n  \"name\": tru\n}"), "JSON:2:11: expected a value");
+  EXPECT_EQ(fault(""), "JSON:1:1: the document ends too early: expected a value");
+  EXPECT_EQ(fault("{\n  \"name\": tru\n}"), "JSON:2:11: expected true");
   EXPECT_EQ(fault("{\"a\" 1}"), "JSON:1:6: expected ':'");
-  EXPECT_EQ(fault("{\"a\":1,}"), "JSON:1:8: expected a field name in double quotes");
-  EXPECT_EQ(fault("{} x"), "JSON:1:4: expected the end of the text");
-  EXPECT_EQ(fault("{\"name\":\"a"), "JSON:1:11: the string does not end");
-  EXPECT_EQ(fault("{\"name\":\"\\ud800\"}"), "JSON:1:16: lone surrogate in a \\u escape");
-  EXPECT_EQ(fault("{\"name\":\"\\x\"}"), "JSON:1:11: unknown escape");
-  EXPECT_EQ(fault("{\"rate\":01}"), "JSON:1:10: expected ',' or '}'");
-  EXPECT_EQ(fault("{\"rate\":1.}"), "JSON:1:11: expected digits after the decimal point");
+  EXPECT_EQ(fault("{\"a\":1,}"), "JSON:1:8: expected a member's name in quotes");
+  EXPECT_EQ(fault("{} x"), "JSON:1:4: text after the end of the document");
+  EXPECT_EQ(fault("{\"name\":\"a"), "JSON:1:11: the document ends too early: expected '\"'");
+  EXPECT_EQ(fault("{\"name\":\"\\ud800\"}"), "JSON:1:15: a lone surrogate in a \\u escape");
+  EXPECT_EQ(fault("{\"name\":\"\\x\"}"), "JSON:1:11: an unknown escape");
+  EXPECT_EQ(fault("{\"rate\":01}"), "JSON:1:9: a number with a leading zero");
+  EXPECT_EQ(fault("{\"rate\":1.}"), "JSON:1:11: expected a digit");
   EXPECT_EQ(fault("[1]"), "JSON:1:1: expected an object");
-  EXPECT_EQ(fault("{\"name\":\"\xFF\"}"), "JSON: not UTF-8");
+  EXPECT_EQ(fault("{\"name\":\"\xFF\"}"), "JSON:1:10: not UTF-8");
 }
 
 TEST(Json, RefusesWhatTheSchemaDoesNotHave) {

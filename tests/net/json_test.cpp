@@ -4,8 +4,8 @@
 #include <limits>
 
 #include "runtime/base/format.hpp"
+#include "runtime/base/json_syntax.hpp"
 #include "runtime/base/random.hpp"
-#include "runtime/net/http/json_check.hpp"
 #include "runtime/net/http/json_reader.hpp"
 #include "runtime/net/http/json_writer.hpp"
 
@@ -88,6 +88,8 @@ TEST(JsonReader, NamesTheByteOfAnError) {
                                                     {"[1] x", 4},
                                                     {"[\"\\x\"]", 3},
                                                     {"[\"a\nb\"]", 3},
+                                                    {"[\"\\udc00\"]", 7},
+                                                    {"[\"\\ud800\\u0041\"]", 13},
                                                     {"{a:1}", 1}}) {
     const auto parsed = reader.parse(text);
     ASSERT_FALSE(parsed.has_value()) << text;
@@ -95,6 +97,11 @@ TEST(JsonReader, NamesTheByteOfAnError) {
   }
   EXPECT_FALSE(reader.parse(std::string_view("\"\xff\xfe\"")).has_value());
   EXPECT_FALSE(reader.parse(std::string_view("[1]\0", 4)).has_value());
+}
+
+TEST(JsonReader, TakesSurrogatesInPairs) {
+  JsonReader reader;
+  EXPECT_EQ(reader.parse(std::string_view("\"\\uD83D\\ude00\""))->as_string(), "\xf0\x9f\x98\x80");
 }
 
 TEST(JsonReader, BoundsDepthAndSize) {

@@ -7,7 +7,7 @@
 #include <limits>
 
 #include "runtime/base/format.hpp"
-#include "runtime/net/http/json_check.hpp"
+#include "runtime/base/json_syntax.hpp"
 
 namespace falaj::net {
 
@@ -268,6 +268,18 @@ JsonReader::JsonReader(JsonReader&&) noexcept = default;
 JsonReader& JsonReader::operator=(JsonReader&&) noexcept = default;
 JsonReader::~JsonReader() = default;
 
+namespace {
+
+// simdjson lets a lone low surrogate through, which is no UTF-8 afterwards.
+bool escapes_surrogates(std::string_view text) {
+  for (auto at = text.find("\\u"); at != text.npos; at = text.find("\\u", at + 2)) {
+    if (at + 2 < text.size() && (text[at + 2] == 'd' || text[at + 2] == 'D')) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
 Result<JsonValue> JsonReader::parse(ByteView text) {
   const auto& options = state_->options;
   if (text.size() > options.bytes_max) return invalid(format("JSON: {} bytes; at most {} are read", text.size(), options.bytes_max));
@@ -280,11 +292,12 @@ Result<JsonValue> JsonReader::parse(ByteView text) {
   }
   dom::element root;
   const auto code = parser.parse(reinterpret_cast<const char*>(text.data()), text.size(), true).get(root);
-  if (code == simdjson::SUCCESS) return JsonAccess::value(root);
+  if (code == simdjson::SUCCESS && !escapes_surrogates(as_text(text))) return JsonAccess::value(root);
   if (code == simdjson::MEMALLOC) return error(ErrorCode::overloaded, "JSON: no memory");
   // simdjson is fast because it does not know where it is; whoever sent an error can wait for a second, slow look.
   const auto flaw = find_json_flaw(as_text(text), options.depth_max);
   if (flaw.has_value()) return invalid(format("JSON, byte {}: {}", flaw->offset, flaw->what));
+  if (code == simdjson::SUCCESS) return JsonAccess::value(root);
   return invalid(format("JSON: {}", simdjson::error_message(code)));
 }
 

@@ -1,12 +1,14 @@
-#include "runtime/net/http/json_check.hpp"
+#include "runtime/base/json_syntax.hpp"
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdlib>
 
 #include "runtime/base/bytes.hpp"
 #include "runtime/base/format.hpp"
 
-namespace falaj::net {
+namespace falaj {
 namespace {
 
 class Checker {
@@ -110,16 +112,41 @@ class Checker {
       if (c != '\\') continue;
       ++at_;
       if (peek() == 'u') {
-        for (int i = 0; i < 4; ++i) {
-          ++at_;
-          if (std::string_view("0123456789abcdefABCDEF").find(peek()) == std::string_view::npos || !more())
-            return flaw("expected four hex digits");
-        }
+        unicode_escape();
+        if (flaw_) return;
       } else if (!more() || std::string_view("\"\\/bfnrt").find(peek()) == std::string_view::npos) {
         return flaw("an unknown escape");
       }
     }
     flaw("expected '\"'");
+  }
+
+  // On the 'u'; ends on the last hex digit.
+  void unicode_escape() {
+    const auto unit = hex4();
+    if (flaw_ || unit < 0xD800 || unit >= 0xE000) return;
+    if (unit < 0xDC00 && text_.substr(at_ + 1, 2) == "\\u") {
+      at_ += 2;
+      const auto low = hex4();
+      if (flaw_ || (low >= 0xDC00 && low < 0xE000)) return;
+    }
+    flaw("a lone surrogate in a \\u escape");
+  }
+
+  std::uint32_t hex4() {
+    std::uint32_t unit = 0;
+    for (int i = 0; i < 4; ++i) {
+      ++at_;
+      const auto digit =
+          more() ? std::string_view("0123456789abcdef").find(peek() >= 'A' && peek() <= 'F' ? static_cast<char>(peek() + 32) : peek())
+                 : std::string_view::npos;
+      if (digit == std::string_view::npos) {
+        flaw("expected four hex digits");
+        return 0;
+      }
+      unit = unit << 4 | static_cast<std::uint32_t>(digit);
+    }
+    return unit;
   }
 
   void array(std::size_t depth) {
@@ -174,6 +201,7 @@ class Checker {
       for (std::size_t back = 0; back < 4 && back <= middle && !whole; ++back) whole = is_utf8(text_.substr(0, middle - back));
       (whole ? good : bad) = middle;
     }
+    while (!is_utf8(text_.substr(0, good))) --good;
     at_ = good;
     flaw_ = JsonFlaw{at_, "not UTF-8"};
   }
@@ -188,4 +216,10 @@ class Checker {
 
 std::optional<JsonFlaw> find_json_flaw(std::string_view text, std::size_t depth_max) { return Checker(text, depth_max).run(); }
 
-}  // namespace falaj::net
+std::pair<std::size_t, std::size_t> line_and_column(std::string_view text, std::size_t offset) {
+  const auto before = text.substr(0, offset);
+  const auto newline = before.rfind('\n');
+  return {static_cast<std::size_t>(std::ranges::count(before, '\n')) + 1, before.size() - (newline == before.npos ? 0 : newline + 1) + 1};
+}
+
+}  // namespace falaj
