@@ -99,5 +99,5 @@ struct TokenFile {
 struct TokenGrant {
   sha256 @0 :Text $A.required $A.doc("SHA-256 of the token in hex; the token itself is nowhere kept");
   principal @1 :Text $A.required $A.doc("path after the cluster's name, e.g. service/scoring");
-  expires @2 :Text $A.doc("YYYY-MM-DD, the first day on which it is refused; empty: never");
+  expires @2 :Text $A.doc("YYYY-MM-DD or YYYY-MM-DDTHH:MM:SSZ: from then on it is refused; empty: never");
 }

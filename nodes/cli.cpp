@@ -44,7 +44,7 @@ Result<Client*> Cli::client() {
 }
 
 void Cli::with_dir(CLI::App& command) {
-  command.add_option("--dir,-d", dir, "Directory of the cluster")->envname("FALAJ_DIR")->default_str("./falaj");
+  command.add_option("--dir,-d", dir, "Directory of the cluster")->envname("FALAJ_DIR")->type_name("DIR")->default_str("./falaj");
 }
 
 void Cli::with_client(CLI::App& command) {

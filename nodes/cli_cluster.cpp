@@ -1,6 +1,9 @@
 // init, up, down, node, launcher, principal, token, join.
 #include <unistd.h>
 
+#include <charconv>
+#include <cstdio>
+
 #include "messages/control.capnp.h"
 #include "messages/json.hpp"
 #include "nodes/cli.hpp"
@@ -25,6 +28,8 @@ struct ClusterArguments {
   std::string residency;
   std::string who;
   std::uint64_t seconds = 3600;
+  bool bearer = false;
+  std::string ttl = "30d";
   std::uint32_t timeout = 60;
   std::string token;
   WorkerPlan worker;
@@ -95,7 +100,30 @@ Status do_node(Cli& cli, const ClusterArguments& a) {
   return {};
 }
 
+// "30d", "12h", "45m", "90s"; nothing for "never".
+Result<std::optional<Duration>> parse_ttl(std::string_view text) {
+  if (text == "never") return std::optional<Duration>{};
+  std::uint64_t count = 0;
+  const auto [end, code] = std::from_chars(text.data(), text.data() + text.size(), count);
+  const std::string_view unit(end, static_cast<std::size_t>(text.data() + text.size() - end));
+  const std::uint64_t seconds = unit == "d" ? 86400 : unit == "h" ? 3600 : unit == "m" ? 60 : unit == "s" ? 1 : 0;
+  constexpr std::uint64_t kMax = 86400ULL * 3660;
+  if (code != std::errc{} || seconds == 0 || count == 0 || count > kMax / seconds)
+    return invalid(format("--ttl '{}': write 30d, 12h, 45m or 90s (ten years at most), or never", text));
+  return std::optional<Duration>(std::chrono::seconds(count * seconds));
+}
+
+Status do_bearer(const Cli& cli, const ClusterArguments& a) {
+  if (a.who.empty()) return invalid("--bearer needs --principal: whom the token stands for, e.g. service/scoring");
+  FALAJ_ASSIGN(const auto ttl, parse_ttl(a.ttl));
+  FALAJ_ASSIGN(const auto token, add_bearer_token(cli.dir, a.who, ttl, SystemClock()));
+  print(token);
+  if (isatty(STDERR_FILENO) == 1) std::fprintf(stderr, "This is the only time it is shown. It is sent as: Authorization: Bearer TOKEN\n");
+  return {};
+}
+
 Status do_token(Cli& cli, const ClusterArguments& a) {
+  if (a.bearer) return do_bearer(cli, a);
   FALAJ_ASSIGN(const auto roles, parse_roles(a.roles));
   FALAJ_ASSIGN(auto* client, cli.client());
   FALAJ_ASSIGN(const auto token, client->ask<messages::Token>("control/authority",
@@ -164,7 +192,7 @@ Status do_join(const Cli& cli, const ClusterArguments& a) {
 void add_join(CLI::App& app, Cli& cli, const std::shared_ptr<ClusterArguments>& a) {
   auto* join = app.add_subcommand("join", "Make this machine a node of a cluster, with a token of `falaj token`");
   join->add_option("token", a->token, "Token: it works once")->required();
-  join->add_option("--dir,-d", cli.dir, "Directory of the node, to be made")->required();
+  join->add_option("--dir,-d", cli.dir, "Directory of the node, to be made")->type_name("DIR")->required();
   join->add_option("--name", a->node, "Name of the node: a-z, 0-9 and -")->required();
   join->add_option("--listen", a->listen, "HOST:PORT of its links (default: a free port of 127.0.0.1)");
   join->add_option("--roles", a->roles, "Its roles, unless the token gives them");
@@ -208,7 +236,7 @@ void add_up_down(CLI::App& app, Cli& cli, const std::shared_ptr<ClusterArguments
 
 void add_node_commands(CLI::App& app, Cli& cli, const std::shared_ptr<ClusterArguments>& a) {
   auto* node = app.add_subcommand("node", "Run one node in the foreground");
-  node->add_option("--dir,-d", cli.dir, "Directory of the node: CLUSTER/nodes/NAME")->required();
+  node->add_option("--dir,-d", cli.dir, "Directory of the node: CLUSTER/nodes/NAME")->type_name("DIR")->required();
   auto* slot = node->add_option("--slot", a->worker.slot, "")->group("");
   node->add_option("--job", a->worker.job, "")->group("");
   node->add_option("--run", a->worker.run, "")->group("");
@@ -240,13 +268,19 @@ void add_identity_commands(CLI::App& app, Cli& cli, const std::shared_ptr<Cluste
   principal->footer("Example:\n  falaj principal --dir ./falaj service/billing\nRights are given in DIR/rights.toml.");
   cli.runs(*principal, [&cli, a] { return add_principal(cli.cluster_dir(), a->who, SystemClock()); });
 
-  auto* token = app.add_subcommand("token", "Make a token with which one node can join, once");
+  auto* token = app.add_subcommand("token", "Make a token: for one node to join with, once; or, with --bearer, for HTTP requests");
   cli.with_client(*token);
   cli.with_output(*token);
   token->add_option("--node", a->node, "Name the node must take");
   token->add_option("--roles", a->roles, "Roles the node gets");
-  token->add_option("--seconds", a->seconds, "Lifetime")->capture_default_str();
-  token->footer("Example:\n  falaj token --dir ./falaj --node serving-3 --roles serving");
+  token->add_option("--seconds", a->seconds, "Time the node has to join")->capture_default_str();
+  auto* bearer = token->add_flag("--bearer", a->bearer, "A bearer token instead, known to the gateways in DIR by its SHA-256");
+  token->add_option("--principal", a->who, "Whom it stands for: service/NAME or person/NAME; rights.toml says what they may do")
+      ->needs(bearer);
+  token->add_option("--ttl", a->ttl, "How long it is taken: 30d, 12h, 45m, 90s or never")->capture_default_str()->needs(bearer);
+  token->footer(
+      "Examples:\n  falaj token --dir ./falaj --node serving-3 --roles serving\n"
+      "  falaj token --dir ./falaj --bearer --principal service/scoring --ttl 30d");
   cli.runs(*token, [&cli, a] { return do_token(cli, *a); });
 }
 

@@ -136,7 +136,7 @@ void add_feature_commands(CLI::App& app, Cli& cli) {
     return command;
   };
   auto* ingest = verb("ingest", "Store the rows of a CSV file; a bad file changes nothing", do_ingest);
-  ingest->add_option("file", a->file, "CSV with a header")->required();
+  ingest->add_option("file", a->file, "CSV with a header")->type_name("FILE")->required();
   ingest->footer("Example:\n  falaj features ingest applicants configs/examples/data/german_credit.csv --dir ./falaj");
   auto* get = verb("get", "Read rows by entity, for a purpose", do_get);
   get->add_option("entities", a->entities, "Entity keys")->required();

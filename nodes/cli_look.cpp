@@ -291,7 +291,7 @@ void add_proofs(CLI::App& app, Cli& cli, const std::shared_ptr<LookArguments>& a
   auto* verify = audit->add_subcommand("verify", "Prove the log, or name its first bad entry (exit code 8)");
   cli.with_dir(*verify);
   cli.with_output(*verify);
-  verify->add_option("--path", a->path, "Directory of the log (default: the control node's)");
+  verify->add_option("--path", a->path, "Directory of the log (default: the control node's)")->type_name("DIR");
   verify->add_option("--key", a->key, "Public key that must have signed it, hexadecimal");
   verify->footer("Example:\n  falaj audit verify --dir ./falaj");
   cli.runs(*verify, [&cli, a] { return do_audit_verify(cli, *a); });
@@ -306,8 +306,8 @@ void add_proofs(CLI::App& app, Cli& cli, const std::shared_ptr<LookArguments>& a
   store->require_subcommand(1);
   const auto verb = [&](const char* name, const char* what, Status (*body)(Cli&, const LookArguments&)) {
     auto* command = store->add_subcommand(name, what);
-    command->add_option("path", a->path, "Directory of the store")->required();
-    command->add_option("--kek", a->key, "The node's key file, to open what is sealed");
+    command->add_option("path", a->path, "Directory of the store")->type_name("DIR")->required();
+    command->add_option("--kek", a->key, "The node's key file, to open what is sealed")->type_name("FILE");
     command->footer(format("Example:\n  falaj store {} ./falaj/nodes/features-1/store/features --kek ./falaj/nodes/features-1/kek", name));
     cli.runs(*command, [&cli, a, body] { return body(cli, *a); });
   };

@@ -92,7 +92,7 @@ void add_training_commands(CLI::App& app, Cli& cli) {
   auto* train = app.add_subcommand("train", "Store a job and follow its run to the end");
   cli.with_client(*train);
   cli.with_output(*train);
-  train->add_option("--file,-f", a->file, "TOML file with a [job]")->required();
+  train->add_option("--file,-f", a->file, "TOML file with a [job]")->type_name("FILE")->required();
   train->add_option("--job", a->job, "Which, when it declares several (default: the first)");
   train->add_flag("--detach", a->detach, "Do not wait");
   train->footer("Example:\n  falaj train -f configs/examples/credit.toml --dir ./falaj");

@@ -4,7 +4,8 @@
 //   D/ca/{ca.crt,ca.key}           the authority; only on the machine that made the cluster
 //   D/rights.toml                  who may do what
 //   D/principals/<name>.{crt,key}  people and services
-//   D/nodes/<name>/                one node: config.toml node.crt node.key ca.crt revoked.txt kek store/ artifacts/ audit/ workers/ log
+//   D/nodes/<name>/                one node: config.toml node.crt node.key ca.crt revoked.txt tokens.toml kek store/ artifacts/ audit/
+//   workers/ log
 #pragma once
 #include <filesystem>
 #include <string>
@@ -26,6 +27,7 @@ struct NodeDir {
   [[nodiscard]] fs::path authority() const { return root / "ca.crt"; }
   [[nodiscard]] fs::path revocations() const { return root / "revoked.txt"; }
   [[nodiscard]] fs::path rights() const { return root / "rights.toml"; }
+  [[nodiscard]] fs::path tokens() const { return root / "tokens.toml"; }  // bearer tokens of its gateway
   [[nodiscard]] fs::path kek() const { return root / "kek"; }
   [[nodiscard]] fs::path store(std::string_view which) const { return root / "store" / which; }
   [[nodiscard]] fs::path artifacts() const { return root / "artifacts"; }

@@ -304,7 +304,7 @@ Status Node::Parts::start_gateway() {
   options.http = text(config->getHttp());
   options.https = text(config->getHttps());
   options.identity = identity;
-  options.tokens = (dir.root / "tokens.toml").string();
+  options.tokens = dir.tokens().string();
   options.version = kVersion;
   options.host = host.get();
   options.view = &view;

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "actors/governance/policy.hpp"
+#include "actors/serving/token_book.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/config.hpp"
 #include "storage/seal.hpp"
@@ -54,6 +55,37 @@ Status add_principal(const ClusterDir& dir, std::string_view who, const Clock& c
   FALAJ_ASSIGN(const auto credentials, authority.issue(id, net::Validity::from(clock.wall(), kPrincipalLife)));
   FALAJ_TRY(net::write_private_file(dir.principal(id.name(), ".crt"), credentials.certificate_pem));
   return net::write_private_file(dir.principal(id.name(), ".key"), credentials.key_pem);
+}
+
+namespace {
+
+bool has_gateway(const NodeDir& dir) {
+  const auto config = read_config(dir);
+  if (!config) return false;
+  for (const auto role : (*config)->getRoles()) {
+    if (role == messages::Role::GATEWAY) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+Result<std::string> add_bearer_token(const fs::path& dir, std::string_view who, std::optional<Duration> ttl, const Clock& clock) {
+  std::vector<NodeDir> gateways;
+  if (const NodeDir node{dir}; fs::exists(node.config()) && has_gateway(node)) gateways.push_back(node);
+  std::error_code none;
+  for (const auto& entry : fs::directory_iterator(dir / "nodes", none)) {
+    if (const NodeDir node{entry.path()}; has_gateway(node)) gateways.push_back(node);
+  }
+  if (gateways.empty())
+    return error(ErrorCode::not_found,
+                 format("no gateway in {}: give the directory of a cluster or of a node that has this role", dir.string()));
+  Bytes secret(32);
+  storage::random_bytes(secret);
+  const auto token = hex(secret);
+  const auto expires = ttl ? std::optional(WallTime{clock.wall().unix_ns + ttl->count()}) : std::nullopt;
+  for (const auto& node : gateways) FALAJ_TRY(serving::grant_token(node.tokens(), token, who, expires));
+  return token;
 }
 
 Status write_node_files(const NodeDir& dir, const std::string& cluster, const NodePlan& plan, const net::Credentials& credentials,

@@ -1,5 +1,6 @@
 // Making a cluster and its nodes on disk: `falaj init`, the nodes of `falaj up`, and what `falaj join` writes.
 #pragma once
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,9 @@ Status init_cluster(const ClusterDir& dir, const std::string& cluster, const Clo
 Status add_node(const ClusterDir& dir, const NodePlan& plan, const Clock& clock);
 // A certificate for a person or a service: D/principals/<name>.{crt,key}. `who`: "person/alice", "service/billing".
 Status add_principal(const ClusterDir& dir, std::string_view who, const Clock& clock);
+// A bearer token for HTTP that stands for a person or a service: known from now on to each gateway whose directory lies here (`dir` is a
+// cluster's or one node's). The token itself is only in what this returns. No `ttl`: it does not expire.
+Result<std::string> add_bearer_token(const fs::path& dir, std::string_view who, std::optional<Duration> ttl, const Clock& clock);
 // What add_node writes besides the certificate; for a node whose certificate came from elsewhere.
 Status write_node_files(const NodeDir& dir, const std::string& cluster, const NodePlan& plan, const net::Credentials& credentials,
                         std::string_view authority_pem, std::string_view rights);

@@ -4,10 +4,11 @@
 //   [[token]]
 //   sha256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 //   principal = "service/scoring"
-//   expires = "2030-01-01"          # optional; the first day on which it is refused, UTC
+//   expires = "2030-01-01"          # optional; UTC, a day or 2030-01-01T12:00:00Z: from then on it is refused
 #pragma once
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -34,6 +35,9 @@ class TokenBook {
   };
   std::unordered_map<storage::Digest, Grant> grants_;  // looked up by sum: the time it takes tells nothing about other tokens
 };
+
+// Adds a token to the file: its sum, whom it stands for, until when. Atomic, also against other writers; `invalid` leaves the file alone.
+Status grant_token(const std::filesystem::path& file, std::string_view token, std::string_view principal, std::optional<WallTime> expires);
 
 // The book in a file, read again when the file has changed. A file that is not there is an empty book; a bad one keeps the last good.
 class TokenFile {

@@ -129,6 +129,29 @@ TEST(TokenBook, RefusesWhatCannotBeMeant) {
   EXPECT_NE(refused(with("principal = \"person/a\"") + with("principal = \"person/b\"")).find("twice"), std::string::npos);
 }
 
+TEST(TokenBook, ExpiresToTheSecond) {
+  const auto book = TokenBook::parse(
+      format("[[token]]\nsha256 = \"{}\"\nprincipal = \"person/a\"\nexpires = \"2023-11-14T22:13:20Z\"\n", sum_of("t")), "t");
+  ASSERT_TRUE(book) << book.error().message;
+  EXPECT_TRUE(book->principal_of("t", WallTime{kNow.unix_ns - 1}));
+  EXPECT_FALSE(book->principal_of("t", kNow));
+}
+
+TEST(TokenFile, TakesGrantsBesideWhatItHolds) {
+  const std::filesystem::path path = testing::TempDir() + "falaj_grant_test.toml";
+  std::filesystem::remove(path);
+  ASSERT_TRUE(grant_token(path, "one", "service/scoring", WallTime{kNow.unix_ns + 1'000'000'000}));
+  ASSERT_TRUE(grant_token(path, "two", "person/ann", std::nullopt));
+  TokenFile file(path);
+  EXPECT_EQ(file.principal_of("one", kNow).value(), "service/scoring");
+  EXPECT_FALSE(file.principal_of("one", WallTime{kNow.unix_ns + 1'000'000'000}));
+  EXPECT_EQ(file.principal_of("two", WallTime{kNow.unix_ns * 2}).value(), "person/ann");
+  EXPECT_EQ(grant_token(path, "two", "person/bob", std::nullopt).error().code, ErrorCode::invalid);
+  for (const auto* bad : {"", "node/control", "person/a\"\n", "person/a b", "spiffe://c/person/a"})
+    EXPECT_EQ(grant_token(path, "three", bad, std::nullopt).error().code, ErrorCode::invalid) << bad;
+  EXPECT_EQ(file.principal_of("two", kNow).value(), "person/ann");
+}
+
 TEST(TokenFile, FollowsItsFileAndKeepsTheLastGoodOne) {
   const auto path = testing::TempDir() + "falaj_tokens_test.toml";
   std::filesystem::remove(path);

@@ -1,0 +1,113 @@
+"""The command line: completion in a real shell, bearer tokens over HTTPS."""
+
+import shutil
+import ssl
+import subprocess
+import urllib.error
+import urllib.request
+
+import pytest
+from conftest import FALAJ, ROOT, eventually, falaj
+
+
+# ---- completion ----------------------------------------------------------------------------------------------------------------
+
+
+def completed(*words):
+    """What bash offers for the last of these words after `falaj`."""
+    script = f"""
+      source <('{FALAJ}' completion bash) || exit 1
+      COMP_WORDS=(falaj "$@"); COMP_CWORD=$#; COMPREPLY=()
+      $(complete -p falaj | sed 's/.*-F \\([^ ]*\\) .*/\\1/')
+      printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", script, "bash", *words], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return done.stdout.split()
+
+
+def test_bash_completes_the_tree_of_commands():
+    listed = subprocess.run(["bash", "-c", f"source <('{FALAJ}' completion bash); complete -p falaj"], capture_output=True, text=True)
+    assert "-F _falaj falaj" in listed.stdout
+    top = completed("")
+    assert {"up", "down", "models", "features", "completion"} <= set(top)
+    assert "launcher" not in top
+    assert completed("mod") == ["models"]
+    assert set(completed("models", "")) == {"import", "list", "show", "export", "alias"}
+    assert "--alias" in completed("models", "show", "--a")
+    assert set(completed("status", "-o", "")) == {"table", "json"}
+    assert completed("get", "feat") == ["feature_view"]
+    assert "configs" in completed("up", "--dir", "conf")
+    assert "README.md" in completed("apply", "-f", "READ")
+    assert "README.md" not in completed("up", "--dir", "READ")
+    assert completed("features", "get", "--as", "snapshot", "--fi") == ["--field"]
+
+
+@pytest.mark.parametrize("shell, check", [("bash", ["bash", "-n"]), ("zsh", ["zsh", "-n"]), ("fish", ["fish", "-n"])])
+def test_scripts_are_whole(shell, check, tmp_path):
+    script = falaj("completion", shell).stdout
+    assert "models" in script and "launcher" not in script
+    if shutil.which(shell):
+        (tmp_path / "script").write_text(script)
+        subprocess.run([*check, tmp_path / "script"], check=True, timeout=60)
+    assert falaj("completion", "tcsh", check=False).returncode == 2
+
+
+# ---- bearer tokens -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gateway(cluster):
+    """(cluster, https://HOST:PORT, TLS context) of the cluster's gateway."""
+    context = ssl.create_default_context(cafile=str(cluster.dir / "ca/ca.crt"))
+    context.check_hostname = False
+    config = (cluster.dir / "nodes/control/config.toml").read_text()
+    address = next(line.split('"')[1] for line in config.splitlines() if line.startswith("https = "))
+    return cluster, f"https://{address}", context
+
+
+def status_of(gateway, token, path="/v2/models/none"):
+    _, address, context = gateway
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address + path, headers=headers), context=context, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as e:
+        return e.code, e.read().decode()
+
+
+def test_a_bearer_token_opens_the_gateway_until_it_expires(gateway):
+    cluster = gateway[0]
+    token = cluster.run("token", "--bearer", "--principal", "person/admin").stdout.strip()
+    assert len(token) == 64
+    assert token not in (cluster.dir / "nodes/control/tokens.toml").read_text()
+    assert status_of(gateway, token)[0] == 404  # admin may ask: there is no such model
+    assert status_of(gateway, "f" * 64) == (401, '{"error":"the bearer token is not known here"}')
+    assert status_of(gateway, None)[0] == 401
+    other = cluster.run("token", "--bearer", "--principal", "service/nobody").stdout.strip()
+    assert status_of(gateway, other)[0] == 403  # known, but rights.toml gives it nothing
+    short = cluster.run("token", "--bearer", "--principal", "person/admin", "--ttl", "1s").stdout.strip()
+    eventually("it has expired", lambda: status_of(gateway, short) == (401, '{"error":"the bearer token has expired"}'))
+    assert status_of(gateway, token)[0] == 404
+
+
+@pytest.mark.parametrize(
+    "arguments, code, says",
+    [
+        (["--bearer"], 2, "--principal"),
+        (["--bearer", "--principal", "node/control"], 2, "person/NAME"),
+        (["--bearer", "--principal", "service/a", "--ttl", "soon"], 2, "30d"),
+        (["--principal", "service/a"], 2, "--bearer"),
+    ],
+)
+def test_bad_bearer_tokens_are_refused(gateway, arguments, code, says):
+    cluster = gateway[0]
+    file = cluster.dir / "nodes/control/tokens.toml"
+    before = file.read_text() if file.exists() else None
+    refused = cluster.run("token", *arguments, check=False)
+    assert refused.returncode == code and says in refused.stderr, refused.stderr
+    assert (file.read_text() if file.exists() else None) == before
+
+
+def test_a_bearer_token_needs_a_gateway(tmp_path):
+    assert falaj("token", "--bearer", "--principal", "service/a", "--dir", tmp_path, check=False).returncode == 5
