@@ -3,6 +3,7 @@
 #include "messages/envelope.capnp.h"
 #include "messages/json.hpp"
 #include "nodes/cli.hpp"
+#include "nodes/deployments.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/config.hpp"
 
@@ -123,25 +124,6 @@ Status do_delete(Cli& cli, const ResourceArguments& a) {
   return {};
 }
 
-Status wait_ready(Cli& cli, const std::string& name, std::uint32_t seconds) {
-  FALAJ_ASSIGN(auto* client, cli.client());
-  const auto end = client->clock().now() + std::chrono::seconds(seconds);
-  std::string last;
-  for (;;) {
-    FALAJ_ASSIGN(const auto record,
-                 client->ask<ResourceRecord>("control/resources", Message::build<GetResource>([&](GetResource::Builder b) {
-                                               b.setKind("deployment");
-                                               b.setTenant(cli.own_tenant());
-                                               b.setName(name);
-                                             })));
-    if (text(record->getStatus().getPhase()) == "ready") return {};
-    last = text(record->getStatus().getMessage());
-    if (client->clock().now() >= end)
-      return error(ErrorCode::deadline, format("deployment '{}' is not ready after {} s: {}", name, seconds, last));
-    client->pause(std::chrono::milliseconds(50));
-  }
-}
-
 Status do_deploy(Cli& cli, const ResourceArguments& a) {
   const auto resource = Message::build<Resource>([&](Resource::Builder b) {
     auto deployment = b.initDeployment();
@@ -156,7 +138,8 @@ Status do_deploy(Cli& cli, const ResourceArguments& a) {
   FALAJ_ASSIGN(const auto record, apply_one(cli, *resource.view<Resource>()));
   say_applied(cli, record);
   if (a.wait == 0) return {};
-  FALAJ_TRY(wait_ready(cli, a.name.empty() ? a.model : a.name, a.wait));
+  FALAJ_ASSIGN(auto* client, cli.client());
+  FALAJ_TRY(wait_ready(*client, cli.own_tenant(), a.name.empty() ? a.model : a.name, std::chrono::seconds(a.wait)));
   print("ready");
   return {};
 }
@@ -170,7 +153,7 @@ void add_resource_commands(CLI::App& app, Cli& cli) {
   auto* apply = app.add_subcommand("apply", "Declare feature views, jobs and deployments from TOML files");
   cli.with_client(*apply);
   cli.with_output(*apply);
-  apply->add_option("--file,-f", a->files, "TOML file; may be given several times")->required();
+  apply->add_option("--file,-f", a->files, "TOML file; may be given several times")->type_name("FILE")->required();
   apply->footer("Example:\n  falaj apply --dir ./falaj -f configs/examples/credit.toml");
   cli.runs(*apply, [&cli, a] { return do_apply(cli, *a); });
 

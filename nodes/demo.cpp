@@ -15,6 +15,7 @@
 #include "messages/training.capnp.h"
 #include "nodes/actor_load.hpp"
 #include "nodes/cli.hpp"
+#include "nodes/deployments.hpp"
 #include "nodes/http_load.hpp"
 #include "nodes/ingest.hpp"
 #include "nodes/launcher.hpp"
@@ -186,18 +187,7 @@ class Demo {
     const auto deployment = file->getDeployment()[0];
     deployment_ = text(deployment.getName());
     FALAJ_TRY(apply(Message::build<Resource>([&](Resource::Builder b) { b.setDeployment(deployment); }, 256)));
-    const auto end = clock_.now() + std::chrono::seconds(30);
-    for (;;) {
-      FALAJ_ASSIGN(const auto record,
-                   client_->ask<ResourceRecord>("control/resources", Message::build<GetResource>([&](GetResource::Builder b) {
-                                                  b.setKind("deployment");
-                                                  b.setName(deployment_);
-                                                })));
-      if (text(record->getStatus().getPhase()) == "ready") break;
-      if (clock_.now() > end)
-        return error(ErrorCode::deadline, format("deployment '{}' is not ready: {}", deployment_, text(record->getStatus().getMessage())));
-      client_->pause(std::chrono::milliseconds(20));
-    }
+    FALAJ_TRY(wait_ready(*client_, {}, deployment_, std::chrono::seconds(30)));
     print(format("    {} replicas are ready", deployment.getReplicas()));
     return {};
   }
@@ -286,7 +276,7 @@ class Demo {
     print(format("    HTTP: {} answered, {} failed, {:.0f} requests/s, p50 {:.2f} ms, p99 {:.2f} ms", figures_.http.answered,
                  figures_.http.failed, figures_.http.per_second(), percentile(figures_.http.latency_us, 0.5) / 1000,
                  percentile(figures_.http.latency_us, 0.99) / 1000));
-    FALAJ_TRY(wait_node("serving-1"));
+    FALAJ_TRY(wait_ready(*client_, {}, deployment_, std::chrono::seconds(15)));  // the killed node serves again
     killed = false;
     ActorLoadPlan actors;
     actors.actor = "serving/router";
@@ -308,19 +298,6 @@ class Demo {
                            figures_.http.first_failure + figures_.actor.first_failure));
     }
     return {};
-  }
-
-  Status wait_node(const std::string& name) {
-    const auto end = clock_.now() + std::chrono::seconds(15);
-    while (clock_.now() < end) {
-      const auto record = client_->ask<ResourceRecord>("control/resources", Message::build<GetResource>([&](GetResource::Builder b) {
-                                                         b.setKind("deployment");
-                                                         b.setName(deployment_);
-                                                       }));
-      if (record && text((*record)->getStatus().getPhase()) == "ready") return {};
-      client_->pause(std::chrono::milliseconds(50));
-    }
-    return error(ErrorCode::deadline, format("node {} did not come back into service", name));
   }
 
   Status prove() {
@@ -390,9 +367,9 @@ Status run_demo(const DemoOptions& options) {
 void add_demo_command(CLI::App& app, Cli& cli) {
   const auto options = std::make_shared<DemoOptions>();
   auto* demo = app.add_subcommand("demo", "The whole system once through, on this machine: raw data to answered requests, with kills");
-  demo->add_option("--dir,-d", options->dir, "Directory of its cluster (default: a temporary one)");
-  demo->add_option("--examples", options->examples, "Where credit.toml and its data lie")->default_str(find_examples());
-  demo->add_option("--json", options->json, "Also write the table to this file, as one JSON object");
+  demo->add_option("--dir,-d", options->dir, "Directory of its cluster (default: a temporary one)")->type_name("DIR");
+  demo->add_option("--examples", options->examples, "Where credit.toml and its data lie")->type_name("DIR")->default_str(find_examples());
+  demo->add_option("--json", options->json, "Also write the table to this file, as one JSON object")->type_name("FILE");
   demo->add_flag("--keep", options->keep, "Leave the cluster up");
   demo->footer("Example:\n  falaj demo --keep --dir ./falaj");
   cli.runs(*demo, [options] {

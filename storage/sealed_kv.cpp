@@ -255,9 +255,11 @@ Status not_keys(std::string_view table) {
 
 }  // namespace
 
-class SealedRead final : public ReadTxn {
+// What reading and writing transactions do alike.
+template <class Base>
+class SealedTxn : public Base {
  public:
-  SealedRead(SealedKv& kv, std::unique_ptr<ReadTxn> inner, std::uint64_t epoch) : inner_(std::move(inner)), ops_{kv, *inner_, epoch} {}
+  SealedTxn(SealedKv& kv, std::unique_ptr<Base> inner, std::uint64_t epoch) : inner_(std::move(inner)), ops_{kv, *inner_, epoch} {}
   Result<std::optional<Value>> get(std::string_view table, ByteView key) override {
     FALAJ_TRY(not_keys(table));
     return ops_.get(table, key);
@@ -273,31 +275,21 @@ class SealedRead final : public ReadTxn {
     return ops_.counts_below(table, prefix) ? inner_->count(table, prefix) : ReadTxn::count(table, prefix);
   }
 
- private:
-  std::unique_ptr<ReadTxn> inner_;
+ protected:
+  std::unique_ptr<Base> inner_;
   SealedOps ops_;
 };
 
-class SealedWrite final : public WriteTxn {
+class SealedRead final : public SealedTxn<ReadTxn> {
+ public:
+  using SealedTxn::SealedTxn;
+};
+
+class SealedWrite final : public SealedTxn<WriteTxn> {
  public:
   SealedWrite(SealedKv& kv, std::unique_lock<std::mutex> writer, std::unique_ptr<WriteTxn> inner)
-      : kv_(kv), writer_(std::move(writer)), inner_(std::move(inner)), ops_{kv, *inner_, kv.subjects_->now()} {}
+      : SealedTxn(kv, std::move(inner), kv.subjects_->now()), kv_(kv), writer_(std::move(writer)) {}
   ~SealedWrite() override { finish(); }
-
-  Result<std::optional<Value>> get(std::string_view table, ByteView key) override {
-    FALAJ_TRY(not_keys(table));
-    return ops_.get(table, key);
-  }
-  using ReadTxn::scan;
-  Status scan(std::string_view table, ByteView prefix, ByteView from, const Visitor& visit) override {
-    FALAJ_TRY(not_keys(table));
-    return ops_.scan(table, prefix, from, visit);
-  }
-  Result<std::vector<std::string>> tables() override { return ops_.tables(); }
-  using ReadTxn::count;
-  Result<std::uint64_t> count(std::string_view table, ByteView prefix) override {
-    return ops_.counts_below(table, prefix) ? inner_->count(table, prefix) : ReadTxn::count(table, prefix);
-  }
 
   Status put(std::string_view table, ByteView key, ByteView value, std::uint16_t version) override {
     FALAJ_TRY(not_keys(table));
@@ -400,8 +392,6 @@ class SealedWrite final : public WriteTxn {
 
   SealedKv& kv_;
   std::unique_lock<std::mutex> writer_;
-  std::unique_ptr<WriteTxn> inner_;
-  SealedOps ops_;
   std::unordered_map<SubjectId, SubjectKey, HashId> made_;
   std::vector<SubjectId> erased_;
   bool ring_stored_ = false;

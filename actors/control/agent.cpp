@@ -7,6 +7,7 @@
 #include "messages/envelope.capnp.h"
 #include "runtime/base/format.hpp"
 #include "runtime/base/log.hpp"
+#include "runtime/base/retry.hpp"
 
 namespace falaj::control {
 namespace {
@@ -72,7 +73,7 @@ class Agent final : public ActorOf<Agent> {
   Task<> register_for_ever(Context& ctx) {
     if (registering_) co_return;
     registering_ = true;
-    auto wait = milliseconds(20);
+    RetryDelay wait(milliseconds(20), milliseconds(500));
     for (;;) {
       const auto membership = ctx.at(ActorAddress{node_id(options_.control_node), {}, {}, "control/membership"});
       SendOptions options;
@@ -86,8 +87,7 @@ class Agent final : public ActorOf<Agent> {
         break;
       }
       log::debug("agent", "control does not answer yet", {{"reason", view.error().message}});
-      co_await ctx.sleep(wait);
-      wait = std::min(wait * 2, milliseconds(500));
+      co_await ctx.sleep(wait.next(ctx.random()));
     }
     registering_ = false;
   }

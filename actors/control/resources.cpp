@@ -5,13 +5,14 @@
 #include "actors/control/agent.hpp"
 #include "actors/control/placement.hpp"
 #include "actors/control/records.hpp"
+#include "actors/governance/audit.hpp"
 #include "messages/control_internal.capnp.h"
 #include "messages/envelope.capnp.h"
-#include "messages/governance.capnp.h"
 #include "messages/registry.capnp.h"
 #include "messages/training.capnp.h"
 #include "runtime/base/format.hpp"
 #include "runtime/base/log.hpp"
+#include "runtime/base/retry.hpp"
 
 namespace falaj::control {
 namespace {
@@ -72,6 +73,8 @@ class Resources final : public ActorOf<Resources> {
       if (!done) co_return m.refuse(done.error());
       if (auto fits = compatible(key, m->getResource()); !fits) co_return m.refuse(fits.error());
     }
+    auto audited = governance::audit_ask(ctx, governance::record_of(m.scope(), m.trace(), ctx.node_name(), "resources.write", key));
+    if (const auto kept = co_await std::move(audited); !kept) co_return m.refuse(within("not audited, so not done", kept.error()));
     const std::string by = m.scope() ? m.scope()->principal : "node/" + ctx.node_name();
     const auto record = Message::build<ResourceRecord>(
         [&](ResourceRecord::Builder b) {
@@ -89,12 +92,11 @@ class Resources final : public ActorOf<Resources> {
     if (!stored) co_return m.refuse(stored.error());
     const auto answer = stored->message();
     records_.insert_or_assign(key, std::move(stored).value());
-    audit(ctx, m.scope(), "resources.write", key);
     if (name->kind == "feature_view" || name->kind == "deployment") {
       const auto published = co_await publish(ctx);
       if (!published) co_return m.refuse(published.error());
     }
-    look_again();
+    look_again(ctx);
     m.reply(answer);
   }
 
@@ -163,37 +165,55 @@ class Resources final : public ActorOf<Resources> {
       co_return m.refuse(
           error(ErrorCode::conflict, format("{} has revision {}, not {}; read it again", key, now.value(), m->getExpected())));
     }
+    auto audited = governance::audit_ask(ctx, governance::record_of(m.scope(), m.trace(), ctx.node_name(), "resources.delete", key));
+    if (const auto kept = co_await std::move(audited); !kept) co_return m.refuse(within("not audited, so not done", kept.error()));
     auto* store = options_.store;
     auto write = ctx.blocking([store, key, now] { return store->erase(key, now); });
     const auto done = co_await write;
     if (!done) co_return m.refuse(done.error());
     records_.erase(key);
     status_.erase(key);
-    audit(ctx, m.scope(), "resources.delete", key);
     const auto published = co_await publish(ctx);
     if (!published) co_return m.refuse(published.error());
-    look_again();
+    look_again(ctx);
     m.reply(Message::build<Empty>());
   }
 
-  void view_changed(Context&, Msg<ViewChanged>) { look_again(); }
-
-  static void audit(Context& ctx, const ScopeRef& scope, std::string_view verb, const std::string& target) {
-    ctx.tell(ctx.find("governance/audit"), Message::build<Audit>([&](Audit::Builder b) {
-               auto entry = b.initEntry();
-               entry.setTimeNs(ctx.wall().unix_ns);
-               entry.setNode(ctx.node_name());
-               entry.setPrincipal(scope ? scope->principal : "node/" + ctx.node_name());
-               entry.setTenant(scope ? scope->tenant : "");
-               entry.setPurpose(scope ? scope->purpose : "");
-               entry.setVerb(std::string(verb));
-               entry.setTarget(target);
-               entry.setAllowed(true);
-             }));
-  }
+  void view_changed(Context& ctx, Msg<ViewChanged>) { look_again(ctx); }
 
   // ---- making it so ----
-  void look_again() { dirty_ = true; }
+  // One reconciliation at a time; what changes while it runs is looked at by the next.
+  void look_again(Context& ctx) {
+    dirty_ = true;
+    if (!started_ || making_) return;
+    making_ = true;
+    ctx.start(make(ctx));
+  }
+
+  Task<> make(Context& ctx) {
+    while (dirty_) {
+      dirty_ = false;
+      co_await reconcile(ctx);
+    }
+    making_ = false;
+  }
+
+  // After each change at once, and from time to time anyway.
+  void tick(Context& ctx) {
+    look_again(ctx);
+    ctx.after(kTick, [this](Context& later) { tick(later); });
+  }
+
+  Task<> run(Context& ctx) {
+    RetryDelay wait(milliseconds(20), kTick);
+    for (;;) {
+      const auto published = co_await publish(ctx);
+      if (published) break;
+      co_await ctx.sleep(wait.next(ctx.random()));
+    }
+    started_ = true;
+    tick(ctx);
+  }
 
   Task<Status> publish(Context& ctx) {
     const auto message = Message::build<PublishResources>(
@@ -210,24 +230,6 @@ class Resources final : public ActorOf<Resources> {
     const auto done = co_await asked;
     if (!done) co_return done.error();
     co_return Status{};
-  }
-
-  // The one loop: looks at once after a change, and every kTick anyway.
-  Task<> run(Context& ctx) {
-    for (;;) {
-      const auto published = co_await publish(ctx);
-      if (published) break;
-      co_await ctx.sleep(milliseconds(20));
-    }
-    auto last = ctx.now();
-    for (;;) {
-      if (dirty_ || ctx.now() - last >= kTick) {
-        dirty_ = false;
-        last = ctx.now();
-        co_await reconcile(ctx);
-      }
-      co_await ctx.sleep(milliseconds(20));
-    }
   }
 
   Task<> reconcile(Context& ctx) {
@@ -294,6 +296,8 @@ class Resources final : public ActorOf<Resources> {
   std::map<std::string, View<ResourceRecord>> records_;
   std::map<std::string, Message> status_;        // ResourceStatus, by key; made anew, never stored
   std::map<std::string, std::uint64_t> handed_;  // jobs given to training/jobs: revision
+  bool started_ = false;                         // what is stored has been published
+  bool making_ = false;
   bool dirty_ = true;
 };
 

@@ -14,6 +14,7 @@
 #include "messages/features.capnp.h"
 #include "runtime/base/format.hpp"
 #include "runtime/base/limits.hpp"
+#include "runtime/base/retry.hpp"
 
 namespace falaj::features {
 
@@ -156,16 +157,46 @@ class Front final : public ActorOf<Front> {
   }
 
   // False: no time is left.
-  Task<bool> pause(Context& ctx, Duration& delay, Instant deadline) {
-    if (ctx.now() + delay >= deadline) co_return false;
+  Task<bool> pause(Context& ctx, RetryDelay& delay, Instant deadline) {
+    const auto wait = delay.next(ctx.random());
+    if (ctx.now() + wait >= deadline) co_return false;
     retries_->add();
-    co_await ctx.sleep(delay);
-    delay = std::min(delay * 2, options_.retry_max);
+    co_await ctx.sleep(wait);
     co_return true;
   }
 
   static Error nobody_holds() {
     return error(ErrorCode::unreachable, "no node holds the partition; is a node with the role 'features' up?");
+  }
+
+  // Asks the owner of each of a request's items (entities, rows), all owners at once, and again for those items whose owner could not
+  // answer now. `Work` is Reading or Writing: ask_shard() and entity_of() know which.
+  template <class Work>
+  Task<Status> ask_all(Context& ctx, Work& work, std::uint32_t items) {
+    std::vector<std::uint32_t> open(items);
+    for (std::uint32_t i = 0; i < items; ++i) open[i] = i;
+    RetryDelay delay(options_.retry_min, options_.retry_max);
+    for (;;) {
+      const auto snapshot = options_.cluster->get();
+      ByOwner owners;
+      for (const auto i : open) owners[snapshot->partition_owner(storage::partition_of(entity_of(work, i)))].push_back(i);
+      work.round = {};
+      Gather gather(ctx);
+      for (auto& [node, mine] : owners) {
+        if (node.empty()) {
+          work.round.failed(nobody_holds(), mine);
+        } else {
+          gather.add(ask_shard(ctx, work, node, std::move(mine)));
+        }
+      }
+      co_await gather.all();
+      if (work.round.hard) co_return *work.round.hard;
+      if (work.round.again.empty()) co_return Status{};
+      const bool more = co_await pause(ctx, delay, work.deadline);
+      if (!more) co_return *work.round.soft;
+      open = std::move(work.round.again);
+      std::ranges::sort(open);  // rows of one entity stay in their order
+    }
   }
 
   // ---- reads ----------------------------------------------------------------------------------------------------------------------
@@ -184,6 +215,8 @@ class Front final : public ActorOf<Front> {
     Round round;
   };
 
+  static std::string_view entity_of(const Reading& reading, std::uint32_t item) { return text(reading.request->getEntities()[item]); }
+
   static Message shard_get(const Reading& reading, const std::vector<std::uint32_t>& items) {
     std::size_t words = 32;
     for (const auto i : items) words += 2 + reading.request->getEntities()[i].size() / 8;
@@ -198,7 +231,7 @@ class Front final : public ActorOf<Front> {
         words);
   }
 
-  Task<> read_shard(Context& ctx, Reading& reading, std::string node, std::vector<std::uint32_t> items) {
+  Task<> ask_shard(Context& ctx, Reading& reading, std::string node, std::vector<std::uint32_t> items) {
     const auto to = ctx.find(shard_name(node));
     const auto send = send_options(ctx, reading.scope, reading.trace, reading.deadline, Lane::normal);
     auto question = shard_get(reading, items);
@@ -213,34 +246,6 @@ class Front final : public ActorOf<Front> {
     }
     const auto shared = std::make_shared<View<messages::Features>>(std::move(*answer));
     for (std::uint32_t k = 0; k < items.size(); ++k) reading.found[items[k]] = {shared, k};
-  }
-
-  Task<Status> read_all(Context& ctx, Reading& reading) {
-    std::vector<std::uint32_t> open(reading.found.size());
-    for (std::uint32_t i = 0; i < open.size(); ++i) open[i] = i;
-    Duration delay = options_.retry_min;
-    for (;;) {
-      const auto snapshot = options_.cluster->get();
-      ByOwner owners;
-      for (const auto i : open) {
-        owners[snapshot->partition_owner(storage::partition_of(text(reading.request->getEntities()[i])))].push_back(i);
-      }
-      reading.round = {};
-      Gather gather(ctx);
-      for (auto& [node, items] : owners) {
-        if (node.empty()) {
-          reading.round.failed(nobody_holds(), items);
-        } else {
-          gather.add(read_shard(ctx, reading, node, std::move(items)));
-        }
-      }
-      co_await gather.all();
-      if (reading.round.hard) co_return *reading.round.hard;
-      if (reading.round.again.empty()) co_return Status{};
-      const bool more = co_await pause(ctx, delay, reading.deadline);
-      if (!more) co_return *reading.round.soft;
-      open = std::move(reading.round.again);
-    }
   }
 
   static Result<Message> merged(const Reading& reading) {
@@ -279,7 +284,7 @@ class Front final : public ActorOf<Front> {
                     deadline_of(ctx, m.deadline()),
                     std::vector<Found>(m->getEntities().size()),
                     {}};
-    auto done = co_await read_all(ctx, reading);
+    auto done = co_await ask_all(ctx, reading, m->getEntities().size());
     if (!done.has_value()) co_return m.refuse(std::move(done).error());
     auto answer = merged(reading);
     if (!answer.has_value()) co_return m.refuse(std::move(answer).error());
@@ -297,6 +302,10 @@ class Front final : public ActorOf<Front> {
     std::int64_t now_ns = 0;
     Round round;
   };
+
+  static std::string_view entity_of(const Writing& writing, std::uint32_t item) {
+    return text(writing.request->getRows()[item].getEntity());
+  }
 
   static Message shard_put(const Writing& writing, const std::vector<std::uint32_t>& items) {
     const auto rows = writing.request->getRows();
@@ -316,41 +325,12 @@ class Front final : public ActorOf<Front> {
         words);
   }
 
-  Task<> write_shard(Context& ctx, Writing& writing, std::string node, std::vector<std::uint32_t> items) {
+  Task<> ask_shard(Context& ctx, Writing& writing, std::string node, std::vector<std::uint32_t> items) {
     const auto to = ctx.find(shard_name(node));
     auto send = send_options(ctx, writing.scope, writing.trace, writing.deadline, Lane::bulk);
     auto question = shard_put(writing, items);
     auto answer = co_await ctx.ask<messages::PutRowsReply>(to, std::move(question), send);
     if (!answer.has_value()) writing.round.failed(answer.error(), items);
-  }
-
-  Task<Status> write_all(Context& ctx, Writing& writing) {
-    std::vector<std::uint32_t> open(writing.request->getRows().size());
-    for (std::uint32_t i = 0; i < open.size(); ++i) open[i] = i;
-    Duration delay = options_.retry_min;
-    for (;;) {
-      const auto snapshot = options_.cluster->get();
-      ByOwner owners;
-      for (const auto i : open) {
-        owners[snapshot->partition_owner(storage::partition_of(text(writing.request->getRows()[i].getEntity())))].push_back(i);
-      }
-      writing.round = {};
-      Gather gather(ctx);
-      for (auto& [node, items] : owners) {
-        if (node.empty()) {
-          writing.round.failed(nobody_holds(), items);
-        } else {
-          gather.add(write_shard(ctx, writing, node, std::move(items)));
-        }
-      }
-      co_await gather.all();
-      if (writing.round.hard) co_return *writing.round.hard;
-      if (writing.round.again.empty()) co_return Status{};
-      const bool more = co_await pause(ctx, delay, writing.deadline);
-      if (!more) co_return *writing.round.soft;
-      open = std::move(writing.round.again);
-      std::ranges::sort(open);  // rows of one entity stay in their order
-    }
   }
 
   Task<> put(Context& ctx, Msg<messages::PutRows> m) {
@@ -363,7 +343,7 @@ class Front final : public ActorOf<Front> {
     if (!good.has_value()) co_return m.refuse(std::move(good).error());
     auto request = m.message().open<messages::PutRows>();
     Writing writing{std::move(*request), std::move(*subject), m.scope(), m.trace(), deadline_of(ctx, m.deadline()), ctx.wall().unix_ns, {}};
-    auto done = co_await write_all(ctx, writing);
+    auto done = co_await ask_all(ctx, writing, m->getRows().size());
     if (!done.has_value()) co_return m.refuse(std::move(done).error());
     const auto rows = m->getRows().size();
     m.reply(Message::build<messages::PutRowsReply>([rows](messages::PutRowsReply::Builder out) { out.setWritten(rows); }, 4));
@@ -372,7 +352,7 @@ class Front final : public ActorOf<Front> {
   // Asks whoever holds the partition now, until it answers or the deadline passes.
   template <class Reply>
   Task<Result<View<Reply>>> ask_owner(Context& ctx, Partition partition, Message question, SendOptions like, Instant deadline) {
-    Duration delay = options_.retry_min;
+    RetryDelay delay(options_.retry_min, options_.retry_max);
     for (;;) {
       const auto node = options_.cluster->get()->partition_owner(partition);
       const auto send = send_options(ctx, like.scope, like.trace, deadline, like.lane);

@@ -6,6 +6,7 @@
 #include "messages/envelope.capnp.h"
 #include "runtime/base/format.hpp"
 #include "runtime/base/log.hpp"
+#include "runtime/base/retry.hpp"
 
 namespace falaj::governance {
 
@@ -193,7 +194,7 @@ class AuditActor final : public ActorOf<AuditActor> {
 
   // What comes while a commit runs goes into the next one together.
   Task<> commit(Context& ctx) {
-    Duration delay = options_.retry_min;
+    RetryDelay delay(options_.retry_min, options_.retry_max);
     while (!pending_.empty()) {
       auto batch = std::exchange(pending_, {});
       auto entries = sequence(batch);
@@ -207,14 +208,13 @@ class AuditActor final : public ActorOf<AuditActor> {
         for (auto& one : batch) {
           if (one.from) one.from->reply(Message::build<messages::Empty>());
         }
-        delay = options_.retry_min;
+        delay.reset();
         forward_soon(ctx);
         continue;
       }
       log::error("audit", "the spool cannot be written", {{"error", to_string(done.error())}});
       put_back(std::move(batch), done.error());
-      co_await ctx.sleep(delay);
-      delay = std::min(delay * 2, options_.retry_max);
+      co_await ctx.sleep(delay.next(ctx.random()));
     }
     committing_ = false;
   }
@@ -251,17 +251,15 @@ class AuditActor final : public ActorOf<AuditActor> {
   }
 
   Task<> forward(Context& ctx) {
-    Duration delay = options_.retry_min;
+    RetryDelay delay(options_.retry_min, options_.retry_max);
     while (spooled_ > 0) {
       auto handed_on = co_await forward_batch(ctx);
       if (handed_on.has_value()) {
-        delay = options_.retry_min;
+        delay.reset();
         continue;
       }
       log::debug("audit", "the log did not take entries", {{"error", to_string(handed_on.error())}});
-      const auto jitter = std::chrono::nanoseconds(ctx.random().below(static_cast<std::uint64_t>(delay.count()) / 4 + 1));
-      co_await ctx.sleep(delay + jitter);
-      delay = std::min(delay * 2, options_.retry_max);
+      co_await ctx.sleep(delay.next(ctx.random()));
     }
     forwarding_ = false;
   }

@@ -8,6 +8,7 @@
 #include "messages/envelope.capnp.h"
 #include "runtime/base/format.hpp"
 #include "runtime/base/log.hpp"
+#include "runtime/base/retry.hpp"
 
 namespace falaj::serving {
 namespace {
@@ -78,13 +79,14 @@ class Replica final : public ActorOf<Replica> {
   // Ready only when the model has run once; then the directory is told until it knows. What cannot be loaded is tried again from time
   // to time instead of failing: a bad model must not use up the restarts of the node's other actors.
   Task<> load(Context& ctx) {
-    for (Duration wait = kLoadRetryMin;; wait = std::min<Duration>(2 * wait, kLoadRetryMax)) {
+    RetryDelay wait(kLoadRetryMin, kLoadRetryMax);
+    for (;;) {
       auto once = load_once(ctx);
       const auto loaded = co_await std::move(once);
       if (loaded) break;
       log::error("serving", "cannot load the model",
                  {{"replica", text(ensure_->getActor().getName())}, {"reason", loaded.error().message}});
-      co_await ctx.sleep(wait);
+      co_await ctx.sleep(wait.next(ctx.random()));
     }
     auto told = announce(ctx);
     co_await std::move(told);
@@ -127,11 +129,12 @@ class Replica final : public ActorOf<Replica> {
       b.setNode(ctx.node_name());
       b.setIncarnation(self.incarnation.value());
     });
+    RetryDelay wait(std::chrono::milliseconds(50), std::chrono::milliseconds(500));
     for (;;) {
       auto asked = ctx.ask<Empty>(ctx.find(options_.agent), ready, {.lane = Lane::control});
       const auto known = co_await asked;
       if (known) co_return;
-      co_await ctx.sleep(std::chrono::milliseconds(50));
+      co_await ctx.sleep(wait.next(ctx.random()));
     }
   }
 
