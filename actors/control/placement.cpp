@@ -103,6 +103,25 @@ std::string Placer::pick_node(std::string_view deployment, const cluster::Cluste
   return best;
 }
 
+// When all is well but uneven (the nodes did not come up together), a replica to move: one from a node that holds at least two more than
+// another. Else empty. While a move is under way there is one placement too many, and no second move.
+std::string Placer::crowded(std::string_view deployment, std::size_t count, const cluster::ClusterSnapshot& view) const {
+  std::map<std::string, std::vector<std::string>> by_node;
+  for (const auto& node : view.nodes_with(Role::SERVING)) by_node[node];
+  std::size_t all = 0;
+  for (const auto& [name, placed] : placed_) {
+    if (placed.deployment != deployment) continue;
+    const auto node = by_node.find(placed.node);
+    if (node == by_node.end() || placed.node_down || !ready(name, view)) return {};
+    node->second.push_back(name);
+    ++all;
+  }
+  if (by_node.empty() || all != count) return {};
+  const auto fewer = [](const auto& a, const auto& b) { return a.second.size() < b.second.size(); };
+  const auto [least, most] = std::ranges::minmax_element(by_node, fewer);
+  return most->second.size() >= least->second.size() + 2 ? most->second.back() : std::string();
+}
+
 bool Placer::ready(const std::string& name, const cluster::ClusterSnapshot& view) const {
   const auto names = view.ready_with_prefix(name);
   return std::ranges::find(names, name) != names.end();
@@ -206,6 +225,7 @@ Task<Message> Placer::deployment(Context& ctx, Message record) {
   std::uint32_t ready_count = 0;
   std::vector<std::string> surplus;
   const auto healthy = view->ready_with_prefix("serving/replica/" + name + "/").size();
+  const auto moves = crowded(name, count, *view);
   for (std::uint32_t index = 0; index < count; ++index) {
     std::string current;  // the newest that fits
     std::vector<std::string> old;
@@ -213,7 +233,8 @@ Task<Message> Placer::deployment(Context& ctx, Message record) {
       if (placed.deployment != name || placed.index != index) continue;
       const bool lost =
           placed.node_down && (healthy == 0 || ctx.now() - placed.node_down_since > kReturnGrace) && !pick_node(name, *view).empty();
-      if (fits(placed, *target, wanted) && !lost && (current.empty() || placed.generation > placed_.at(current).generation)) {
+      if (fits(placed, *target, wanted) && !lost && actor != moves &&
+          (current.empty() || placed.generation > placed_.at(current).generation)) {
         if (!current.empty()) old.push_back(current);
         current = actor;
       } else {

@@ -41,6 +41,7 @@ class Placer {
     std::string artifact;
   };
 
+  [[nodiscard]] std::string crowded(std::string_view deployment, std::size_t count, const cluster::ClusterSnapshot& view) const;
   [[nodiscard]] std::string pick_node(std::string_view deployment, const cluster::ClusterSnapshot& view) const;
   Task<Result<Target>> resolve(Context& ctx, Message record);
   Task<Status> place(Context& ctx, Message record, Target target, std::uint32_t index, std::string node);

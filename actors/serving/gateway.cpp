@@ -353,6 +353,7 @@ struct Gateway::State {
   }
 
   void handle(const HttpRequest& request, HttpResponder responder, bool with_tls) {
+    const Host::Lent lent(*options.host);
     auto exchange = open(request, std::move(responder), with_tls);
     const std::string_view path = request.path;
     if (path == "/v1/join") {

@@ -76,9 +76,10 @@ std::uint64_t TimerThread::at(Instant when, std::move_only_function<void()> call
     const std::scoped_lock lock(mutex_);
     if (stopping_) return 0;
     id = next_++;
-    const auto entry = due_.emplace(Key{when, id}, std::move(call)).first;
+    due_.emplace(Key{when, id}, std::move(call));
     when_.emplace(id, when);
-    first = entry == due_.begin();
+    // Most timers are cancelled: the thread sleeps on to the instant of one that was, and need not be woken for a later one.
+    first = when < asleep_until_;
   }
   if (first) wake_.notify_one();
   return id;
@@ -108,13 +109,17 @@ void TimerThread::run() {
   std::unique_lock lock(mutex_);
   while (!stopping_) {
     if (due_.empty()) {
+      asleep_until_ = Instant::max();
       wake_.wait(lock);
+      asleep_until_ = Instant::min();
       continue;
     }
     const auto now = clock_.now();
     const auto entry = due_.begin();
     if (entry->first.first > now) {
+      asleep_until_ = entry->first.first;
       wake_.wait_for(lock, entry->first.first - now);
+      asleep_until_ = Instant::min();
       continue;
     }
     when_.erase(entry->first.second);

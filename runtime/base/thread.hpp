@@ -75,6 +75,7 @@ class TimerThread {
   std::map<Key, std::move_only_function<void()>> due_;
   std::map<std::uint64_t, Instant> when_;
   std::uint64_t next_ = 1;
+  Instant asleep_until_ = Instant::min();  // min: awake, and looks again before it sleeps
   bool stopping_ = false;
   Thread thread_;
 };

@@ -1,7 +1,7 @@
 // Joins a Host to its net::Links: the one place where actors meet connections.
 //
-// Thread rules: events come on the links' IO thread and are handed to the host, which queues them; listeners are called there too
-// and must not block.
+// Thread rules: events come on the links' IO thread and are handed to the host, which queues them, or runs an idle actor's handler on
+// that thread (Host::Lent); listeners are called there too and must not block.
 #pragma once
 #include <functional>
 #include <mutex>
@@ -25,6 +25,8 @@ class LinkTransport final : public Transport, public net::LinkEvents {
 
   void on_peer_up(const net::PeerInfo& peer) override;
   void on_message(const net::PeerInfo& peer, messages::Lane lane, Message envelope, Message body) override;
+  void on_batch_begin() override { host_.lend_begin(); }
+  void on_batch_end() override { host_.lend_end(); }
   void on_peer_down(const net::PeerInfo& peer, const Error& reason) override;
   void on_dial_failed(const net::PeerAddress& peer, const Error& reason) override;
 

@@ -13,7 +13,7 @@
 #pragma GCC diagnostic ignored "-Woverloaded-virtual"
 #include <caf/actor_system.hpp>
 #include <caf/actor_system_config.hpp>
-#include <caf/policy/work_stealing.hpp>
+#include <caf/policy/unprofiled.hpp>
 #include <caf/resumable.hpp>
 #include <caf/scheduler/coordinator.hpp>
 #pragma GCC diagnostic pop
@@ -23,6 +23,7 @@
 #include "runtime/base/thread.hpp"
 #include "runtime/host/cell.hpp"
 #include "runtime/host/common_host.hpp"
+#include "runtime/host/run_queues.hpp"
 
 #if defined(__SANITIZE_THREAD__)
 #define FALAJ_TSAN 1
@@ -58,6 +59,12 @@ thread_local unsigned t_in_front = 0;
 // exec_later puts a cell before all others of its worker; two that answer each other would starve the rest.
 constexpr unsigned kInFrontMax = 64;
 
+// Bounds of what a lent thread does: it has a link or a connection to serve.
+constexpr std::size_t kLentMessages = 8;
+constexpr unsigned kLentTurns = 8;
+constexpr auto kLentTime = std::chrono::microseconds(200);
+constexpr std::uint16_t kSlowTurns = 32;  // so many turns of an actor that took longer than that are not done on a lent thread
+
 class CafCell final : public Cell, public caf::resumable {
  public:
   CafCell(CellInit init, const void* host) : Cell(std::move(init)), host_(host) {}
@@ -76,12 +83,76 @@ class CafCell final : public Cell, public caf::resumable {
   void intrusive_ptr_add_ref_impl() override { retain(); }
   void intrusive_ptr_release_impl() override { release(); }
 
+  // Slow is what was slow twice in a row: once may be another process's doing. A hint: the thread that says so has let go of the cell.
+  [[nodiscard]] bool quick() noexcept {
+    const auto left = avoid_.load(std::memory_order_relaxed);
+    if (left == 0) return true;
+    avoid_.store(left - 1, std::memory_order_relaxed);
+    return false;
+  }
+  void took(bool long_time) noexcept {
+    if (was_slow_.exchange(long_time, std::memory_order_relaxed) && long_time) avoid_.store(kSlowTurns, std::memory_order_relaxed);
+  }
+
  private:
   const void* host_;
+  std::atomic<std::uint16_t> avoid_{0};
+  std::atomic<bool> was_slow_{false};
 };
 
-// CAF's work stealing under a name of our own, so that its queues are compiled here, with the sanitizers of this build.
-class Stealing : public caf::policy::work_stealing {};
+// A thread that lends itself: the cell that was woken last waits here for its turn.
+struct Lending {
+  const void* host = nullptr;
+  unsigned depth = 0;
+  CafCell* waiting = nullptr;  // with one count
+};
+thread_local Lending t_lending;
+
+// CAF's workers over our own run queues: its polling costs an idle machine thousands of wake-ups a second, and a message up to its
+// longest sleep.
+class Stealing : public caf::policy::unprofiled {
+ public:
+  struct coordinator_data {
+    explicit coordinator_data(caf::scheduler::abstract_coordinator*) {}
+    RunQueues queues;
+  };
+  struct worker_data {
+    explicit worker_data(caf::scheduler::coordinator<Stealing>* all) { all->data().queues.open(all->num_workers()); }
+  };
+
+  template <class Coordinator>
+  void central_enqueue(Coordinator* all, caf::resumable* job) {
+    all->data().queues.push(job);
+  }
+  template <class Worker>
+  void external_enqueue(Worker* self, caf::resumable* job) {
+    queues(self).push_to(self->id(), job);
+  }
+  template <class Worker>
+  void internal_enqueue(Worker* self, caf::resumable* job) {
+    queues(self).push_front(self->id(), job);
+  }
+  template <class Worker>
+  void resume_job_later(Worker* self, caf::resumable* job) {
+    queues(self).push_back(self->id(), job);
+  }
+  template <class Worker>
+  caf::resumable* dequeue(Worker* self) {
+    return static_cast<caf::resumable*>(queues(self).take(self->id()));
+  }
+  template <class Worker, class F>
+  void foreach_resumable(Worker* self, F f) {
+    while (auto* job = queues(self).take_own(self->id())) f(static_cast<caf::resumable*>(job));
+  }
+  template <class Coordinator, class F>
+  void foreach_central_resumable(Coordinator*, F) {}
+
+ private:
+  template <class Worker>
+  static RunQueues& queues(Worker* self) {
+    return self->parent()->data().queues;
+  }
+};
 
 class Config final : public caf::actor_system_config {
  public:
@@ -132,6 +203,11 @@ class CafHost final : public CommonHost, private Executor {
       job.release();
       return;
     }
+    if (t_lending.host == this && job.quick()) {
+      if (t_lending.waiting != nullptr) enqueue(*t_lending.waiting);
+      t_lending.waiting = &job;
+      return;
+    }
     hand_over(&job);
     if (t_unit != nullptr && t_host == this && t_in_front < kInFrontMax) {
       ++t_in_front;
@@ -140,6 +216,40 @@ class CafHost final : public CommonHost, private Executor {
       t_in_front = 0;
       scheduler_->enqueue(&job);
     }
+  }
+
+  void enqueue(CafCell& job) noexcept {
+    hand_over(&job);
+    scheduler_->enqueue(&job);
+  }
+
+  void lend_begin() noexcept override {
+    if (t_unit != nullptr || (t_lending.host != nullptr && t_lending.host != this)) return;  // a worker, or lent to another host
+    t_lending.host = this;
+    ++t_lending.depth;
+  }
+
+  void lend_end() noexcept override {
+    if (t_lending.host != this || --t_lending.depth != 0) return;
+    Instant begin = core().now();
+    const Instant end = begin + kLentTime;
+    for (unsigned turns = 0; t_lending.waiting != nullptr; ++turns) {
+      auto& job = *std::exchange(t_lending.waiting, nullptr);
+      if (turns == kLentTurns || begin >= end) {
+        enqueue(job);
+        break;
+      }
+      const bool again = job.run(kLentMessages);
+      const Instant now = core().now();
+      job.took(now - begin > kLentTime);
+      begin = now;
+      if (again) {
+        enqueue(job);
+      } else {
+        job.release();
+      }
+    }
+    t_lending.host = nullptr;
   }
   std::uint64_t call_at(Instant when, std::move_only_function<void()> call) override { return timers_.at(when, std::move(call)); }
   void cancel(std::uint64_t timer) noexcept override { timers_.cancel(timer); }

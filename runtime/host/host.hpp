@@ -94,6 +94,23 @@ class Host {
   virtual void on_message(const Peer& sender, Lane lane, const Message& envelope, Message body) = 0;
   virtual void on_peer_down(NodeId node, Incarnation incarnation, const Error& why) = 0;  // fails asks, fires watches
 
+  // A thread that brings messages from outside (a link's, an HTTP connection's) lends itself to the host for as long as this lives. The
+  // actor that was idle and is woken last then has its turn on this thread, at the end, within bounds of messages and time: a hand-over
+  // to another thread costs more than most handlers. Others that are woken go to the scheduler's threads, as do actors known to be slow.
+  // Hold no lock when it ends.
+  class Lent {
+   public:
+    explicit Lent(Host& host) noexcept : host_(host) { host_.lend_begin(); }
+    ~Lent() { host_.lend_end(); }
+    Lent(const Lent&) = delete;
+    Lent& operator=(const Lent&) = delete;
+
+   private:
+    Host& host_;
+  };
+  virtual void lend_begin() noexcept {}
+  virtual void lend_end() noexcept {}
+
   [[nodiscard]] virtual std::vector<ActorInfo> actors() const = 0;
   [[nodiscard]] virtual std::vector<DeadLetter> dead_letters() const = 0;
   [[nodiscard]] virtual NodeId node() const = 0;

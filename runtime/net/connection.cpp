@@ -347,6 +347,7 @@ void Connection::read_some() {
   if (busy_ || stage_ == Stage::closed) return;
   const auto keep = shared_from_this();
   busy_ = true;
+  owner_.on_batch_begin();
   const auto before = received_.load(std::memory_order_relaxed);
   std::size_t total = 0;
   while (deliver()) {
@@ -385,6 +386,7 @@ void Connection::read_some() {
       break;
     }
   }
+  owner_.on_batch_end();
   busy_ = false;
   if (total != 0) setting_.metrics.bytes_in.add(total);
   if (received_.load(std::memory_order_relaxed) != before) direct_.store(kDirectAfterRead, std::memory_order_relaxed);

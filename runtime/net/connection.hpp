@@ -56,6 +56,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
     virtual void on_authenticated(const std::shared_ptr<Connection>& connection) = 0;
     virtual void on_hello(const std::shared_ptr<Connection>& connection, Message hello) = 0;
     virtual void on_frame(const std::shared_ptr<Connection>& connection, Frame frame) = 0;
+    virtual void on_batch_begin() = 0;  // around the frames of one read
+    virtual void on_batch_end() = 0;
     virtual void on_closed(const std::shared_ptr<Connection>& connection, const Closed& why) = 0;  // once, not after close()
   };
   struct Setting {

@@ -58,6 +58,9 @@ class LinkEvents {
   virtual void on_peer_up(const PeerInfo& peer) = 0;
   // `body` is empty (false) for an envelope without one.
   virtual void on_message(const PeerInfo& peer, Lane lane, Message envelope, Message body) = 0;
+  // Around the messages that one read has brought.
+  virtual void on_batch_begin() {}
+  virtual void on_batch_end() {}
   virtual void on_peer_down(const PeerInfo& peer, const Error& reason) = 0;
   // A dial did not succeed (each time; it goes on with back-off). For `falaj join` and the CLI, which give up.
   virtual void on_dial_failed(const PeerAddress& /*peer*/, const Error& /*reason*/) {}

@@ -130,6 +130,8 @@ class Shard final : public Connection::Owner {
   void on_authenticated(const ConnectionPtr& connection) override;
   void on_hello(const ConnectionPtr& connection, Message hello) override;
   void on_frame(const ConnectionPtr& connection, Frame frame) override;
+  void on_batch_begin() override { common_.events.on_batch_begin(); }
+  void on_batch_end() override { common_.events.on_batch_end(); }
   void on_closed(const ConnectionPtr& connection, const Connection::Closed& why) override;
 
   PeerPtr peer_named(const std::string& name);

@@ -1,0 +1,130 @@
+// The scheduler's queues: no job is lost or run twice, and no worker sleeps on while there is work.
+#include "runtime/host/run_queues.hpp"
+
+#include <gtest/gtest.h>
+
+#include <array>
+
+#include "runtime/base/thread.hpp"
+#include "tests/host/fixtures.hpp"
+
+namespace falaj {
+namespace {
+
+struct Job {
+  std::atomic<int> runs{0};
+};
+
+// Workers that count what they take, until each has taken a null's stand-in.
+class Crew {
+ public:
+  explicit Crew(std::size_t workers) {
+    queues.open(workers);
+    for (std::size_t i = 0; i < workers; ++i) {
+      threads_.emplace_back("worker", [this, i] {
+        for (;;) {
+          auto* job = static_cast<Job*>(queues.take(i));
+          if (job == &end_) return;
+          job->runs.fetch_add(1, std::memory_order_relaxed);
+          if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == wanted_.load(std::memory_order_acquire)) all_done_.open();
+        }
+      });
+    }
+  }
+  ~Crew() {
+    for (std::size_t i = 0; i < threads_.size(); ++i) queues.push(&end_);
+    threads_.clear();
+  }
+  void want(int jobs) { wanted_.store(jobs, std::memory_order_release); }
+  bool wait() { return all_done_.wait(); }
+  RunQueues queues;
+
+ private:
+  Job end_;
+  std::atomic<int> done_{0};
+  std::atomic<int> wanted_{0};
+  test::Gate all_done_;
+  std::vector<Thread> threads_;
+};
+
+TEST(RunQueues, EachJobIsTakenOnceWhoeverPushesIt) {
+  constexpr int kPushers = 3;
+  constexpr int kEach = 20'000;
+  std::vector<Job> jobs(kPushers * kEach);
+  {
+    Crew crew(4);
+    crew.want(kPushers * kEach);
+    std::vector<Thread> pushers;
+    for (int p = 0; p < kPushers; ++p) {
+      pushers.emplace_back("pusher", [&, p] {
+        for (int i = 0; i < kEach; ++i) {
+          auto& job = jobs[static_cast<std::size_t>(p * kEach + i)];
+          if (i % 3 == 0) {
+            crew.queues.push_to(static_cast<std::size_t>(i) % 4, &job);
+          } else {
+            crew.queues.push(&job);
+          }
+        }
+      });
+    }
+    EXPECT_TRUE(crew.wait());
+  }
+  for (const auto& job : jobs) ASSERT_EQ(job.runs.load(), 1);
+}
+
+// One job at a time, each pushed when all workers are on their way to sleep: a lost wake-up would show as a wait of many milliseconds,
+// and here as a test that does not end in time.
+TEST(RunQueues, NoWakeUpIsLost) {
+  std::array<Job, 2000> jobs;
+  RunQueues queues;
+  queues.open(2);
+  test::Gate over;
+  std::atomic<int> turn{0};
+  Job end;
+  const auto work = [&](std::size_t self) {
+    for (;;) {
+      auto* job = static_cast<Job*>(queues.take(self));
+      if (job == &end) return;
+      job->runs.fetch_add(1);
+      const int next = turn.fetch_add(1) + 1;
+      if (next == static_cast<int>(jobs.size())) {
+        over.open();
+      } else {
+        queues.push(&jobs[static_cast<std::size_t>(next)]);  // the other one is parked, or just now parking
+      }
+    }
+  };
+  {
+    Thread a("worker", [&] { work(0); });
+    Thread b("worker", [&] { work(1); });
+    queues.push(jobs.data());
+    EXPECT_TRUE(over.wait());
+    queues.push(&end);
+    queues.push(&end);
+  }
+  for (const auto& job : jobs) ASSERT_EQ(job.runs.load(), 1);
+}
+
+TEST(RunQueues, OneInFrontOfABusyWorkerIsStolenInTheEnd) {
+  RunQueues queues;
+  queues.open(2);
+  Job job;
+  queues.push_front(0, &job);  // wakes nobody; worker 0 is busy and never comes
+  EXPECT_EQ(queues.take(1), &job);
+}
+
+TEST(RunQueues, FrontBeforeBack) {
+  RunQueues queues;
+  queues.open(1);
+  std::array<Job, 3> jobs;
+  queues.push(&jobs[0]);
+  queues.push_back(0, &jobs[1]);
+  queues.push_front(0, &jobs[2]);
+  EXPECT_EQ(queues.take(0), &jobs[2]);
+  EXPECT_EQ(queues.take(0), jobs.data());
+  EXPECT_EQ(queues.take_own(0), &jobs[1]);
+  EXPECT_EQ(queues.take_own(0), nullptr);
+}
+
+}  // namespace
+}  // namespace falaj
