@@ -15,7 +15,7 @@ bool may_pass(ErrorCode code) {
 Status wait_ready(Client& client, const std::string& tenant, const std::string& deployment, Duration patience) {
   const auto question = Message::build<messages::GetResource>([&](messages::GetResource::Builder b) {
     b.setKind("deployment");
-    b.setTenant(tenant);
+    if (!tenant.empty()) b.setTenant(tenant);  // else the schema's: the default one
     b.setName(deployment);
   });
   const auto end = client.clock().now() + patience;

@@ -256,6 +256,7 @@ class AuditActor final : public ActorOf<AuditActor> {
       auto handed_on = co_await forward_batch(ctx);
       if (handed_on.has_value()) {
         delay.reset();
+        if (spooled_ < options_.batch) co_await ctx.sleep(options_.gather);
         continue;
       }
       log::debug("audit", "the log did not take entries", {{"error", to_string(handed_on.error())}});

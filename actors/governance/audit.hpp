@@ -19,11 +19,12 @@ constexpr std::string_view kAudit = "governance/audit";
 constexpr std::string_view kLog = "governance/log";
 
 struct AuditOptions {
-  std::shared_ptr<storage::Kv> spool;      // a SealedKv in production, opened with add_audit_tables()
-  std::shared_ptr<RefusalQueue> refusals;  // may be null
-  Incarnation incarnation;                 // of the node: greater with each start
-  std::size_t entries_max = 100'000;       // in the spool
-  std::size_t batch = 256;                 // entries handed on at once
+  std::shared_ptr<storage::Kv> spool;               // a SealedKv in production, opened with add_audit_tables()
+  std::shared_ptr<RefusalQueue> refusals;           // may be null
+  Incarnation incarnation;                          // of the node: greater with each start
+  std::size_t entries_max = 100'000;                // in the spool
+  std::size_t batch = 256;                          // entries handed on at once
+  Duration gather = std::chrono::milliseconds(25);  // before the next that is not full: each costs the disk, which readers wait for
   Duration retry_min = std::chrono::milliseconds(50);
   Duration retry_max = std::chrono::seconds(2);
   Duration sweep = std::chrono::milliseconds(200);  // how often the refusal queue is looked at unasked
