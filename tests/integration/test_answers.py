@@ -1,0 +1,140 @@
+"""Every request is answered once, by its own answer, while serving nodes die: over HTTP and by actor message. The model gives back what it
+was given, so that an answer proves whose it is."""
+
+import collections
+import http.client
+import json
+import struct
+import threading
+
+import numpy as np
+import onnx
+import pytest
+import wire
+from conftest import SLOW, eventually
+from onnx import TensorProto, helper
+from wire import ASK, REPLY, Link, Reader, Struct, envelope, message
+
+TOTAL = 20000 // SLOW**2
+INFER = wire.type_id(wire.FILES["serving"], "Infer")
+FP32 = 11
+
+
+@pytest.fixture(scope="module")
+def echo(cluster, tmp_path_factory):
+    files = tmp_path_factory.mktemp("echo")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "echo", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), files / "echo.onnx")
+    cluster.run("models", "import", files / "echo.onnx", "--name", "echo")
+    (files / "echo.toml").write_text('[deployment]\nname = "echo"\nmodel = "echo"\nversion = 1\nreplicas = 2\n')
+    cluster.run("apply", "-f", files / "echo.toml")
+    replicas_ready(cluster)
+    return cluster
+
+
+def replicas_ready(cluster):
+    def ready():
+        return len([d for d in cluster.json("status")["view"]["directory"] if d["name"].startswith("serving/replica/echo/") and d.get("ready")]) == 2
+
+    eventually("both replicas can answer", ready, timeout=60)
+
+
+class Work:
+    """Requests 0..TOTAL-1 in threads, each of which takes its share; what an answer was is told to note()."""
+
+    def __init__(self, threads, run):
+        self.answers = [collections.Counter() for _ in range(threads)]  # request -> answers
+        self.wrong, self.sent, self.stop = [], [0] * threads, threading.Event()
+        self.threads = [threading.Thread(target=self.share, args=(run, k, range(k, TOTAL, threads)), daemon=True) for k in range(threads)]
+
+    def share(self, run, k, requests):
+        try:
+            run(self, k, requests)
+        except Exception as e:  # a thread's exception would go unnoticed
+            self.wrong.append((k, repr(e)))
+
+    def done(self):
+        return sum(sum(c.values()) for c in self.answers)
+
+    def kill_along_the_way(self, cluster, victims):
+        for t in self.threads:
+            t.start()
+        try:
+            for n, victim in enumerate(victims, 1):
+                share = TOTAL * n // (len(victims) + 1)
+                eventually(f"{share} answers", lambda share=share: self.wrong or self.done() >= share, timeout=120)
+                assert self.wrong == []
+                cluster.kill(victim)
+                replicas_ready(cluster)
+        finally:
+            if self.wrong:
+                self.stop.set()
+            for t in self.threads:
+                t.join(300 * SLOW)
+        assert self.wrong == []
+        total = sum(self.answers, collections.Counter())
+        assert len(total) == TOTAL and set(total.values()) == {1}
+
+
+def test_http(echo, seed):
+    def run(work, k, requests):
+        connection = http.client.HTTPConnection(echo.http, timeout=60 * SLOW)
+        for i in requests:
+            if work.stop.is_set():
+                return
+            body = {"id": f"request-{i}", "inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [i]}]}
+            connection.request("POST", "/v2/models/echo/infer", json.dumps(body))
+            answer = connection.getresponse()
+            told = json.loads(answer.read())
+            if answer.status != 200 or told["id"] != f"request-{i}" or told["outputs"][0]["data"] != [i]:
+                work.wrong.append((i, answer.status, told))
+                return
+            work.answers[k][i] += 1
+        connection.sock.settimeout(0.3)
+        try:
+            more = connection.sock.recv(1)
+        except TimeoutError:
+            more = b""
+        if more:
+            work.wrong.append("an answer that nobody asked for")
+
+    Work(4, run).kill_along_the_way(echo, seed.sample(["serving-1", "serving-2"], 2))
+
+
+def test_actor_messages(echo, seed):
+    certificate = [echo.dir / "principals/admin.crt", echo.dir / "principals/admin.key", echo.dir / "ca/ca.crt"]
+
+    def ask(i):
+        tensor = Struct([FP32], ["x", [1, 1], struct.pack("<f", i), None])
+        infer = message(Struct([0], ["echo", f"request-{i}", [tensor], None]))
+        return envelope(ASK, to="serving/router", type_=INFER, correlation=i + 1, budget_us=30_000_000) + infer
+
+    def run(work, k, requests):
+        with Link(echo.file["controlAddress"], f"person/admin#{k}", *certificate) as link:
+            waiting = iter(requests)
+            mine = len(requests)
+            for _ in range(16):
+                link.send(ask(next(waiting)))
+            while mine > 0 and not work.stop.is_set():
+                kind, correlation, body = link.next()
+                i = correlation - 1
+                if kind != REPLY:
+                    work.wrong.append((i, body))
+                    return
+                reply = Reader(body)
+                (tensor,) = reply.structs(2)
+                if reply.text(1) != f"request-{i}" or tensor.content(2) != struct.pack("<f", np.float32(i)):
+                    work.wrong.append((i, body))
+                    return
+                work.answers[k][i] += 1
+                mine -= 1
+                if (following := next(waiting, None)) is not None:
+                    link.send(ask(following))
+            # Whatever else was on its way comes before the answer to this.
+            link.send(envelope(ASK, correlation=1 << 40) + message(Struct()))
+            kind, correlation, body = link.next()
+            if correlation != 1 << 40:
+                work.wrong.append(("an answer too many", correlation - 1))
+
+    Work(2, run).kill_along_the_way(echo, seed.sample(["serving-1", "serving-2"], 2))
