@@ -4,6 +4,7 @@
 #include <new>
 #include <stdexcept>
 
+#include "messages/layout.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/limits.hpp"
 
@@ -72,48 +73,6 @@ Message Message::Arena::finish(TypeId type) && {
   return std::move(flat).finish(type);
 }
 
-namespace {
-
-void walk(capnp::DynamicValue::Reader value, int depth);
-
-void walk_list(const capnp::DynamicList::Reader& list, int depth) {
-  const auto type = list.getSchema().whichElementType();
-  using Which = capnp::schema::Type;
-  const bool pointers = type == Which::STRUCT || type == Which::LIST || type == Which::TEXT || type == Which::DATA;
-  if (!pointers) return;
-  for (const auto element : list) walk(element, depth + 1);
-}
-
-void walk_struct(const capnp::DynamicStruct::Reader& value, int depth) {
-  for (const auto field : value.getSchema().getNonUnionFields()) {
-    const auto type = field.getType();
-    if (type.isStruct() || type.isList() || type.isText() || type.isData()) {
-      if (value.has(field)) walk(value.get(field), depth + 1);
-    } else if (field.getProto().isGroup()) {
-      walk(value.get(field), depth + 1);
-    }
-  }
-  KJ_IF_MAYBE (field, value.which()) {
-    if (value.has(*field)) walk(value.get(*field), depth + 1);
-  }
-}
-
-void walk(capnp::DynamicValue::Reader value, int depth) {
-  if (depth > limits::kNestingMax) throw std::length_error("message is nested too deeply");
-  switch (value.getType()) {
-    case capnp::DynamicValue::STRUCT:
-      walk_struct(value.as<capnp::DynamicStruct>(), depth);
-      break;
-    case capnp::DynamicValue::LIST:
-      walk_list(value.as<capnp::DynamicList>(), depth);
-      break;
-    default:
-      break;  // text and data are bounds-checked by being read
-  }
-}
-
-}  // namespace
-
 Result<std::unique_ptr<capnp::FlatArrayMessageReader>> Message::checked(const capnp::StructSchema& schema) const {
   try {
     capnp::ReaderOptions options;
@@ -121,7 +80,7 @@ Result<std::unique_ptr<capnp::FlatArrayMessageReader>> Message::checked(const ca
     options.traversalLimitInWords = limits::kTraversalWordsMax;
     {
       capnp::FlatArrayMessageReader reader(words(), options);
-      walk(reader.getRoot<capnp::DynamicStruct>(schema), 0);
+      layout_of(schema).walk(reader.getRoot<capnp::AnyStruct>());
     }
     options.traversalLimitInWords = ~0ULL;  // the walk above has shown what is reachable
     return std::make_unique<capnp::FlatArrayMessageReader>(words(), options);

@@ -66,7 +66,9 @@ class Message {
 
   // Opens as T: `unimplemented` for another type, `invalid` or `corrupt` when bytes from outside break a limit or the schema.
   template <class T>
-  [[nodiscard]] Result<View<T>> open() const;
+  [[nodiscard]] Result<View<T>> open() const&;
+  template <class T>
+  [[nodiscard]] Result<View<T>> open() &&;  // this message moves into the view, if there is one
   // The same by schema, for what is known only at run time (JSON).
   [[nodiscard]] Result<DynamicView> open_dynamic(const capnp::StructSchema& schema) const;
   // For messages built in this process: a wrong type is a bug and throws std::logic_error.
@@ -188,12 +190,17 @@ Message Message::build(Fill&& fill, std::size_t words) {
 [[noreturn]] void throw_wrong_type(TypeId wanted, TypeId found);
 
 template <class T>
-Result<View<T>> Message::open() const {
+Result<View<T>> Message::open() && {
   if (type() != TypeId(capnp::typeId<T>())) return error(ErrorCode::unimplemented, "message is of another type");
-  if (rep_->trusted) return View<T>(*this);
+  if (rep_->trusted) return View<T>(std::move(*this));
   auto reader = checked(capnp::Schema::from<T>());
   if (!reader.has_value()) return std::move(reader).error();
-  return View<T>(*this, std::move(reader).value());
+  return View<T>(std::move(*this), std::move(reader).value());
+}
+
+template <class T>
+Result<View<T>> Message::open() const& {
+  return Message(*this).open<T>();
 }
 
 template <class T>

@@ -86,7 +86,8 @@ struct HandlerEntry {
   std::string_view name;  // of the message, for logs
   std::string_view verb;  // $verb of the schema; empty: nodes only
   // Opens the message and calls the member function; a returned Task is run by the host. Bad bytes are refused, not thrown.
-  std::function<std::optional<Task<>>(Actor&, Context&, Message, Inbound)> call;
+  // Takes what it needs of the message and its token.
+  std::function<std::optional<Task<>>(Actor&, Context&, Message&, Inbound&)> call;
 };
 
 class HandlerTable {
@@ -106,8 +107,8 @@ class Handlers : public HandlerTable {
  public:
   template <class T>
   void message(void (Self::*handler)(Context&, Msg<T>)) {
-    add_typed<T>([handler](Actor& actor, Context& ctx, Message m, Inbound in) -> std::optional<Task<>> {
-      auto view = m.open<T>();
+    add_typed<T>([handler](Actor& actor, Context& ctx, Message& m, Inbound& in) -> std::optional<Task<>> {
+      auto view = std::move(m).open<T>();
       if (!view.has_value()) {
         in.refuse(std::move(view).error());
         return std::nullopt;
@@ -118,8 +119,8 @@ class Handlers : public HandlerTable {
   }
   template <class T>
   void message(Task<> (Self::*handler)(Context&, Msg<T>)) {
-    add_typed<T>([handler](Actor& actor, Context& ctx, Message m, Inbound in) -> std::optional<Task<>> {
-      auto view = m.open<T>();
+    add_typed<T>([handler](Actor& actor, Context& ctx, Message& m, Inbound& in) -> std::optional<Task<>> {
+      auto view = std::move(m).open<T>();
       if (!view.has_value()) {
         in.refuse(std::move(view).error());
         return std::nullopt;

@@ -282,7 +282,7 @@ void Cell::dispatch(std::unique_ptr<Delivery> delivery) {
   delivery.reset();
   inbound.set_now(now);
   guarded([&] {
-    auto task = entry->call(*actor_, *this, std::move(body), std::move(inbound));
+    auto task = entry->call(*actor_, *this, body, inbound);
     if (task) start(std::move(*task));
   });
   if (sent != Instant{}) {
