@@ -8,8 +8,8 @@
 #include <optional>
 
 #include "messages/control.capnp.h"
+#include "nodes/linked_host.hpp"
 #include "runtime/base/format.hpp"
-#include "runtime/cluster/transport.hpp"
 
 namespace falaj::nodes {
 
@@ -17,16 +17,13 @@ struct Client::State {
   ClientOptions options;
   View<messages::ClusterFile> cluster;
   SystemClock clock;
-  metrics::Registry metrics;
-  std::unique_ptr<Host> host;
-  std::unique_ptr<cluster::LinkTransport> transport;
-  std::unique_ptr<net::Links> links;
   std::string control_node;
   std::mutex mutex;
   std::condition_variable changed;
   std::map<std::string, bool> up;           // by link name
   std::map<std::string, Error> last_error;  // of the last dial
   ScopeRef scope;
+  std::unique_ptr<LinkedHost> side;  // last: its events come here
 
   explicit State(ClientOptions o, View<messages::ClusterFile> c) : options(std::move(o)), cluster(std::move(c)) {}
 
@@ -65,7 +62,7 @@ struct Client::State {
     for (const auto local : cluster->getNodes()) {
       if (text(local.getName()) != node) continue;
       FALAJ_ASSIGN(const auto peer, net::parse_peer_address(name, text(local.getListen())));
-      links->connect(peer);
+      side->links().connect(peer);
       FALAJ_TRY(wait_up(name));
       return name;
     }
@@ -75,10 +72,7 @@ struct Client::State {
 
 Client::Client(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
-Client::~Client() {
-  if (state_->host) state_->host->shutdown(std::chrono::seconds(1));
-  if (state_->links) state_->links->stop();
-}
+Client::~Client() = default;
 
 Result<std::unique_ptr<Client>> Client::connect(const ClientOptions& options) {
   FALAJ_ASSIGN(auto cluster, read_cluster_file(options.dir));
@@ -89,30 +83,17 @@ Result<std::unique_ptr<Client>> Client::connect(const ClientOptions& options) {
   FALAJ_ASSIGN(const auto certificate, net::parse_certificate(identity.certificate_pem));
   HostOptions host_options;
   host_options.node_name = format("{}#{}", certificate.principal.link_name(), getpid());
-  host_options.incarnation = Incarnation(static_cast<std::uint64_t>(s.clock.wall().unix_ns));
-  host_options.seed = entropy_seed();
   host_options.threads = 1;
   host_options.blocking_threads = 1;
-  host_options.clock = &s.clock;
-  host_options.metrics = &s.metrics;
-  s.host = make_caf_host(host_options);
-  s.transport = std::make_unique<cluster::LinkTransport>(*s.host);
-  s.transport->on_up([&s](const net::PeerInfo& peer) { s.note(peer.name, true, nullptr); });
-  s.transport->on_down([&s](const net::PeerInfo& peer, const Error& why) { s.note(peer.name, false, &why); });
-  s.transport->on_failed_dial([&s](const net::PeerAddress& peer, const Error& why) { s.note(peer.name, false, &why); });
-  net::LinkOptions link_options;
-  link_options.cluster = text(s.cluster->getCluster());
-  link_options.name = host_options.node_name;
-  link_options.incarnation = host_options.incarnation;
-  link_options.identity = std::move(identity);
-  link_options.seed = entropy_seed();
-  FALAJ_ASSIGN(s.links, net::Links::create(std::move(link_options), s.clock, s.metrics, *s.transport));
-  s.transport->attach(*s.links);
-  s.host->set_transport(s.transport.get());
+  FALAJ_ASSIGN(s.side, LinkedHost::make(std::string(text(s.cluster->getCluster())), std::move(identity), host_options, s.clock));
+  auto& transport = s.side->transport();
+  transport.on_up([&s](const net::PeerInfo& peer) { s.note(peer.name, true, nullptr); });
+  transport.on_down([&s](const net::PeerInfo& peer, const Error& why) { s.note(peer.name, false, &why); });
+  transport.on_failed_dial([&s](const net::PeerAddress& peer, const Error& why) { s.note(peer.name, false, &why); });
   s.make_scope();
   s.control_node = text(s.cluster->getControlNode());
   FALAJ_ASSIGN(const auto control, net::parse_peer_address(s.control_node, text(s.cluster->getControlAddress())));
-  s.links->connect(control);
+  s.side->links().connect(control);
   FALAJ_TRY(s.wait_up(s.control_node));
   return client;
 }
@@ -128,14 +109,14 @@ Result<Message> Client::ask_any(std::string_view actor, const Message& message, 
   SendOptions options;
   options.timeout = timeout;
   options.scope = state_->scope;
-  state_->host->ask(state_->host->at(ActorAddress{node_id(name), {}, {}, std::string(actor)}), message, options,
-                    [waiting](Result<Message> result) {
-                      {
-                        const std::scoped_lock lock(waiting->mutex);
-                        waiting->result.emplace(std::move(result));
-                      }
-                      waiting->done.notify_one();
-                    });
+  state_->side->host().ask(state_->side->host().at(ActorAddress{node_id(name), {}, {}, std::string(actor)}), message, options,
+                           [waiting](Result<Message> result) {
+                             {
+                               const std::scoped_lock lock(waiting->mutex);
+                               waiting->result.emplace(std::move(result));
+                             }
+                             waiting->done.notify_one();
+                           });
   std::unique_lock lock(waiting->mutex);
   waiting->done.wait(lock, [&] { return waiting->result.has_value(); });
   return std::move(*waiting->result);
@@ -146,8 +127,8 @@ void Client::ask_async(std::string_view actor, const Message& message, Duration 
   SendOptions options;
   options.timeout = timeout;
   options.scope = state_->scope;
-  state_->host->ask(state_->host->at(ActorAddress{node_id(state_->control_node), {}, {}, std::string(actor)}), message, options,
-                    std::move(done));
+  state_->side->host().ask(state_->side->host().at(ActorAddress{node_id(state_->control_node), {}, {}, std::string(actor)}), message,
+                           options, std::move(done));
 }
 
 void Client::set_purpose(std::string purpose) {

@@ -32,6 +32,7 @@ int main(int argc, char** argv) {
   add_model_commands(app, cli);
   add_request_commands(app, cli);
   add_look_commands(app, cli);
+  add_bench_command(app, cli);
   add_demo_command(app, cli);
   add_completion_command(app, cli);
   try {

@@ -5,9 +5,9 @@
 #include <csignal>
 
 #include "actors/training/worker.hpp"
+#include "nodes/linked_host.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/log.hpp"
-#include "runtime/cluster/transport.hpp"
 
 namespace falaj::nodes {
 namespace {
@@ -48,35 +48,22 @@ Status serve(const NodeDir& dir, const WorkerPlan& plan) {
   FALAJ_ASSIGN(auto identity, worker_identity(dir, plan.slot));
   FALAJ_ASSIGN(const auto certificate, net::parse_certificate(identity.certificate_pem));
   SystemClock clock;
-  metrics::Registry metrics;
   HostOptions options;
   options.node_name = certificate.principal.link_name();
-  options.incarnation = Incarnation(static_cast<std::uint64_t>(clock.wall().unix_ns));
-  options.seed = entropy_seed();
   options.threads = 1;
   options.blocking_threads = 2;  // one computes while the other writes a checkpoint
-  options.clock = &clock;
-  options.metrics = &metrics;
-  const auto host = make_caf_host(options);
-  cluster::LinkTransport transport(*host);
-  net::LinkOptions link_options;
-  link_options.cluster = text(config->getCluster());
-  link_options.name = options.node_name;
-  link_options.incarnation = options.incarnation;
-  link_options.identity = std::move(identity);
-  link_options.seed = entropy_seed();
-  FALAJ_ASSIGN(const auto links, net::Links::create(std::move(link_options), clock, metrics, transport));
-  transport.attach(*links);
-  host->set_transport(&transport);
-  host->set_directory(std::make_shared<const ControlDirectory>(text(config->getControlNode())));
+  FALAJ_ASSIGN(auto side, LinkedHost::make(std::string(text(config->getCluster())), std::move(identity), options, clock));
+  auto& host = side->host();
+  auto& links = side->links();
+  host.set_directory(std::make_shared<const ControlDirectory>(text(config->getControlNode())));
   FALAJ_ASSIGN(const auto listen, parse_host_port("listen", text(config->getListen())));
-  FALAJ_ASSIGN(const auto port, links->listen(listen.host, 0));
+  FALAJ_ASSIGN(const auto port, links.listen(listen.host, 0));
   // The control node itself may be the parent.
   const auto control_address = text(config->getControlAddress()).empty() ? text(config->getListen()) : text(config->getControlAddress());
   FALAJ_ASSIGN(const auto control, net::parse_peer_address(text(config->getControlNode()), control_address));
-  links->connect(control);
+  links.connect(control);
 
-  Dialler dialler(*links);
+  Dialler dialler(links);
   training::WorkerOptions worker;
   worker.job = plan.job;
   worker.run = plan.run;
@@ -87,11 +74,11 @@ Status serve(const NodeDir& dir, const WorkerPlan& plan) {
   worker.principal = certificate.principal.uri();
   worker.links = &dialler;
   worker.on_finished = [] { kill(getpid(), SIGTERM); };
-  host->on_fatal([](const Error& why) {
+  host.on_fatal([](const Error& why) {
     log::error("worker", "the actor tree gave up", {{"reason", to_string(why)}});
     kill(getpid(), SIGTERM);
   });
-  host->spawn(training::worker(std::move(worker)));
+  host.spawn(training::worker(std::move(worker)));
   log::info("worker", "up", {{"job", plan.job}, {"run", plan.run}, {"index", plan.index}});
 
   sigset_t set;
@@ -99,8 +86,7 @@ Status serve(const NodeDir& dir, const WorkerPlan& plan) {
   for (const int number : {SIGTERM, SIGINT}) sigaddset(&set, number);
   int number = 0;
   sigwait(&set, &number);
-  host->shutdown(std::chrono::seconds(2));
-  links->stop();
+  side.reset();  // its actors use what is declared after it
   return {};
 }
 

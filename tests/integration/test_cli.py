@@ -1,8 +1,11 @@
-"""The command line: completion in a real shell, bearer tokens over HTTPS."""
+"""The command line: completion in a real shell, bearer tokens over HTTPS, what `bench` prints."""
 
+import json
+import pathlib
 import shutil
 import ssl
 import subprocess
+import tempfile
 import urllib.error
 import urllib.request
 
@@ -30,9 +33,10 @@ def test_bash_completes_the_tree_of_commands():
     listed = subprocess.run(["bash", "-c", f"source <('{FALAJ}' completion bash); complete -p falaj"], capture_output=True, text=True)
     assert "-F _falaj falaj" in listed.stdout
     top = completed("")
-    assert {"up", "down", "models", "features", "completion"} <= set(top)
+    assert {"up", "down", "models", "features", "bench", "completion"} <= set(top)
     assert "launcher" not in top
     assert completed("mod") == ["models"]
+    assert set(completed("bench", "")) == {"actors", "links", "http", "kernels"}
     assert set(completed("models", "")) == {"import", "list", "show", "export", "alias"}
     assert "--alias" in completed("models", "show", "--a")
     assert set(completed("status", "-o", "")) == {"table", "json"}
@@ -111,3 +115,31 @@ def test_bad_bearer_tokens_are_refused(gateway, arguments, code, says):
 
 def test_a_bearer_token_needs_a_gateway(tmp_path):
     assert falaj("token", "--bearer", "--principal", "service/a", "--dir", tmp_path, check=False).returncode == 5
+
+
+# ---- bench ---------------------------------------------------------------------------------------------------------------------------
+
+NAMES = {
+    "actors": ["ping_pong", "fan_in", "ring", "spawn", "idle_actor_bytes"],
+    "links": ["link_rtt_p50", "link_rtt_p99", "link_pipelined", "link_one_way", "link_large", "bare_tls_rtt_p50", "bare_tls_rtt_p99", "bare_tls_large"],
+    "http": [f"http_{what}_{connections}" for connections in (1, 16) for what in ("rps", "p50", "p99")],
+    "kernels": ["matmul_64", "matmul_256", "matmul_1024", "predict_rows_1", "predict_rows_64", "train_rows"],
+}
+
+
+@pytest.mark.parametrize("part", NAMES)
+def test_bench_prints_one_object_a_line(part):
+    before = set(pathlib.Path(tempfile.gettempdir()).glob("falaj-*"))
+    done = falaj("bench", part, "--json", "--seconds", "0.02", "--rounds", "1")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["name"] for line in lines] == NAMES[part]
+    for line in lines:
+        assert list(line) == ["name", "unit", "falaj", "erlang", "caf"]
+        assert line["falaj"] > 0 and line["erlang"] is None and line["caf"] is None, line
+    assert "bench: " in done.stderr
+    assert set(pathlib.Path(tempfile.gettempdir()).glob("falaj-bench*")) <= before
+
+
+def test_bench_asks_a_running_cluster_for_a_model_by_name(cluster):
+    assert "--model" in cluster.run("bench", "http", check=False).stderr
+    assert cluster.run("bench", "http", "--model", "none", check=False).returncode == 5

@@ -1,0 +1,39 @@
+// bench.
+#include "nodes/bench.hpp"
+#include "nodes/cli.hpp"
+#include "runtime/base/format.hpp"
+
+namespace falaj::nodes {
+
+void add_bench_command(CLI::App& app, Cli& cli) {
+  const auto plan = std::make_shared<BenchPlan>();
+  auto* bench = app.add_subcommand("bench", "Measure this machine: actors, links, http, kernels");
+  bench->require_subcommand(1);
+  const auto part = [&](const char* name, const char* what, Status (*body)(const BenchPlan&)) {
+    auto* command = bench->add_subcommand(name, what);
+    command->add_flag("--json", plan->json, "One JSON object a line instead of a table");
+    command->add_option("--seconds", plan->seconds, "Length of each round")->capture_default_str()->check(CLI::Range(0.01, 600.0));
+    command->add_option("--rounds", plan->rounds, "Rounds; their median counts")->capture_default_str()->check(CLI::Range(1, 15));
+    command->footer(format("Example:\n  falaj bench {} --json", name));
+    cli.runs(*command, [plan, body] { return body(*plan); });
+    return command;
+  };
+  auto* actors = part("actors", "Messages between actors of one process, spawning, memory of an idle actor", bench_actors);
+  auto* links = part("links", "Messages between two processes over TLS 1.3, and a bare TLS connection beside them", bench_links);
+  for (auto* command : {actors, links}) {
+    command->add_option("--against", plan->against, "Also measure these, where they are installed: erlang, caf")
+        ->delimiter(',')
+        ->check(CLI::IsMember({"erlang", "caf"}));
+    command->footer(format("Example:\n  falaj bench {} --json --against erlang,caf", command->get_name()));
+  }
+  auto* http = part("http", "Requests of the Open Inference Protocol, with 1 and with 16 connections", bench_http);
+  http->add_option("--dir,-d", plan->dir, "Ask a running cluster instead of a node of its own")->type_name("DIR");
+  http->add_option("--model", plan->model, "With --dir: the deployment to ask");
+  http->footer("Example:\n  falaj bench http\n  falaj bench http --dir ./falaj --model credit");
+  part("kernels", "Matrix products, predictions and gradients, on one core", bench_kernels);
+  auto* other = bench->add_subcommand("other-side", "The second process of `links`")->group("");
+  other->add_option("--dir", plan->dir, "")->required();
+  cli.runs(*other, [plan] { return serve_bench_links(plan->dir); });
+}
+
+}  // namespace falaj::nodes
