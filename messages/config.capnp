@@ -22,13 +22,14 @@ struct NodeConfig {
 }
 
 struct ClusterFile {
-  # D/cluster.json: what the local launcher started, for the CLI and for scripts. Rewritten atomically whenever it changes.
+  # D/cluster.json: what the local launcher started, or where a control node runs that was started by hand, for the CLI and for
+  # scripts. Rewritten atomically whenever it changes.
   cluster @0 :Text;
   controlNode @1 :Text;
   controlAddress @2 :Text;  # host:port of its links
   http @3 :Text;            # host:port of the gateway in clear text on loopback
   https @4 :Text;
-  launcher @5 :UInt32;      # pid
+  launcher @5 :UInt32;      # pid; 0: the control node was started by hand
   nodes @6 :List(LocalNode);
 }
 

@@ -61,6 +61,7 @@ struct ClusterView {
   partitions @5 :List(UInt16);  # for each of the 256 feature partitions: index into featureNodes
   featureNodes @6 :List(Text);
   resources @7 :List(R.Resource);  # feature views and deployments: what data-path actors must know without asking control
+  revoked @8 :List(Text);  # entries of revoked.txt, which each node keeps for the time without control
 }
 
 # --- placement: control -> node/agent -------------------------------------------------------------------------------------
@@ -225,6 +226,7 @@ struct Join {
   token @0 :Text;
   node @1 :Text;
   certificateRequest @2 :Data;  # PKCS#10, PEM
+  roles @3 :List(Role);         # that it will take where the token gives none
 }
 
 struct Joined {
@@ -235,4 +237,14 @@ struct Joined {
   controlNode @4 :Text;
   rights @5 :Text;        # rights.toml
   roles @6 :List(Role);   # that the token gives; empty: the node may choose
+}
+
+struct RevokePrincipal $A.verb("cluster.revoke") {
+  # To control/authority: the certificates of this principal (a node: its workers' too) that were signed until now count no more. Every
+  # node cuts their open links and refuses new ones. Who joins again, or is given a new certificate, is welcome. Reply: Revoked.
+  principal @0 :Text;  # node/NAME, person/NAME or service/NAME
+}
+
+struct Revoked {
+  entry @0 :Text;  # as in revoked.txt: the principal, and the second (Unix time) until which certificates were signed in vain
 }

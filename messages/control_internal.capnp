@@ -56,3 +56,7 @@ struct OpenToken {
   roles @2 :List(C.Role);
   createdBy @3 :Text;
 }
+
+struct RevocationsChanged {
+  # control/authority -> control/membership: there is a new key revoked/<principal>; put all into the view. Reply: Empty.
+}

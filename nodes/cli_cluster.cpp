@@ -1,4 +1,4 @@
-// init, up, down, node, launcher, principal, token, join.
+// init, up, down, node, launcher, principal, revoke, token, join.
 #include <unistd.h>
 
 #include <charconv>
@@ -34,6 +34,7 @@ struct ClusterArguments {
   std::string token;
   WorkerPlan worker;
   bool is_worker = false;
+  bool by_launcher = false;
 };
 
 Result<std::vector<messages::Role>> parse_roles(const std::vector<std::string>& texts) {
@@ -47,14 +48,14 @@ Result<std::vector<messages::Role>> parse_roles(const std::vector<std::string>& 
 
 Status do_init(const Cli& cli, const ClusterArguments& a) {
   const auto dir = cli.cluster_dir();
+  NodePlan plan;
+  plan.name = "control";
+  plan.roles = {messages::Role::CONTROL, messages::Role::GATEWAY};
+  if (!a.roles.empty()) {
+    FALAJ_ASSIGN(plan.roles, parse_roles(a.roles));
+  }
   FALAJ_TRY(init_cluster(dir, a.cluster, SystemClock()));
   if (!a.listen.empty()) {
-    NodePlan plan;
-    plan.name = "control";
-    plan.roles = {messages::Role::CONTROL, messages::Role::GATEWAY};
-    if (!a.roles.empty()) {
-      FALAJ_ASSIGN(plan.roles, parse_roles(a.roles));
-    }
     plan.listen = a.listen;
     plan.http = a.http;
     plan.https = a.https;
@@ -91,7 +92,7 @@ Status do_node(Cli& cli, const ClusterArguments& a) {
     cli.code = run_worker(dir, a.worker);
     return {};
   }
-  auto node = Node::start(dir);
+  auto node = Node::start(dir, a.by_launcher);
   if (!node) {
     log::error("node", "cannot start", {{"reason", to_string(node.error())}});
     return node.error();
@@ -137,17 +138,35 @@ Status do_token(Cli& cli, const ClusterArguments& a) {
   return {};
 }
 
+Status do_revoke(Cli& cli, const ClusterArguments& a) {
+  FALAJ_ASSIGN(auto* client, cli.client());
+  const auto message = Message::build<messages::RevokePrincipal>([&](messages::RevokePrincipal::Builder b) { b.setPrincipal(a.who); });
+  FALAJ_ASSIGN(const auto revoked, client->ask<messages::Revoked>("control/authority", message));
+  if (cli.json()) {
+    print(to_json(*revoked, JsonStyle::pretty));
+  } else {
+    print(format("certificates of {} that were issued until now count no more", a.who));
+  }
+  return {};
+}
+
 // The new node makes its own key; only the request for a certificate leaves this machine, together with the token.
 Status do_join(const Cli& cli, const ClusterArguments& a) {
   FALAJ_ASSIGN(const auto token, net::JoinToken::decode(a.token));
+  const NodeDir dir{cli.dir};
+  if (fs::exists(dir.config()))
+    return error(ErrorCode::conflict, format("{} is a node already; choose another directory", dir.root.string()));
   FALAJ_ASSIGN(const auto id, net::SpiffeId::node(token.cluster, a.node));
   FALAJ_ASSIGN(const auto request, net::make_signing_request(id));
   FALAJ_ASSIGN(const auto gateway, parse_host_port("address in the token", token.control));
+  FALAJ_ASSIGN(const auto roles, parse_roles(a.roles));
   const auto message = Message::build<messages::Join>(
       [&](messages::Join::Builder b) {
         b.setToken(a.token);
         b.setNode(a.node);
         b.setCertificateRequest(data(as_bytes(request.csr_pem)));
+        auto list = b.initRoles(static_cast<unsigned>(roles.size()));
+        for (unsigned i = 0; i < roles.size(); ++i) list.set(i, roles[i]);
       },
       256);
   net::HttpCall call;
@@ -159,8 +178,8 @@ Status do_join(const Cli& cli, const ClusterArguments& a) {
   call.body = to_bytes(to_json(*message.view<messages::Join>()));
   FALAJ_ASSIGN(const auto answer, net::http_call(call, SystemClock()));
   if (answer.status != 200) {
-    return error(answer.status == 403 ? ErrorCode::denied : ErrorCode::failed,
-                 format("the gateway answers {}: {}", answer.status, as_text(answer.body).substr(0, 500)));
+    const auto code = answer.status == 403 ? ErrorCode::denied : answer.status == 400 ? ErrorCode::invalid : ErrorCode::failed;
+    return error(code, format("the gateway answers {}: {}", answer.status, as_text(answer.body).substr(0, 500)));
   }
   Status read;
   const auto reply = Message::build<messages::Joined>(
@@ -169,12 +188,11 @@ Status do_join(const Cli& cli, const ClusterArguments& a) {
   const auto joined = reply.view<messages::Joined>();
   NodePlan plan;
   plan.name = a.node;
-  FALAJ_ASSIGN(plan.roles, parse_roles(a.roles));
+  plan.roles = roles;
   if (joined->getRoles().size() > 0) {
     plan.roles.clear();
     for (const auto role : joined->getRoles()) plan.roles.push_back(role);
   }
-  if (plan.roles.empty()) return invalid("the token gives no roles; name them with --roles");
   plan.listen = a.listen.empty() ? "127.0.0.1:0" : a.listen;
   plan.http = a.http;
   plan.https = a.https;
@@ -182,7 +200,6 @@ Status do_join(const Cli& cli, const ClusterArguments& a) {
   plan.control_node = text(joined->getControlNode());
   plan.control_address = text(joined->getControl());
   const net::Credentials credentials{std::string(as_text(bytes(joined->getCertificate()))), request.key_pem};
-  const NodeDir dir{cli.dir};
   FALAJ_TRY(write_node_files(dir, token.cluster, plan, credentials, as_text(bytes(joined->getAuthority())), text(joined->getRights())));
   print(format("node '{}' belongs to cluster '{}'", a.node, token.cluster));
   print(format("  next: falaj node --dir {}", cli.dir));
@@ -241,6 +258,7 @@ void add_node_commands(CLI::App& app, Cli& cli, const std::shared_ptr<ClusterArg
   node->add_option("--job", a->worker.job, "")->group("");
   node->add_option("--run", a->worker.run, "")->group("");
   node->add_option("--index", a->worker.index, "")->group("");
+  node->add_flag("--by-launcher", a->by_launcher, "")->group("");
   node->footer("Example:\n  falaj node --dir ./falaj/nodes/control");
   cli.runs(*node, [&cli, a, slot] {
     a->is_worker = slot->count() != 0;
@@ -267,6 +285,15 @@ void add_identity_commands(CLI::App& app, Cli& cli, const std::shared_ptr<Cluste
   principal->add_option("who", a->who, "person/NAME or service/NAME")->required();
   principal->footer("Example:\n  falaj principal --dir ./falaj service/billing\nRights are given in DIR/rights.toml.");
   cli.runs(*principal, [&cli, a] { return add_principal(cli.cluster_dir(), a->who, SystemClock()); });
+
+  auto* revoke = app.add_subcommand("revoke", "Take back the certificates of a node, a person or a service: those issued until now");
+  cli.with_client(*revoke);
+  cli.with_output(*revoke);
+  revoke->add_option("who", a->who, "node/NAME, person/NAME or service/NAME")->required();
+  revoke->footer(
+      "Example:\n  falaj revoke --dir ./falaj node/compute-1\nEvery node closes its links and refuses new ones. A new certificate, by "
+      "`falaj principal` or `falaj join`, is good\nfrom the next second on.");
+  cli.runs(*revoke, [&cli, a] { return do_revoke(cli, *a); });
 
   auto* token = app.add_subcommand("token", "Make a token: for one node to join with, once; or, with --bearer, for HTTP requests");
   cli.with_client(*token);

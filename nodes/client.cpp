@@ -38,8 +38,15 @@ struct Client::State {
 
   Status wait_up(const std::string& name) {
     std::unique_lock lock(mutex);
-    if (changed.wait_for(lock, options.connect_timeout, [&] { return up[name]; })) return {};
+    // Who is refused for what they are need not try again; a node that is away may come.
+    const auto refused = [&] {
+      const auto why = last_error.find(name);
+      return why != last_error.end() && why->second.code == ErrorCode::denied;
+    };
+    changed.wait_for(lock, options.connect_timeout, [&] { return up[name] || refused(); });
+    if (up[name]) return {};
     const auto why = last_error.find(name);
+    if (refused()) return error(ErrorCode::denied, why->second.message);
     return error(ErrorCode::unreachable,
                  format("cannot reach node {}: {}", name, why == last_error.end() ? "no answer" : why->second.message));
   }
@@ -52,7 +59,8 @@ struct Client::State {
     scope = std::move(fresh);
   }
 
-  Result<std::string> reach(std::string_view node) {
+  // Empty: no node of this machine.
+  Result<std::string> reach_local(std::string_view node) {
     if (node.empty() || node == control_node) return control_node;
     const std::string name(node);
     {
@@ -66,7 +74,7 @@ struct Client::State {
       FALAJ_TRY(wait_up(name));
       return name;
     }
-    return error(ErrorCode::not_found, format("no node '{}' in {}", node, options.dir.file().string()));
+    return std::string();
   }
 };
 
@@ -98,8 +106,24 @@ Result<std::unique_ptr<Client>> Client::connect(const ClientOptions& options) {
   return client;
 }
 
+// A node of another machine is where control says.
+Result<std::string> Client::reach(std::string_view node) {
+  FALAJ_ASSIGN(auto name, state_->reach_local(node));
+  if (!name.empty()) return name;
+  FALAJ_ASSIGN(const auto status, ask<messages::ClusterStatus>("control/membership", Message::build<messages::GetStatus>()));
+  for (const auto known : status->getView().getNodes()) {
+    if (text(known.getName()) != node) continue;
+    if (!known.getUp()) return error(ErrorCode::unreachable, format("node '{}' is down", node));
+    FALAJ_ASSIGN(const auto peer, net::parse_peer_address(node, text(known.getAddress())));
+    state_->side->links().connect(peer);
+    FALAJ_TRY(state_->wait_up(peer.name));
+    return peer.name;
+  }
+  return error(ErrorCode::not_found, format("no node '{}' in the cluster", node));
+}
+
 Result<Message> Client::ask_any(std::string_view actor, const Message& message, Duration timeout, std::string_view node) {
-  FALAJ_ASSIGN(const auto name, state_->reach(node));
+  FALAJ_ASSIGN(const auto name, reach(node));
   struct Waiting {
     std::mutex mutex;
     std::condition_variable done;

@@ -46,6 +46,7 @@ class Client {
 
  private:
   struct State;
+  Result<std::string> reach(std::string_view node);  // its link's name, connected
   explicit Client(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
 };

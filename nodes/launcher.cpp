@@ -78,7 +78,7 @@ class Launcher {
 
   Status start_node(const std::string& name, Entry& entry) {  // mutex held
     ProcessSpec spec;
-    spec.arguments = {self_executable(), "node", "--dir", dir_.node(name).root.string()};
+    spec.arguments = {self_executable(), "node", "--dir", dir_.node(name).root.string(), "--by-launcher"};
     spec.log_file = dir_.node(name).log().string();
     FALAJ_ASSIGN(entry.pid, processes_.start(spec, [this, name](const ProcessExit& exit) { ended(name, exit); }));
     entry.started = clock_.now();
@@ -265,6 +265,11 @@ Status up(const ClusterDir& dir, const std::string& cluster, const Clock& clock,
 Status down(const ClusterDir& dir, const Clock& clock, Duration timeout) {
   FALAJ_ASSIGN(const auto file, read_cluster_file(dir));
   const auto pid = static_cast<pid_t>(file->getLauncher());
+  if (pid == 0) {
+    return error(ErrorCode::conflict,
+                 format("no launcher runs {}: its control node was started by hand (pid {}); end each node with SIGTERM", dir.root.string(),
+                        file->getNodes().size() > 0 ? file->getNodes()[0].getPid() : 0));
+  }
   if (!is_launcher(pid, dir)) {
     std::error_code none;
     fs::remove(dir.file(), none);

@@ -1,6 +1,6 @@
 // Where things lie in a cluster's directory.
 //
-//   D/cluster.json                 what the local launcher runs now
+//   D/cluster.json                 what the local launcher runs now, or where the control node is that was started by hand
 //   D/ca/{ca.crt,ca.key}           the authority; only on the machine that made the cluster
 //   D/rights.toml                  who may do what
 //   D/principals/<name>.{crt,key}  people and services

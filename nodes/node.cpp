@@ -51,6 +51,8 @@ struct Node::Parts {
   Incarnation incarnation{static_cast<std::uint64_t>(clock.wall().unix_ns)};
   metrics::Registry metrics;
   net::Identity identity;
+  bool cluster_file_is_ours = false;
+  std::atomic<int> fatal{0};  // exit code of a node that cannot go on
   std::unique_ptr<storage::FileKeyProvider> keys;
   std::shared_ptr<SealedStore> spool, control_kv, features_kv;
   std::unique_ptr<storage::ControlStore> control;
@@ -77,6 +79,11 @@ struct Node::Parts {
     return false;
   }
 
+  // A control node lies in its cluster's directory: D/nodes/<name>.
+  [[nodiscard]] ClusterDir cluster_dir() const { return {fs::absolute(dir.root).lexically_normal().parent_path().parent_path()}; }
+  Status check_certificate() const;
+  void control_refuses(const net::PeerAddress& peer, const Error& why);
+  void give_up(int exit_code);
   Status open_stores();
   Status make_host();
   Status start_control();
@@ -84,11 +91,34 @@ struct Node::Parts {
   Status start_agent();
   Status start_gateway();
   Status write_ready_file() const;
+  Status write_cluster_file() const;
   void view_changed(const std::shared_ptr<const cluster::ClusterSnapshot>& snapshot);
   Result<ProcessSpec> worker_process(messages::WorkerSpec::Reader spec, std::uint32_t slot, const net::Credentials& credentials) const;
   void fill_stats(messages::NodeStats::Builder b) const;
   [[nodiscard]] Message registration() const;
 };
+
+Status Node::Parts::check_certificate() const {
+  const auto file = dir.certificate().string();
+  const auto own = net::parse_certificate(identity.certificate_pem);
+  if (!own) return within(file, own.error());
+  if (own->validity.not_after > clock.wall()) return {};
+  return error(ErrorCode::denied, format("{}: this certificate has expired; make a token with `falaj token` and join again", file));
+}
+
+// Before this node belonged to the cluster, that control does not know it will not change by waiting. Later it may be a disturbance, or
+// somebody else at control's address: the node goes on with what it has.
+void Node::Parts::control_refuses(const net::PeerAddress& peer, const Error& why) {
+  if (peer.name != text(config->getControlNode()) || why.code != ErrorCode::denied || view.get()) return;
+  log::error("node", "control and this node do not accept one another; stopping", {{"reason", why.message}});
+  give_up(4);
+}
+
+// Wakes run() as a signal does.
+void Node::Parts::give_up(int exit_code) {
+  int none = 0;
+  if (fatal.compare_exchange_strong(none, exit_code)) kill(getpid(), SIGUSR1);
+}
 
 Status Node::Parts::open_stores() {
   FALAJ_ASSIGN(keys, storage::FileKeyProvider::open(dir.kek()));
@@ -102,7 +132,7 @@ Status Node::Parts::open_stores() {
     artifacts = std::move(artifact_store);
     FALAJ_ASSIGN(auto audit_log, storage::AuditLog::open(dir.audit(), *keys, clock));
     audit = std::move(audit_log);
-    FALAJ_ASSIGN(auto loaded, net::CertificateAuthority::load(dir.root.parent_path().parent_path() / "ca"));
+    FALAJ_ASSIGN(auto loaded, net::CertificateAuthority::load(cluster_dir().ca()));
     authority = std::make_shared<const net::CertificateAuthority>(std::move(loaded));
   }
   if (has(Role::FEATURES)) {
@@ -141,6 +171,7 @@ Status Node::Parts::make_host() {
   FALAJ_ASSIGN(const auto port, links->listen(listen.host, listen.port));
   address = format("{}:{}", listen.host, port);
   if (!has(Role::CONTROL)) {
+    transport->on_failed_dial([this](const net::PeerAddress& peer, const Error& why) { control_refuses(peer, why); });
     FALAJ_ASSIGN(const auto control_peer, net::parse_peer_address(text(config->getControlNode()), text(config->getControlAddress())));
     links->connect(control_peer);
   }
@@ -280,6 +311,10 @@ Status Node::Parts::start_agent() {
   options.control_node = text(config->getControlNode());
   options.view = &view;
   options.on_view = [this](const std::shared_ptr<const cluster::ClusterSnapshot>& snapshot) { view_changed(snapshot); };
+  options.revoke = [list = std::make_shared<net::RevocationList>(dir.revocations())](const std::vector<std::string>& entries) -> Status {
+    for (const auto& entry : entries) FALAJ_TRY(list->add(entry, "told by control"));
+    return {};
+  };
   options.make_replica = [this](const Message& spec) -> Result<ChildSpec> {
     if (!has(Role::SERVING)) return error(ErrorCode::denied, format("node {} has not the role `serving`", name));
     return serving::replica({spec, control::agent_name(name)});
@@ -314,6 +349,25 @@ Status Node::Parts::start_gateway() {
 
 Status Node::Parts::write_ready_file() const { return net::write_private_file(dir.root / "ready", format("{} {}\n", getpid(), address)); }
 
+// So that commands on this machine find a control node that no launcher started.
+Status Node::Parts::write_cluster_file() const {
+  const auto message = Message::build<messages::ClusterFile>(
+      [this](messages::ClusterFile::Builder b) {
+        b.setCluster(config->getCluster());
+        b.setControlNode(name);
+        b.setControlAddress(address);
+        b.setHttp(config->getHttp());
+        b.setHttps(config->getHttps());
+        auto self = b.initNodes(1)[0];
+        self.setName(name);
+        self.setRoles(config->getRoles());
+        self.setPid(static_cast<std::uint32_t>(getpid()));
+        self.setListen(address);
+      },
+      256);
+  return nodes::write_cluster_file(cluster_dir(), *message.view<messages::ClusterFile>());
+}
+
 Node::Node(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 
 Node::~Node() {
@@ -327,21 +381,27 @@ Node::~Node() {
   if (p.links) p.links->stop();
   std::error_code ignored;
   fs::remove(p.dir.root / "ready", ignored);
+  if (p.cluster_file_is_ours) fs::remove(p.cluster_dir().file(), ignored);
 }
 
 const std::string& Node::name() const { return parts_->name; }
 
-Result<std::unique_ptr<Node>> Node::start(const NodeDir& dir) {
+Result<std::unique_ptr<Node>> Node::start(const NodeDir& dir, bool by_launcher) {
   FALAJ_ASSIGN(auto config, read_config(dir));
   std::unique_ptr<Node> node(new Node(std::make_unique<Parts>(dir, std::move(config))));
   auto& p = *node->parts_;
   FALAJ_ASSIGN(p.identity, node_identity(dir));
+  FALAJ_TRY(p.check_certificate());
   FALAJ_TRY(p.open_stores());
   FALAJ_TRY(p.make_host());
   FALAJ_TRY(p.start_roles());
   FALAJ_TRY(p.start_agent());
   FALAJ_TRY(p.start_gateway());
   FALAJ_TRY(p.write_ready_file());
+  if (!by_launcher && p.has(messages::Role::CONTROL)) {
+    FALAJ_TRY(p.write_cluster_file());
+    p.cluster_file_is_ours = true;
+  }
   log::info("node", "up", {{"address", p.address}, {"pid", static_cast<std::int64_t>(getpid())}, {"version", kVersion}});
   return node;
 }
@@ -356,12 +416,9 @@ void block_signals() {
 
 int Node::run() {
   auto& p = *parts_;
-  // The tree giving up wakes the same wait as a signal does.
-  const auto fatal = std::make_shared<std::atomic<bool>>(false);
-  p.host->on_fatal([fatal, self = getpid()](const Error& why) {
+  p.host->on_fatal([&p](const Error& why) {
     log::error("node", "the actor tree gave up", {{"reason", to_string(why)}});
-    *fatal = true;
-    kill(self, SIGUSR1);
+    p.give_up(3);
   });
   sigset_t set;
   sigemptyset(&set);
@@ -369,7 +426,7 @@ int Node::run() {
   int number = 0;
   sigwait(&set, &number);
   log::info("node", "stopping", {{"signal", number}});
-  return *fatal ? 3 : 0;
+  return p.fatal;
 }
 
 }  // namespace falaj::nodes

@@ -11,8 +11,8 @@ namespace falaj::nodes {
 
 class Node {
  public:
-  // `control_address`, when given, replaces the one of config.toml (a joined node whose control moved).
-  static Result<std::unique_ptr<Node>> start(const NodeDir& dir);
+  // `by_launcher`: cluster.json is the launcher's; otherwise a control node writes it, and takes it away when it stops.
+  static Result<std::unique_ptr<Node>> start(const NodeDir& dir, bool by_launcher = false);
   ~Node();
   Node(const Node&) = delete;
   Node& operator=(const Node&) = delete;

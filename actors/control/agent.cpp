@@ -82,7 +82,7 @@ class Agent final : public ActorOf<Agent> {
       auto asked = ctx.ask<ClusterView>(membership, registration(), options);
       auto view = co_await asked;
       if (view) {
-        take_view(view->message());
+        take_view(ctx, view->message());
         ctx.watch(membership);
         break;
       }
@@ -92,14 +92,28 @@ class Agent final : public ActorOf<Agent> {
     registering_ = false;
   }
 
-  void take_view(const Message& message) {
+  void take_view(Context& ctx, const Message& message) {
     auto opened = message.open<ClusterView>();
     if (!opened) return;
+    std::vector<std::string> entries;
+    for (const auto entry : (*opened)->getRevoked()) entries.emplace_back(text(entry));
+    if (entries != revoked_ && options_.revoke) ctx.start(write_revoked(ctx, std::move(entries)));
     auto snapshot = std::make_shared<const cluster::ClusterSnapshot>(std::move(opened).value());
     if (options_.view->set(snapshot)) options_.on_view(std::move(snapshot));
   }
 
-  void view_changed(Context&, Msg<ClusterView> m) { take_view(m.message()); }
+  // The links read the list once a second. Entries are never taken out of it: that a view came late does no harm.
+  Task<> write_revoked(Context& ctx, std::vector<std::string> entries) {
+    auto write = ctx.blocking([revoke = options_.revoke, entries] { return revoke(entries); });
+    const auto done = co_await write;
+    if (done) {
+      revoked_ = std::move(entries);
+    } else {
+      log::error("agent", "cannot write the revocation list", {{"reason", done.error().message}});
+    }
+  }
+
+  void view_changed(Context& ctx, Msg<ClusterView> m) { take_view(ctx, m.message()); }
 
   Task<> ensure(Context& ctx, Msg<EnsureActor> m) {
     const auto spec = m->getActor();
@@ -249,6 +263,7 @@ class Agent final : public ActorOf<Agent> {
 
   AgentOptions options_;
   std::map<std::string, Running> running_;
+  std::vector<std::string> revoked_;  // entries of the last view that was written down
   std::uint64_t epoch_ = 0;
   std::uint32_t next_slot_ = 0;
   bool registering_ = false;

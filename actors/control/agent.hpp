@@ -21,6 +21,8 @@ struct AgentOptions {
   std::string control_node;  // its links' name
   cluster::ClusterViewHolder* view = nullptr;
   std::function<void(std::shared_ptr<const cluster::ClusterSnapshot>)> on_view;  // wiring: directory, links to peers
+  // Writes entries of the view's `revoked` down that are not yet in the node's own list; blocks.
+  std::function<Status(const std::vector<std::string>& entries)> revoke;
   // A replica as a child of this agent; an error refuses the placement.
   std::function<Result<ChildSpec>(const Message& actor_spec)> make_replica;
   // The command that runs a worker process with these credentials (blocks shortly: it writes them to a file).

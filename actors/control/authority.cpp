@@ -2,6 +2,7 @@
 
 #include "actors/governance/audit.hpp"
 #include "messages/control_internal.capnp.h"
+#include "messages/envelope.capnp.h"
 #include "runtime/base/format.hpp"
 
 namespace falaj::control {
@@ -9,6 +10,7 @@ namespace {
 
 using namespace messages;
 using falaj::ErrorCode;
+using falaj::Lane;
 
 std::string token_key(const net::JoinToken& token) { return "token/" + token.id(); }
 
@@ -19,6 +21,7 @@ class Authority final : public ActorOf<Authority> {
     on.message<SignWorker>(&Authority::sign_worker);
     on.message<CreateToken>(&Authority::create_token);
     on.message<Join>(&Authority::join);
+    on.message<RevokePrincipal>(&Authority::revoke);
   }
   explicit Authority(AuthorityOptions options) : options_(std::move(options)) {}
 
@@ -80,6 +83,26 @@ class Authority final : public ActorOf<Authority> {
     m.reply(std::move(outcome).value());
   }
 
+  Task<> revoke(Context& ctx, Msg<RevokePrincipal> m) {
+    const auto path = std::string(text(m->getPrincipal()));
+    const auto who = net::SpiffeId::parse(format("spiffe://{}/{}", options_.authority->cluster(), path));
+    if (!who || who->kind() == net::PrincipalKind::worker)
+      co_return m.refuse(invalid(format("'{}': give node/NAME, person/NAME or service/NAME", path.substr(0, 200))));
+    if (who->kind() == net::PrincipalKind::node && who->name() == options_.control_node)
+      co_return m.refuse(invalid(format("'{}' is the control node, which tells the others; make a new cluster instead", path)));
+    const auto entry = net::RevocationList::entry(*who, ctx.wall());
+    auto audited = governance::audit_ask(ctx, governance::record_of(m.scope(), m.trace(), ctx.node_name(), "cluster.revoke", path));
+    if (const auto done = co_await std::move(audited); !done) co_return m.refuse(done.error());
+    auto* store = options_.store;
+    auto write = ctx.blocking([store, key = "revoked/" + path, value = to_bytes(entry)] { return store->put(key, value); });
+    const auto done = co_await write;
+    if (!done) co_return m.refuse(done.error());
+    auto told = ctx.ask<Empty>(ctx.find("control/membership"), Message::build<RevocationsChanged>(), {.lane = Lane::control});
+    const auto published = co_await told;
+    if (!published) co_return m.refuse(published.error());  // stored all the same: with the next view at the latest
+    m.reply(Message::build<Revoked>([&](Revoked::Builder b) { b.setEntry(entry); }));
+  }
+
   Task<Result<Message>> admit(Context& ctx, const Msg<Join>& m) {
     const auto token = net::JoinToken::decode(text(m->getToken()));
     if (!token) co_return token.error();
@@ -96,6 +119,7 @@ class Authority final : public ActorOf<Authority> {
     const auto wanted = text((*open)->getNode());
     if (!wanted.empty() && wanted != text(m->getNode()))
       co_return error(ErrorCode::denied, format("the token is for a node named '{}'", wanted));
+    if ((*open)->getRoles().size() == 0 && m->getRoles().size() == 0) co_return invalid("the token gives no roles; name them with --roles");
     const auto who = net::SpiffeId::node(options_.authority->cluster(), text(m->getNode()));
     if (!who) co_return who.error();
     const auto certificate =

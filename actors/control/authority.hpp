@@ -1,6 +1,6 @@
 // `control/authority`: the cluster's certificate authority at work. Signs certificates for worker processes of nodes, makes join tokens,
 // and admits a node that shows one: once, before it expires, under the name the token names. The token's secret is never stored, only its
-// digest. Every token made, used or refused is audited.
+// digest. Every token made, used or refused is audited. Takes certificates back (key revoked/<principal>; each node keeps the list).
 #pragma once
 #include <memory>
 

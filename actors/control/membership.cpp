@@ -38,6 +38,7 @@ class Membership final : public ActorOf<Membership> {
     on.message<DropActor>(&Membership::drop);
     on.message<PublishResources>(&Membership::publish_resources);
     on.message<DealPartitions>(&Membership::deal);
+    on.message<RevocationsChanged>(&Membership::revocations_changed);
     on.message<GetStatus>(&Membership::status);
   }
   explicit Membership(MembershipOptions options) : options_(std::move(options)) {}
@@ -147,6 +148,11 @@ class Membership final : public ActorOf<Membership> {
     m.reply(Message::build<Empty>());
   }
 
+  void revocations_changed(Context& ctx, Msg<RevocationsChanged> m) {
+    changed(ctx);
+    m.reply(Message::build<Empty>());
+  }
+
   void status(Context&, Msg<GetStatus> m) {
     m.reply(Message::build<ClusterStatus>([&](ClusterStatus::Builder b) { b.setView(*view_.view<ClusterView>()); }, 512));
   }
@@ -182,6 +188,10 @@ class Membership final : public ActorOf<Membership> {
     for (unsigned p = 0; p < partitions_.size(); ++p) owners.set(p, partitions_[p]);
     auto shards = b.initFeatureNodes(static_cast<unsigned>(feature_nodes_.size()));
     for (unsigned n = 0; n < feature_nodes_.size(); ++n) shards.set(n, feature_nodes_[n]);
+    if (const auto stored = options_.store->list("revoked/"); stored.has_value()) {
+      auto entries = b.initRevoked(static_cast<unsigned>(stored->items.size()));
+      for (unsigned n = 0; n < entries.size(); ++n) entries.set(n, std::string(as_text(stored->items[n].value)));
+    }
     if (resources_) {
       auto view = resources_.open<PublishResources>();
       if (view) b.setResources((*view)->getResources());

@@ -294,7 +294,7 @@ void Connection::authenticate() {
   if (why.label.empty() && who.cluster() != setting_.cluster) {
     why = closed("wrong_cluster", ErrorCode::denied, format("{}: '{}' is not of cluster '{}'", remote_, who.uri(), setting_.cluster));
   }
-  if (why.label.empty() && setting_.revocations.revoked(certificate_.serial)) {
+  if (why.label.empty() && setting_.revocations.revoked(certificate_)) {
     why = closed("revoked", ErrorCode::denied,
                  format("{}: certificate {} of '{}' was revoked; join again for a new one", remote_, certificate_.serial, who.uri()));
   }

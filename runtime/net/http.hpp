@@ -87,7 +87,8 @@ struct HttpOptions {
   unsigned io_threads = 1;
   std::string server = "falaj";  // Server header; empty: none
   std::size_t header_bytes_max = limits::kHttpHeaderBytesMax;
-  std::size_t body_bytes_max = limits::kHttpBodyBytesMax;  // also after inflating
+  std::size_t body_bytes_max = limits::kHttpBodyBytesMax;        // also after inflating
+  std::size_t bodies_bytes_max = 4 * limits::kHttpBodyBytesMax;  // held for all connections together, until they are answered
   std::size_t connections_max = limits::kHttpConnectionsMax;
   Duration idle = limits::kHttpIdle;  // between bytes of a request, or waiting for the next
   std::string name = "http";          // label of its metrics

@@ -84,6 +84,8 @@ Validity Validity::from(WallTime now, Duration lifetime) {
   return {WallTime{now.unix_ns - kEarly}, WallTime{now.unix_ns + lifetime.count()}};
 }
 
+WallTime Validity::issued() const { return WallTime{not_before.unix_ns + kEarly}; }
+
 Result<CertificateInfo> parse_certificate(std::string_view pem) {
   FALAJ_ASSIGN(const auto certificate, tls::read_certificate(pem));
   return tls::certificate_info(certificate.get());

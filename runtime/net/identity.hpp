@@ -58,6 +58,7 @@ struct Validity {
   WallTime not_before;
   WallTime not_after;
   static Validity from(WallTime now, Duration lifetime);  // begins five minutes early, for clocks that disagree
+  [[nodiscard]] WallTime issued() const;                  // the `now` of from(), of a certificate to the second
 };
 
 // What a leaf certificate says.
@@ -106,8 +107,9 @@ class CertificateAuthority {
   std::unique_ptr<State> state_;
 };
 
-// Serial numbers that count no more: a text file, one lower-case hex serial a line, '#' begins a comment. A missing file is
-// an empty list. Thread-safe.
+// Certificates that count no more: a text file with an entry a line, '#' begins a comment. An entry is a serial in lower-case hex, or
+// a principal and a second of Unix time: `node/n1 1763700000` takes back every certificate of node n1 and of its workers that was
+// issued until the end of that second, so that none can be forgotten and a new one is good. A missing file is an empty list. Thread-safe.
 class RevocationList {
  public:
   explicit RevocationList(std::filesystem::path file);
@@ -115,9 +117,10 @@ class RevocationList {
   RevocationList(const RevocationList&) = delete;
   RevocationList& operator=(const RevocationList&) = delete;
 
-  Status add(std::string_view serial, std::string_view comment);  // written and synced before it returns
-  Status reload_if_changed();                                     // looks at the file's time and size
-  [[nodiscard]] bool revoked(std::string_view serial) const;
+  static std::string entry(const SpiffeId& who, WallTime issued_until);
+  Status add(std::string_view entry, std::string_view comment);  // written and synced before it returns; nothing to do when known
+  Status reload_if_changed();                                    // looks at the file's time and size
+  [[nodiscard]] bool revoked(const CertificateInfo& certificate) const;
   [[nodiscard]] std::uint64_t generation() const noexcept;  // grows when the content changed
 
  private:

@@ -8,8 +8,10 @@
 
 #include <atomic>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <fstream>
+#include <map>
 #include <mutex>
 #include <set>
 #include <sstream>
@@ -61,9 +63,16 @@ Status write_private_file(const std::filesystem::path& file, std::string_view te
   {
     const Descriptor out(::open(next.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
     if (out.get() < 0) return system_error(next, "cannot create");
-    FALAJ_TRY(write_all(out.get(), text, next));
+    if (auto written = write_all(out.get(), text, next); !written.has_value()) {
+      ::unlink(next.c_str());  // part of a secret is of no use, and in the way
+      return written;
+    }
   }
-  if (::rename(next.c_str(), file.c_str()) != 0) return system_error(file, "cannot replace");
+  if (::rename(next.c_str(), file.c_str()) != 0) {
+    auto why = system_error(file, "cannot replace");
+    ::unlink(next.c_str());
+    return why;
+  }
   const auto parent = file.has_parent_path() ? file.parent_path() : std::filesystem::path(".");
   const Descriptor directory(::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (directory.get() >= 0) ::fsync(directory.get());
@@ -108,10 +117,47 @@ bool equal_in_constant_time(ByteView a, ByteView b) noexcept {
   return a.size() == b.size() && CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0;
 }
 
+namespace {
+
+constexpr std::int64_t kSecond = 1'000'000'000;
+
+struct Revocations {
+  std::set<std::string, std::less<>> serials;
+  std::map<std::string, std::int64_t, std::less<>> until;  // path of a principal -> second of issue that is still revoked
+  bool operator==(const Revocations&) const = default;
+
+  // false: no entry.
+  bool take(std::string_view entry) {
+    const auto space = entry.find(' ');
+    if (space == std::string_view::npos) {
+      const auto serial = from_hex(entry);
+      if (entry.empty() || !serial.has_value()) return false;
+      serials.insert(hex(serial.value()));
+      return true;
+    }
+    const auto path = entry.substr(0, space);
+    const auto number = entry.substr(space + 1);
+    std::int64_t second = 0;
+    const auto [end, code] = std::from_chars(number.data(), number.data() + number.size(), second);
+    if (code != std::errc() || end != number.data() + number.size() || !SpiffeId::parse(format("spiffe://x/{}", path)).has_value())
+      return false;
+    auto& known = until[std::string(path)];
+    known = std::max(known, second);
+    return true;
+  }
+
+  [[nodiscard]] bool covers(const std::string& path, WallTime issued) const {
+    const auto found = until.find(path);
+    return found != until.end() && issued.unix_ns / kSecond <= found->second;
+  }
+};
+
+}  // namespace
+
 struct RevocationList::State {
   std::filesystem::path file;
   mutable std::mutex mutex;
-  std::set<std::string, std::less<>> serials;
+  Revocations all;
   std::int64_t seen_ns = -1;
   std::int64_t seen_bytes = -1;
   std::atomic<std::uint64_t> generation{0};
@@ -120,49 +166,71 @@ struct RevocationList::State {
 RevocationList::RevocationList(std::filesystem::path file) : state_(std::make_unique<State>()) { state_->file = std::move(file); }
 RevocationList::~RevocationList() = default;
 
+std::string RevocationList::entry(const SpiffeId& who, WallTime issued_until) {
+  return format("{} {}", who.path(), issued_until.unix_ns / kSecond);
+}
+
 Status RevocationList::reload_if_changed() {
   const std::scoped_lock lock(state_->mutex);
   struct stat now{};
   if (state_->file.empty() || ::stat(state_->file.c_str(), &now) != 0) return {};
-  const std::int64_t when = now.st_mtim.tv_sec * 1'000'000'000 + now.st_mtim.tv_nsec;
+  const std::int64_t when = now.st_mtim.tv_sec * kSecond + now.st_mtim.tv_nsec;
   if (when == state_->seen_ns && now.st_size == state_->seen_bytes) return {};
   FALAJ_ASSIGN(const auto text, read_text_file(state_->file, 16U << 20));
-  std::set<std::string, std::less<>> serials;
+  Revocations read;
   std::istringstream lines(text);
+  std::size_t number = 0;
+  std::size_t bad = 0;
   for (std::string line; std::getline(lines, line);) {
-    const auto end = line.find_first_of("# \t\r");
-    if (end != std::string::npos) line.resize(end);
-    if (!line.empty()) serials.insert(line);
+    ++number;
+    line.resize(std::min(line.find('#'), line.size()));
+    line.resize(line.find_last_not_of(" \t\r") + 1);
+    if (!line.empty() && !read.take(line) && bad == 0) bad = number;
   }
   state_->seen_ns = when;
   state_->seen_bytes = now.st_size;
-  if (serials != state_->serials) {
-    state_->serials = std::move(serials);
+  if (read != state_->all) {
+    state_->all = std::move(read);
     ++state_->generation;
+  }
+  // The other lines are heeded all the same: a slip of the hand must not let anybody in.
+  if (bad != 0) {
+    return invalid(
+        format("{}:{}: no revocation: a serial number in hex, or a principal and a second of Unix time", state_->file.string(), bad));
   }
   return {};
 }
 
-Status RevocationList::add(std::string_view serial, std::string_view comment) {
-  const auto parsed = from_hex(serial);
-  if (!parsed.has_value() || serial.empty())
-    return invalid(format("'{}' is no serial number: hex digits are needed", serial.substr(0, 80)));
+Status RevocationList::add(std::string_view entry, std::string_view comment) {
+  Revocations one;
+  if (!one.take(entry)) {
+    return invalid(
+        format("'{}' is no revocation: give a serial number in hex, or a principal and a second of Unix time, as in "
+               "'node/n1 1763700000'",
+               entry.substr(0, 200)));
+  }
   if (state_->file.empty()) return invalid("this process was given no revocation list");
   FALAJ_TRY(reload_if_changed());
   {
     const std::scoped_lock lock(state_->mutex);
+    auto with = state_->all;
+    with.take(entry);
+    if (with == state_->all) return {};
     const Descriptor out(::open(state_->file.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644));
     if (out.get() < 0) return system_error(state_->file, "cannot open");
     std::string note(comment);
     for (char& c : note) c = c == '\n' || c == '\r' ? ' ' : c;
-    FALAJ_TRY(write_all(out.get(), format("{} # {}\n", hex(parsed.value()), note), state_->file));
+    FALAJ_TRY(write_all(out.get(), format("{} # {}\n", entry, note), state_->file));
   }
   return reload_if_changed();
 }
 
-bool RevocationList::revoked(std::string_view serial) const {
+bool RevocationList::revoked(const CertificateInfo& certificate) const {
+  const auto& who = certificate.principal;
+  const auto issued = certificate.validity.issued();
   const std::scoped_lock lock(state_->mutex);
-  return state_->serials.contains(serial);
+  if (state_->all.serials.contains(certificate.serial) || state_->all.covers(who.path(), issued)) return true;
+  return who.kind() == PrincipalKind::worker && state_->all.covers(format("node/{}", who.name()), issued);
 }
 
 std::uint64_t RevocationList::generation() const noexcept { return state_->generation.load(); }

@@ -472,7 +472,7 @@ void Shard::check_revocations() {
       if (!peer->session) continue;
       const auto& lanes = peer->session->lanes;
       const bool revoked = std::any_of(lanes.begin(), lanes.end(),
-                                       [&](const auto& lane) { return lane && common_.revocations.revoked(lane->certificate().serial); });
+                                       [&](const auto& lane) { return lane && common_.revocations.revoked(lane->certificate()); });
       if (revoked) session_down(peer, error(ErrorCode::denied, format("the certificate of '{}' was revoked", name)));
     }
   }

@@ -102,6 +102,20 @@ class Cluster:
         eventually(f"{name} was started again", lambda: self.pid(name) not in (0, pid))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left(tmp_path_factory):
+    """No test leaves a process or a mount behind; directories go with pytest.ini's word."""
+    base = tmp_path_factory.getbasetemp()
+    yield
+    processes = processes_of(base)
+    mounts = [line.split()[1] for line in pathlib.Path("/proc/self/mounts").read_text().splitlines() if str(base) in line]
+    for pid in processes:
+        os.kill(pid, signal.SIGKILL)
+    for mount in mounts:
+        subprocess.run(["umount", "-l", mount], check=False)
+    assert (processes, mounts) == ([], [])
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     c = Cluster(tmp_path_factory.mktemp("cluster") / "falaj").up()

@@ -38,7 +38,7 @@ def test_init_refuses_a_directory_that_is_not_empty(tmp_path):
 
 def test_help_names_every_command_with_an_example():
     top = falaj("--help").stdout
-    for command in ["init", "up", "down", "node", "audit", "token", "join", "status", "top", "apply", "get", "delete", "features", "train", "runs", "models", "deploy", "predict", "call", "bench", "completion", "version"]:
+    for command in ["init", "up", "down", "node", "audit", "token", "join", "revoke", "status", "top", "apply", "get", "delete", "features", "train", "runs", "models", "deploy", "predict", "call", "bench", "completion", "version"]:
         assert f"\n  {command} " in top, command
         if command not in ("audit", "features", "runs", "models", "bench", "version"):
             assert "Example" in falaj(command, "--help").stdout, command

@@ -15,7 +15,7 @@ from conftest import SLOW
 CONTROL, NORMAL, BULK = 0, 1, 2  # lanes
 TELL, ASK, REPLY, REFUSAL, HEARTBEAT, HEARTBEAT_REPLY = 0, 1, 2, 3, 7, 8  # kinds of envelopes
 WIRE_VERSION = 1
-FILES = {"control": 0x9CB313ADE97AFA51, "serving": 0xE8B26FF6035E8B26}
+FILES = {"control": 0x9CB313ADE97AFA51, "features": 0x934419BB4E2E479C, "serving": 0xE8B26FF6035E8B26}
 
 
 def type_id(file_id, name):
@@ -33,7 +33,7 @@ class Struct:
 
 
 def message(root):
-    """One framed message of one segment. Pointers: None, text, bytes, a Struct, or a list of equal Structs or of 64-bit numbers."""
+    """One framed message of one segment. Pointers: None, text, bytes, a Struct, or a list of equal Structs, of texts or of 64-bit numbers."""
     words = [0]
 
     waiting = [(0, root)]  # a list and no recursion: some tests nest deeply
@@ -44,6 +44,11 @@ def message(root):
             words.extend([*what.data, *[0] * len(what.pointers)])
             words[at] = ((start - at - 1) << 2) & 0xFFFFFFFF | len(what.data) << 32 | len(what.pointers) << 48
             waiting.extend((start + len(what.data) + i, p) for i, p in enumerate(what.pointers) if p is not None)
+            continue
+        if isinstance(what, list) and isinstance(what[0], str):
+            words.extend([0] * len(what))
+            words[at] = ((start - at - 1) << 2 | 1) & 0xFFFFFFFF | (len(what) << 3 | 6) << 32
+            waiting.extend((start + i, one) for i, one in enumerate(what))
             continue
         if isinstance(what, list):
             width = 1 if isinstance(what[0], int) else len(what[0].data) + len(what[0].pointers)

@@ -195,6 +195,56 @@ TEST(Http, BoundsHeadersAndBodies) {
   }
 }
 
+TEST(Http, BoundsTheBodiesOfAllConnectionsTogether) {
+  std::latch held(1);
+  std::latch enough(1);
+  Thread answers;
+  const Server s(
+      [](HttpOptions& o) {
+        o.body_bytes_max = 1U << 20;
+        o.bodies_bytes_max = 1500U << 10;
+      },
+      [&](HttpRequest request, HttpResponder responder) {
+        if (request.path != "/held") return responder.respond(HttpResponse::text(200, std::to_string(request.body.size())));
+        answers = Thread("answers", [&, kept = std::move(responder)]() mutable {
+          enough.wait();
+          kept.respond(HttpResponse::text(200, "at last"));
+        });
+        held.count_down();
+      });
+  const auto port = s.server->port();
+  RawClient first(port);
+  first.write(post("/held", std::string(1U << 20, 'x')));
+  held.wait();
+  {
+    RawClient other(port);
+    other.write(post("/", std::string(900U << 10, 'y')));
+    const auto answer = other.read();
+    EXPECT_EQ(status_of(answer), "HTTP/1.1 503");
+    EXPECT_NE(body_of(answer).find("send it again later"), std::string::npos) << answer;
+    EXPECT_TRUE(other.ended());
+  }
+  RawClient small(port);
+  small.write(post("/", "still served"));
+  EXPECT_EQ(body_of(small.read()), "12");
+  enough.count_down();
+  EXPECT_EQ(body_of(first.read()), "at last");
+  RawClient again(port);  // what was answered is held no more
+  again.write(post("/", std::string(1U << 20, 'z')));
+  EXPECT_EQ(status_of(again.read()), "HTTP/1.1 200");
+  answers.join();
+}
+
+TEST(Http, AClientThatReadsOnlyAfterSendingAllSeesWhyItWasRefused) {
+  const Server s([](HttpOptions& o) { o.body_bytes_max = 1U << 20; });
+  RawClient client(s.server->port());
+  client.write("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4000000\r\n\r\n" + std::string(4'000'000, 'x'));
+  const auto answer = client.read();
+  EXPECT_EQ(status_of(answer), "HTTP/1.1 413");
+  EXPECT_NE(body_of(answer).find("more than 1048576 bytes; send it in parts"), std::string::npos) << answer;
+  EXPECT_TRUE(client.ended());
+}
+
 TEST(Http, RefusesWhatIsNoRequest) {
   const Server s;
   for (const std::string& bad :

@@ -105,14 +105,60 @@ TEST(Revocation, IsReadAgainWhenTheFileChanges) {
   RevocationList list(dir.path() / "revoked");
   RevocationList reader(dir.path() / "revoked");
   EXPECT_TRUE(reader.reload_if_changed().has_value());
-  EXPECT_FALSE(reader.revoked("4a"));
+  CertificateInfo lost;
+  lost.serial = "4a";
+  EXPECT_FALSE(reader.revoked(lost));
   ASSERT_TRUE(list.add("4A", "laptop lost\nreally").has_value());
-  EXPECT_TRUE(list.revoked("4a"));
-  EXPECT_FALSE(reader.revoked("4a"));
+  EXPECT_TRUE(list.revoked(lost));
+  EXPECT_FALSE(reader.revoked(lost));
   ASSERT_TRUE(reader.reload_if_changed().has_value());
-  EXPECT_TRUE(reader.revoked("4a"));
+  EXPECT_TRUE(reader.revoked(lost));
+  EXPECT_EQ(reader.generation(), 1U);
+  ASSERT_TRUE(list.add("4a", "again").has_value());
+  ASSERT_TRUE(reader.reload_if_changed().has_value());
   EXPECT_EQ(reader.generation(), 1U);
   EXPECT_FALSE(list.add("not hex", "").has_value());
+}
+
+TEST(Revocation, OfAPrincipalTakesBackWhatWasIssuedUntilThen) {
+  const TempDir dir;
+  const TestCluster cluster;
+  const auto at = [&](const SpiffeId& who, std::int64_t second) {
+    const auto made = cluster.authority.issue(who, Validity::from(WallTime{second * 1'000'000'000 + 7}, std::chrono::hours(1))).value();
+    return parse_certificate(made.certificate_pem).value();
+  };
+  const auto n1 = cluster.id("n1");
+  const auto n10 = cluster.id("n10");
+  const auto worker = SpiffeId::worker("oasis", "n1", 3).value();
+  RevocationList list(dir.path() / "revoked");
+  const std::int64_t now = 1'800'000'000;
+  EXPECT_FALSE(list.revoked(at(n1, now)));
+  ASSERT_TRUE(list.add(RevocationList::entry(n1, WallTime{now * 1'000'000'000 + 999'999'999}), "stolen").has_value());
+  EXPECT_TRUE(list.revoked(at(n1, now - 86400)));
+  EXPECT_TRUE(list.revoked(at(n1, now)));
+  EXPECT_TRUE(list.revoked(at(worker, now)));
+  EXPECT_FALSE(list.revoked(at(n1, now + 1)));
+  EXPECT_FALSE(list.revoked(at(worker, now + 1)));
+  EXPECT_FALSE(list.revoked(at(n10, now)));
+  ASSERT_TRUE(list.add(RevocationList::entry(n1, WallTime{(now - 50) * 1'000'000'000}), "an older one").has_value());
+  EXPECT_TRUE(list.revoked(at(n1, now)));
+  for (const auto* bad : {"node/n1", "node/n1 soon", "node/n1 1x", "n1 1", "", "node/../n1 1"})
+    EXPECT_FALSE(list.add(bad, "").has_value()) << bad;
+}
+
+TEST(Revocation, ALineThatCannotBeReadIsNamedAndHidesNoOther) {
+  const TempDir dir;
+  const auto file = dir.path() / "revoked";
+  ASSERT_TRUE(write_private_file(file, "# lost\n4a # laptop\nnot hex\n4b\n").has_value());
+  RevocationList list(file);
+  const auto read = list.reload_if_changed();
+  ASSERT_FALSE(read.has_value());
+  EXPECT_NE(read.error().message.find("revoked:3:"), std::string::npos) << read.error().message;
+  for (const auto* serial : {"4a", "4b"}) {
+    CertificateInfo lost;
+    lost.serial = serial;
+    EXPECT_TRUE(list.revoked(lost));
+  }
 }
 
 TEST(JoinToken, SurvivesPrintingAndRefusesMangling) {

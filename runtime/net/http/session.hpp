@@ -57,6 +57,8 @@ struct BytesBody {
   };
 };
 
+constexpr std::string_view kTooManyBodies = "too many large bodies at once; send it again later";
+
 struct HttpMetrics {
   metrics::Counter& connections;
   metrics::Gauge& open;
@@ -74,6 +76,7 @@ struct HttpShared {
   std::string cluster;  // of our own identity
   std::unique_ptr<RevocationList> revocations;
   std::atomic<std::size_t> open{0};
+  std::atomic<std::size_t> body_bytes{0};  // of bodies above kBodyUncounted
   std::atomic<bool> stopping{false};
 };
 
@@ -165,6 +168,7 @@ class StreamSession final : public HttpSession {
     beast::error_code code;
     beast_socket().close(code);
     shared_.metrics.open.add(-1);
+    release_body();
     worker_.sessions.erase(std::static_pointer_cast<HttpSession>(this->shared_from_this()));
     --shared_.open;
   }
@@ -185,6 +189,7 @@ class StreamSession final : public HttpSession {
     const bool bodiless = head_only_ || response.status == 204 || response.status == 304;
     last_ = !keep_alive_;
     handling_ = false;
+    release_body();
     extend_deadline();
     write(std::move(head), bodiless ? Bytes() : std::move(response.body), true);
     work();
@@ -195,7 +200,8 @@ class StreamSession final : public HttpSession {
   static constexpr bool kTls = std::is_same_v<Stream, TlsStream>;
   static constexpr std::size_t kReadMin = 4096;
   static constexpr std::size_t kReadMax = 64U << 10;
-  static constexpr std::size_t kDrainMax = 1U << 20;
+  static constexpr std::size_t kBodyUncounted = 64U << 10;  // as many as there may be connections are no danger
+  static constexpr auto kDrainTime = std::chrono::seconds(5);
 
   std::shared_ptr<StreamSession> self() { return std::static_pointer_cast<StreamSession>(this->shared_from_this()); }
   tcp::socket& beast_socket() {
@@ -212,13 +218,16 @@ class StreamSession final : public HttpSession {
     if constexpr (kTls) {
       const tls::Certificate certificate(SSL_get1_peer_certificate(stream_.native_handle()));
       if (!certificate) return !shared_.options.require_client_certificate;
-      const auto info = tls::certificate_info(certificate.get());
-      if (!info.has_value() || info->principal.cluster() != shared_.cluster) return false;
-      static_cast<void>(shared_.revocations->reload_if_changed());
-      if (shared_.revocations->revoked(info->serial)) return false;
-      principal_ = info->principal;
+      auto info = tls::certificate_info(certificate.get());
+      if (!info.has_value() || info->principal.cluster() != shared_.cluster || revoked(*info)) return false;
+      certificate_ = std::move(info).value();
     }
     return true;
+  }
+
+  [[nodiscard]] bool revoked(const CertificateInfo& info) const {
+    static_cast<void>(shared_.revocations->reload_if_changed());  // a line that cannot be read hides no other; the links complain of it
+    return shared_.revocations->revoked(info);
   }
 
   // Parses what is there, hands over a request that is whole, and goes on with the next when that was answered at once.
@@ -247,6 +256,10 @@ class StreamSession final : public HttpSession {
     }
     if (code) {
       reject(code);
+      return true;
+    }
+    if (!hold_body(parser_->parser.get().body().size())) {
+      refuse_early(503, kTooManyBodies);
       return true;
     }
     if (parser_->parser.is_done()) {
@@ -279,13 +292,30 @@ class StreamSession final : public HttpSession {
 
   void reject(const beast::error_code& code) {
     using beast::http::error;
-    unsigned status = 400;
-    if (code == error::body_limit) status = 413;
-    if (code == error::header_limit) status = 431;
+    if (code == error::body_limit)
+      return refuse_early(413, format("request: a body of more than {} bytes; send it in parts", shared_.options.body_bytes_max));
+    refuse_early(code == error::header_limit ? 431 : 400, format("request: {}", code.message()));
+  }
+
+  // Before the request is whole.
+  void refuse_early(unsigned status, std::string_view why) {
     head_only_ = http_1_0_ = false;
     begin_answer(false);
-    answer(HttpResponse::json(status, format("{{\"error\":\"request: {}\"}}", code.message())));
+    refuse(status, why);
   }
+
+  // Counts what this session holds; false: all sessions together would hold too much.
+  bool hold_body(std::size_t bytes) {
+    if (bytes <= kBodyUncounted || bytes <= held_) return true;
+    const auto more = bytes - held_;
+    if (shared_.body_bytes.fetch_add(more, std::memory_order_relaxed) + more > shared_.options.bodies_bytes_max) {
+      shared_.body_bytes.fetch_sub(more, std::memory_order_relaxed);
+      return false;
+    }
+    held_ = bytes;
+    return true;
+  }
+  void release_body() { shared_.body_bytes.fetch_sub(std::exchange(held_, 0), std::memory_order_relaxed); }
 
   void begin_answer(bool keep_alive) {
     handling_ = true;
@@ -307,7 +337,11 @@ class StreamSession final : public HttpSession {
     request.received = started_ = shared_.clock.now();
     request.remote = remote_;
     request.is_loopback = loopback_;
-    request.principal = principal_;
+    if (certificate_) {
+      // Connections live long: it may have been revoked since the handshake.
+      if (revoked(*certificate_)) return refuse(401, "the certificate was revoked");
+      request.principal = certificate_->principal;
+    }
     if (const auto split = split_target(request); !split.has_value()) return refuse(400, split.error().message);
     if (!http_1_0_ && message.find(beast::http::field::host) == message.end()) return refuse(400, "header Host is missing");
     auto body = decode_content(message[beast::http::field::content_encoding], std::move(message.body()), shared_.options.body_bytes_max);
@@ -316,6 +350,7 @@ class StreamSession final : public HttpSession {
       return refuse(kind == ErrorCode::overloaded ? 413 : kind == ErrorCode::unimplemented ? 415 : 400, body.error().message);
     }
     request.body = std::move(body).value();
+    if (!hold_body(request.body.size())) return refuse(503, kTooManyBodies);
     HttpResponder responder(std::make_shared<HttpReply>(worker_.gate, this->weak_from_this()));
     try {
       shared_.handler(std::move(request), std::move(responder));
@@ -356,13 +391,14 @@ class StreamSession final : public HttpSession {
     });
   }
 
-  // After the last answer: closing with unread bytes would reset the connection, and the client might never see the answer.
+  // After the last answer: closing with unread bytes would reset the connection, and the client, which may read only when it has sent
+  // everything, would never see the answer.
   void drain() {
-    deadline = shared_.clock.now() + std::min<Duration>(shared_.options.idle, std::chrono::seconds(2));
+    if (drained_ == 0) deadline = shared_.clock.now() + std::min<Duration>(shared_.options.idle, kDrainTime);
     beast::error_code code;
     if (drained_ == 0) beast_socket().shutdown(tcp::socket::shutdown_send, code);
     buffer_.consume(buffer_.size());
-    if (drained_ > kDrainMax) return close();
+    if (drained_ > 4 * shared_.options.body_bytes_max + (1U << 20)) return close();
     beast_socket().async_read_some(buffer_.prepare(kReadMax), [self = self()](const beast::error_code& failure, std::size_t bytes) {
       if (self->closed_) return;
       self->drained_ += bytes + 1;
@@ -395,7 +431,7 @@ class StreamSession final : public HttpSession {
   std::optional<Request> parser_;
   std::string remote_;
   bool loopback_ = false;
-  std::optional<SpiffeId> principal_;
+  std::optional<CertificateInfo> certificate_;  // of the client
   std::string head_;
   Bytes body_;
   Instant started_;
@@ -408,6 +444,7 @@ class StreamSession final : public HttpSession {
   bool head_only_ = false;
   bool http_1_0_ = false;
   std::size_t drained_ = 0;
+  std::size_t held_ = 0;  // bytes of the body, as counted in shared_.body_bytes
 };
 
 }  // namespace falaj::net
