@@ -3,6 +3,7 @@
 #include <capnp/compat/json.h>
 #include <kj/exception.h>
 
+#include "runtime/base/bytes.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/json_syntax.hpp"
 #include "runtime/base/limits.hpp"
@@ -16,13 +17,27 @@ std::string one_line(kj::StringPtr description) {
   return out;
 }
 
+// Texts may hold any bytes that somebody sent: what is not UTF-8 becomes U+FFFD, so that a reader of JSON can read the rest.
+std::string repaired(std::string_view text) {
+  std::string out;
+  while (!text.empty()) {
+    std::size_t length = 1;
+    while (length <= 4 && length <= text.size() && !is_utf8(text.substr(0, length))) ++length;
+    const bool good = length <= 4 && length <= text.size();
+    out += good ? text.substr(0, length) : std::string_view("\xef\xbf\xbd");
+    text.remove_prefix(good ? length : 1);
+  }
+  return out;
+}
+
 }  // namespace
 
 std::string to_json(capnp::DynamicStruct::Reader value, JsonStyle style) {
   capnp::JsonCodec codec;
   codec.setPrettyPrint(style == JsonStyle::pretty);
   const auto text = codec.encode(value, value.getSchema());
-  return {text.cStr(), text.size()};
+  const std::string_view all(text.cStr(), text.size());
+  return is_utf8(all) ? std::string(all) : repaired(all);
 }
 
 Status from_json(std::string_view json, capnp::DynamicStruct::Builder into) {

@@ -51,6 +51,7 @@ struct InferReply {
   computeNs @5 :UInt64;
   rows @6 :UInt32;
   batchRows @7 :UInt32;     # of the run that these rows were part of
+  unknown @8 :UInt32;       # categories of these rows that the model does not know, and took as missing
 }
 
 struct Predict $A.verb("serving.predict") {

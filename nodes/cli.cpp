@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <iterator>
 
 namespace falaj::nodes {
 
@@ -81,7 +82,9 @@ std::string table(const std::vector<std::vector<std::string>>& rows) {
   for (const auto& row : rows) {
     if (!out.empty()) out += '\n';
     for (std::size_t i = 0; i < row.size(); ++i) {
-      out += row[i];
+      // Names may come from anybody: none may steer the terminal.
+      std::ranges::transform(row[i], std::back_inserter(out),
+                             [](unsigned char c) { return c < 0x20 || c == 0x7f ? '?' : static_cast<char>(c); });
       if (i + 1 < row.size()) out.append(widths[i] - row[i].size() + 2, ' ');
     }
   }

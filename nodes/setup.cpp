@@ -29,14 +29,7 @@ Status make_directory(const fs::path& path) {
   return {};
 }
 
-}  // namespace
-
-Status init_cluster(const ClusterDir& dir, const std::string& cluster, const Clock& clock) {
-  if (dir.exists())
-    return error(ErrorCode::conflict,
-                 format("{} holds a cluster already; choose another directory, or remove this one first", dir.root.string()));
-  if (fs::exists(dir.root) && !fs::is_empty(dir.root))
-    return error(ErrorCode::conflict, format("{} is not empty; choose a new directory", dir.root.string()));
+Status fill_cluster(const ClusterDir& dir, const std::string& cluster, const Clock& clock) {
   FALAJ_TRY(make_directory(dir.root));
   FALAJ_TRY(make_directory(dir.ca()));
   FALAJ_TRY(make_directory(dir.root / "principals"));
@@ -45,6 +38,22 @@ Status init_cluster(const ClusterDir& dir, const std::string& cluster, const Clo
   FALAJ_TRY(net::write_private_file(dir.rights(), governance::default_rights_toml()));
   FALAJ_TRY(authority.save(dir.ca()));  // last: it is what makes the directory a cluster
   return add_principal(dir, "person/admin", clock);
+}
+
+}  // namespace
+
+Status init_cluster(const ClusterDir& dir, const std::string& cluster, const Clock& clock) {
+  if (dir.exists())
+    return error(ErrorCode::conflict,
+                 format("{} holds a cluster already; choose another directory, or remove this one first", dir.root.string()));
+  if (fs::exists(dir.root) && !fs::is_empty(dir.root))
+    return error(ErrorCode::conflict, format("{} is not empty; choose a new directory", dir.root.string()));
+  auto done = fill_cluster(dir, cluster, clock);
+  if (done || done.error().code == ErrorCode::conflict) return done;  // a conflict: somebody else was quicker, and it is theirs
+  // Half a cluster is in everybody's way. The first error is the one to tell.
+  std::error_code none;
+  for (const auto& made : {dir.ca(), dir.rights(), dir.root / "principals", dir.root / "nodes"}) fs::remove_all(made, none);
+  return done;
 }
 
 Status add_principal(const ClusterDir& dir, std::string_view who, const Clock& clock) {

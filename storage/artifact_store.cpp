@@ -520,6 +520,8 @@ Status ArtifactStore::rewrap() {
 }
 
 Result<ArtifactFiles> artifact_files(const fs::path& dir) {
+  FALAJ_ASSIGN(const auto form, read_format(dir));
+  if (form.version > kArtifactFormat) return newer_format(dir.string(), form.version, kArtifactFormat);
   ArtifactFiles out;
   const auto look = [&](const fs::path& path, ByteView magic, std::uint64_t bytes_max) {
     if (!out.first_bad.empty()) return;

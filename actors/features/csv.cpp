@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 
 #include "runtime/base/format.hpp"
 
@@ -24,6 +25,8 @@ Result<ByteSource> bytes_of_file(const std::string& path) {
   struct Close {
     void operator()(std::FILE* file) const { static_cast<void>(std::fclose(file)); }  // only read from: nothing to lose
   };
+  std::error_code none;
+  if (std::filesystem::is_directory(path, none)) return invalid(format("{}: a directory; give a CSV file", path));
   std::unique_ptr<std::FILE, Close> file(std::fopen(path.c_str(), "rb"));
   if (!file) return error(ErrorCode::not_found, format("{}: cannot be opened for reading", path));
   return ByteSource([file = std::move(file), path](std::span<char> out) -> Result<std::size_t> {

@@ -182,19 +182,22 @@ kernels::Shape Session::shape_of(std::size_t input, const Part& first) const {
   return shape;
 }
 
-void Session::fill_strings(std::size_t input, const Part& part, std::span<std::string> out) {
+// Gives the number of categories that the model does not know.
+std::uint32_t Session::fill_strings(std::size_t input, const Part& part, std::span<std::string> out) {
   const auto at = part.fit.at[input];
   if (at < 0) {
     for (auto& value : out) value.clear();
-    return;
+    return 0;
   }
   const auto given = part.request.getInputs()[static_cast<unsigned>(at)].getStrings();
   const bool counts = model_->has_categories(input);
+  std::uint32_t unknown = 0;
   for (std::size_t i = 0; i < out.size(); ++i) {
     const auto value = as_text(bytes(given[static_cast<unsigned>(i)]));
     out[i].assign(value);
-    if (counts && !value.empty() && !model_->knows(input, value)) ++unknown_[input];
+    if (counts && !value.empty() && !model_->knows(input, value)) ++unknown;
   }
+  return unknown;
 }
 
 void Session::fill(std::size_t input, std::span<const Part> parts) {
@@ -205,11 +208,14 @@ void Session::fill(std::size_t input, std::span<const Part> parts) {
   if (tensor.empty() || !(tensor.shape() == shape)) tensor = kernels::Tensor(row->kernel, shape);
   const auto width = spec.batched ? tensor.elements() / static_cast<std::size_t>(total_) : tensor.elements();
   std::size_t from = 0;  // elements
-  for (const auto& part : parts) {
+  for (std::size_t p = 0; p < parts.size(); ++p) {
+    const auto& part = parts[p];
     const auto count = spec.batched ? static_cast<std::size_t>(part.fit.rows) * width : width;
     const auto at = part.fit.at[input];
     if (spec.type == DataType::BYTES) {
-      fill_strings(input, part, tensor.mutable_data<std::string>().subspan(from, count));
+      const auto unknown = fill_strings(input, part, tensor.mutable_data<std::string>().subspan(from, count));
+      unknown_[input] += unknown;
+      unknown_of_[p] += unknown;
     } else if (at >= 0) {
       const auto content = part.request.getInputs()[static_cast<unsigned>(at)].getContent();
       auto* to = static_cast<std::uint8_t*>(tensor.mutable_raw()) + from * row->size;
@@ -228,6 +234,7 @@ Status Session::run(std::span<const Part> parts) {
   total_ = 0;
   for (const auto& part : parts) total_ += part.fit.rows;
   std::ranges::fill(unknown_, 0);
+  unknown_of_.assign(parts.size(), 0);
   for (std::size_t i = 0; i < inputs_.size(); ++i) fill(i, parts);
   return executor_.run(inputs_, outputs_);
 }

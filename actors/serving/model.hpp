@@ -83,17 +83,19 @@ class Session {
   void answer(messages::InferReply::Builder into, messages::Infer::Reader request, std::int64_t first, std::int64_t rows) const;
   // Unknown categories of the last run, by input.
   [[nodiscard]] const std::vector<std::uint64_t>& unknown() const { return unknown_; }
+  [[nodiscard]] std::uint32_t unknown_of(std::size_t part) const { return unknown_of_.at(part); }
 
  private:
   kernels::Shape shape_of(std::size_t input, const Part& first) const;
   void fill(std::size_t input, std::span<const Part> parts);
-  void fill_strings(std::size_t input, const Part& part, std::span<std::string> out);
+  std::uint32_t fill_strings(std::size_t input, const Part& part, std::span<std::string> out);
 
   std::shared_ptr<const Model> model_;
   kernels::Executor executor_;
   std::vector<kernels::Tensor> inputs_;
   std::vector<kernels::Tensor> outputs_;
   std::vector<std::uint64_t> unknown_;
+  std::vector<std::uint32_t> unknown_of_;  // by part
   std::int64_t total_ = 0;
 };
 

@@ -256,6 +256,7 @@ class Replica final : public ActorOf<Replica> {
               b.setComputeNs(static_cast<std::uint64_t>((end - begin).count()));
               b.setRows(static_cast<std::uint32_t>(rows));
               b.setBatchRows(static_cast<std::uint32_t>(run.rows));
+              b.setUnknown(run.session->unknown_of(i));
               run.session->answer(b, *queued.message, first, rows);
             },
             128));

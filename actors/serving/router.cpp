@@ -316,6 +316,7 @@ class Router final : public ActorOf<Router> {
     t.queue->record(Duration(static_cast<Duration::rep>(reply.getQueueNs())));
     t.compute->record(Duration(static_cast<Duration::rep>(reply.getComputeNs())));
     t.rows->add(reply.getRows());
+    if (reply.getUnknown() != 0) t.unknown->add(reply.getUnknown());
     if (reply.getBatchRows() != 0) t.runs->add(static_cast<double>(reply.getRows()) / reply.getBatchRows());
     t.last->set(static_cast<double>(ctx.wall().unix_ns) * 1e-9);
     t.version->set(static_cast<double>(reply.getVersion()));

@@ -17,6 +17,7 @@ Traffic traffic_of(metrics::Registry& registry, const std::string& deployment) {
       .queue = histogram("falaj_serving_queue_seconds", "Of this, in a replica's queue"),
       .compute = histogram("falaj_serving_infer_seconds", "Of this, in the model"),
       .rows = counter("falaj_serving_inferences_total", "Rows answered"),
+      .unknown = counter("falaj_serving_unknown_values_total", "Categories in requests that the model does not know, taken as missing"),
       .runs = gauge("falaj_serving_executions", "Runs of the model for these rows, by each request's share of its batch"),
       .last = gauge("falaj_serving_last_seconds", "When a request was last answered, in seconds since 1970"),
       .version = gauge("falaj_serving_version", "Version of the model that answered last"),

@@ -18,10 +18,11 @@ struct Traffic {
   metrics::Histogram* queue;
   metrics::Histogram* compute;
   metrics::Counter* rows;
-  metrics::Gauge* runs;     // by each request's share of its batch, hence a fraction
-  metrics::Gauge* last;     // seconds since 1970
-  metrics::Gauge* version;  // that answered last
-  metrics::Gauge* pending;  // requests under way
+  metrics::Counter* unknown;  // categories in them
+  metrics::Gauge* runs;       // by each request's share of its batch, hence a fraction
+  metrics::Gauge* last;       // seconds since 1970
+  metrics::Gauge* version;    // that answered last
+  metrics::Gauge* pending;    // requests under way
 };
 
 Traffic traffic_of(metrics::Registry& registry, const std::string& deployment);

@@ -218,7 +218,9 @@ TEST_F(Replica, DescribesItsModel) {
 TEST_F(Replica, TakesMissingValuesAndCountsUnknownCategories) {
   start_ready();
   EXPECT_EQ(values(ask(request({{std::numeric_limits<float>::quiet_NaN(), "a"}}))), std::vector<float>{100});
-  EXPECT_EQ(values(ask(request({{std::nullopt, "zebra"}}))), std::vector<float>{100});
+  const auto unknown = ask(request({{std::nullopt, "zebra"}}));
+  EXPECT_EQ(values(unknown), std::vector<float>{100});
+  EXPECT_EQ(unknown->open<InferReply>().value()->getUnknown(), 1U);
   EXPECT_EQ(values(ask(request({{1, std::nullopt}}))), std::vector<float>{2});
   EXPECT_EQ(count("falaj_serving_unknown_categories_total", {{"deployment", "m"}, {"input", "word"}}), 1U);
 }

