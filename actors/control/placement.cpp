@@ -21,6 +21,7 @@ namespace {
 // A node that died is given this long to come back before its replicas are placed elsewhere, as long as another replica answers.
 constexpr auto kReturnGrace = std::chrono::seconds(3);
 constexpr std::string_view kPrefix = "placement/";
+constexpr std::string_view kReplicas = "serving/replica/";
 
 Message status_message(std::string_view phase, std::string_view why, std::uint32_t ready, std::uint32_t wanted) {
   return Message::build<ResourceStatus>([&](ResourceStatus::Builder b) {
@@ -67,6 +68,16 @@ Task<> Placer::begin(Context& ctx) {
     if (!up && !placed.node_down) placed.node_down_since = ctx.now();
     placed.node_down = !up;
     if (!up || Incarnation(node->getIncarnation()) != placed.confirmed_by) placed.confirmed = false;
+  }
+  // A node that was away comes back with what has been placed elsewhere meanwhile, or is wanted no more.
+  std::vector<std::pair<std::string, std::string>> strays;
+  for (const auto entry : view->view().getDirectory()) {
+    const std::string name(text(entry.getName()));
+    if (name.starts_with(kReplicas) && !placed_.contains(name)) strays.emplace_back(name, text(entry.getNode()));
+  }
+  for (const auto& [name, node] : strays) {
+    const auto done = co_await stop(ctx, name, node);
+    if (done) log::info("control", "stopped a stray", {{"actor", name}, {"node", node}});
   }
 }
 
@@ -142,7 +153,7 @@ Task<Status> Placer::place(Context& ctx, Message record, Target target, std::uin
   placed.index = index;
   placed.generation = ++generation_;
   placed.node = node;
-  const std::string name = format("serving/replica/{}/{}.{}", placed.deployment, index, placed.generation);
+  const std::string name = format("{}{}/{}.{}", kReplicas, placed.deployment, index, placed.generation);
   placed.spec = Message::build<EnsureActor>(
       [&](EnsureActor::Builder b) {
         auto actor = b.initActor();
@@ -190,19 +201,25 @@ Task<Status> Placer::ensure(Context& ctx, std::string name) {
   co_return Status{};
 }
 
+Task<Status> Placer::stop(Context& ctx, std::string name, std::string node) {
+  const auto drop = Message::build<DropActor>([&](DropActor::Builder b) { b.setName(name); });
+  auto dropped = ctx.ask<Empty>(ctx.find("control/membership"), drop);
+  static_cast<void>(co_await dropped);  // routers stop choosing it first; what follows goes out all the same
+  const auto message = Message::build<StopActor>([&](StopActor::Builder b) {
+    b.setName(name);
+    b.setEpoch(epoch_.value());
+  });
+  auto asked = ctx.ask<Empty>(ctx.find(agent_name(node)), message, {.lane = Lane::control});
+  const auto done = co_await asked;
+  if (!done) co_return done.error();
+  co_return Status{};
+}
+
 Task<> Placer::retire(Context& ctx, std::string name) {
   const auto known = placed_.find(name);
   if (known == placed_.end()) co_return;
   if (!known->second.node_down) {
-    const auto stop = Message::build<StopActor>([&](StopActor::Builder b) {
-      b.setName(name);
-      b.setEpoch(epoch_.value());
-    });
-    auto dropped =
-        ctx.ask<Empty>(ctx.find("control/membership"), Message::build<DropActor>([&](DropActor::Builder b) { b.setName(name); }));
-    static_cast<void>(co_await dropped);  // routers stop choosing it first; asked again below if this was lost
-    auto asked = ctx.ask<Empty>(ctx.find(agent_name(known->second.node)), stop, {.lane = Lane::control});
-    const auto done = co_await asked;
+    const auto done = co_await stop(ctx, name, known->second.node);
     if (!done) co_return;  // the next look tries again
   }
   auto* store = &store_;
@@ -224,7 +241,7 @@ Task<Message> Placer::deployment(Context& ctx, Message record) {
   std::string trouble;
   std::uint32_t ready_count = 0;
   std::vector<std::string> surplus;
-  const auto healthy = view->ready_with_prefix("serving/replica/" + name + "/").size();
+  const auto healthy = view->ready_with_prefix(format("{}{}/", kReplicas, name)).size();
   const auto moves = crowded(name, count, *view);
   for (std::uint32_t index = 0; index < count; ++index) {
     std::string current;  // the newest that fits

@@ -18,8 +18,8 @@ class Placer {
  public:
   Placer(storage::ControlStore& store, cluster::ClusterViewHolder& view, Epoch epoch) : store_(store), view_(view), epoch_(epoch) {}
 
-  void load();  // what was placed before; throws std::runtime_error when it cannot be read
-  Task<> begin(Context& ctx);
+  void load();                 // what was placed before; throws std::runtime_error when it cannot be read
+  Task<> begin(Context& ctx);  // notes which nodes are there, and stops replicas that nobody placed
   // One step towards what the record wants; gives its ResourceStatus.
   Task<Message> deployment(Context& ctx, Message record);
   Task<> remove_others(Context& ctx, std::set<std::string> deployments);
@@ -46,6 +46,7 @@ class Placer {
   Task<Result<Target>> resolve(Context& ctx, Message record);
   Task<Status> place(Context& ctx, Message record, Target target, std::uint32_t index, std::string node);
   Task<Status> ensure(Context& ctx, std::string name);
+  Task<Status> stop(Context& ctx, std::string name, std::string node);
   Task<> retire(Context& ctx, std::string name);
   [[nodiscard]] bool ready(const std::string& name, const cluster::ClusterSnapshot& view) const;
   [[nodiscard]] bool fits(const Placed& placed, const Target& target, messages::Deployment::Reader wanted) const;

@@ -4,6 +4,8 @@ was given, so that an answer proves whose it is."""
 import collections
 import http.client
 import json
+import os
+import signal
 import struct
 import threading
 
@@ -33,11 +35,14 @@ def echo(cluster, tmp_path_factory):
     return cluster
 
 
-def replicas_ready(cluster):
-    def ready():
-        return len([d for d in cluster.json("status")["view"]["directory"] if d["name"].startswith("serving/replica/echo/") and d.get("ready")]) == 2
+def nodes_of_replicas(cluster):
+    """The node of each replica that can answer."""
+    directory = cluster.json("status")["view"]["directory"]
+    return sorted(d["node"] for d in directory if d["name"].startswith("serving/replica/echo/") and d.get("ready"))
 
-    eventually("both replicas can answer", ready, timeout=60)
+
+def replicas_ready(cluster):
+    eventually("both replicas can answer", lambda: len(nodes_of_replicas(cluster)) == 2, timeout=60)
 
 
 class Work:
@@ -138,3 +143,17 @@ def test_actor_messages(echo, seed):
                 work.wrong.append(("an answer too many", correlation - 1))
 
     Work(2, run).kill_along_the_way(echo, seed.sample(["serving-1", "serving-2"], 2))
+
+
+def test_replicas_that_had_to_share_a_node_are_moved_apart_again(echo):
+    """A node that is held up for longer than control waits finds its replica placed elsewhere when it goes on."""
+    each_its_own = ["serving-1", "serving-2"]
+    eventually("there is one on each node", lambda: nodes_of_replicas(echo) == each_its_own, timeout=60)
+    held_up = echo.pid("serving-2")
+    os.kill(held_up, signal.SIGSTOP)
+    try:
+        eventually("both are on one node", lambda: nodes_of_replicas(echo) == ["serving-1"] * 2, timeout=60)
+    finally:
+        os.kill(held_up, signal.SIGCONT)
+    eventually("there is one on each node again, and no third", lambda: nodes_of_replicas(echo) == each_its_own, timeout=60)
+    assert echo.pid("serving-2") == held_up
