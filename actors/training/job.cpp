@@ -597,7 +597,8 @@ class Job final : public ActorOf<Job> {
     state_.message = std::move(message);
     state_.finished_ns = ctx.wall().unix_ns;
     ++state_.epoch;
-    log::info("training", "run over", {{"run", run_}, {"phase", phase}, {"message", state_.message}});
+    // Why is in the run's record (`falaj runs show`): it may quote data, which are kept in no log.
+    log::info("training", "run over", {{"run", run_}, {"phase", phase}});
     dismiss(ctx);
     ctx.start(close(ctx));
   }

@@ -253,7 +253,7 @@ class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
   }
 
   Task<> give_up(Context& ctx, std::uint64_t epoch, std::uint32_t fold, Error why) {
-    log::error("training", "the fit cannot go on", {{"fold", fold}, {"reason", why.message}});
+    log::error("training", "the fit cannot go on; the run's record says why", {{"fold", fold}, {"code", to_string(why.code)}});
     auto told = tell_surely(ctx, epoch, Message::build<FitFailed>([&](FitFailed::Builder b) {
                               b.setEpoch(epoch);
                               b.setFold(fold);
