@@ -120,11 +120,9 @@ Figures run_peer(std::string_view name, const std::vector<std::string>& argument
 }
 
 void Gate::open() {
-  {
-    const std::scoped_lock lock(mutex_);
-    open_ = true;
-  }
-  changed_.notify_all();
+  const std::scoped_lock lock(mutex_);
+  open_ = true;
+  changed_.notify_all();  // under the lock: whoever waits may drop this object as soon as it is free
 }
 
 bool Gate::wait(Duration patience) {

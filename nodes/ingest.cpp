@@ -36,12 +36,10 @@ class BatchSender {
 
  private:
   void done(const Result<Message>& answer) {
-    {
-      const std::scoped_lock lock(mutex_);
-      --in_flight_;
-      if (!answer && !failure_) failure_ = answer.error();
-    }
-    changed_.notify_all();
+    const std::scoped_lock lock(mutex_);
+    --in_flight_;
+    if (!answer && !failure_) failure_ = answer.error();
+    changed_.notify_all();  // under the lock: finish() may drop this object as soon as it is free
   }
   Client& client_;
   std::mutex mutex_;

@@ -114,6 +114,7 @@ class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
     FALAJ_CO_TRY(co_await std::move(reduction));
     auto update = ctx.blocking([learner = learner_, buffers = buffers_] { return learner->commit(buffers->sum); });
     FALAJ_CO_TRY(co_await update);
+    at_ = learner_->progress();
     if (ring_.rank == 0) {
       report(ctx, learner_->done());
       checkpoint(ctx);
@@ -123,7 +124,7 @@ class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
 
   // Deterministic: a left fold over the micro-shards in their order. Otherwise each rank sums its own first.
   Task<Status> all_reduce(Context& ctx) {
-    const std::uint64_t sequence = learner_->progress().step + 1;
+    const std::uint64_t sequence = at_.step + 1;
     const Instant deadline = ctx.now() + options_.collective_timeout;
     buffers_->sum.resize(learner_->width());
     reduced_.reset();
@@ -161,7 +162,7 @@ class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
       outcome = co_await finish;
     }
     const std::uint32_t fold = fold_;
-    const Progress progress = learner_->progress();
+    const Progress progress = at_;
     leave();
     if (epoch_ != epoch) co_return;
     if (!status.has_value()) {
@@ -186,25 +187,23 @@ class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
     if (!at_once && checkpoint.empty() && reported_epoch_ == epoch_ && ctx.now() - reported_at_ < kReportEvery) return;
     reported_epoch_ = epoch_;
     reported_at_ = ctx.now();
-    const Progress progress = learner_->progress();
     ctx.tell(job(ctx), Message::build<StepReport>([&](StepReport::Builder b) {
                b.setEpoch(epoch_);
                b.setFold(fold_);
-               b.setStep(progress.step);
-               b.setSteps(progress.steps);
-               b.setSamples(progress.samples);
-               b.setLoss(progress.loss);
-               b.setValidationLoss(progress.validation_loss);
+               b.setStep(at_.step);
+               b.setSteps(at_.steps);
+               b.setSamples(at_.samples);
+               b.setLoss(at_.loss);
+               b.setValidationLoss(at_.validation_loss);
                b.setCheckpoint(checkpoint);
                b.setCheckpointStep(checkpoint_step);
              }));
   }
 
   void checkpoint(Context& ctx) {
-    const std::uint64_t now = learner_->progress().step;
-    if (checkpointing_ || learner_->done() || now % checkpoint_every_ != 0) return;
+    if (checkpointing_ || learner_->done() || at_.step % checkpoint_every_ != 0) return;
     checkpointing_ = true;
-    ctx.start(write_checkpoint(ctx, fold_, now, learner_->state()));
+    ctx.start(write_checkpoint(ctx, fold_, at_.step, learner_->state()));
   }
 
   // Beside the training; the next one is left out while this one is under way.
@@ -339,6 +338,7 @@ class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
     auto making = ctx.blocking([course = course_, fold] { return course->learner(fold); });
     FALAJ_CO_ASSIGN(auto made, co_await making);
     learner_ = std::move(made);
+    at_ = learner_->progress();
     fold_ = fold;
     co_return Status{};
   }
@@ -380,7 +380,7 @@ class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
       b.setListen(options_.listen);
       b.setPid(options_.pid);
       b.setReady(ready);
-      if (learner_) b.setStep(learner_->progress().step);
+      b.setStep(at_.step);
       b.setFold(fold_);
       if (!ready) return;
       const auto steps = course_->steps();
@@ -409,7 +409,7 @@ class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
     if (epoch_ != epoch) co_return m.refuse(stale());
     m.reply(Message::build<RevokeReply>([&](RevokeReply::Builder b) {
       b.setFold(fold_);
-      b.setStep(learner_ ? learner_->progress().step : 0);
+      b.setStep(at_.step);
       b.setHolds(learner_ != nullptr);
     }));
   }
@@ -427,7 +427,7 @@ class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
     if (epoch_ != epoch) co_return m.refuse(stale());
     if (!prepared.has_value()) co_return m.refuse(prepared.error());
     met_ = epoch;
-    m.reply(Message::build<RendezvousReply>([&](RendezvousReply::Builder b) { b.setStep(learner_->progress().step); }));
+    m.reply(Message::build<RendezvousReply>([&](RendezvousReply::Builder b) { b.setStep(at_.step); }));
   }
 
   void go(Context& ctx, Msg<Go> m) {
@@ -441,8 +441,8 @@ class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
     FALAJ_CO_TRY(co_await std::move(meeting));
     auto taking = take_state(ctx, plan);
     FALAJ_CO_TRY(co_await std::move(taking));
-    if (learner_->progress().step != plan.getStep()) {
-      co_return failed(format("holds step {} where the rendezvous wants {}", learner_->progress().step, plan.getStep()));
+    if (at_.step != plan.getStep()) {
+      co_return failed(format("holds step {} where the rendezvous wants {}", at_.step, plan.getStep()));
     }
     co_return Status{};
   }
@@ -501,7 +501,7 @@ class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
   Task<Status> take_state(Context& ctx, Rendezvous::Reader plan) {
     const std::uint64_t epoch = plan.getEpoch();
     const bool here = learner_ && fold_ == plan.getFold();
-    if (here && learner_->progress().step == plan.getStep()) co_return Status{};
+    if (here && at_.step == plan.getStep()) co_return Status{};
     if (!here || plan.getStep() == 0) {
       auto making = make_learner(ctx, plan.getFold());
       FALAJ_CO_TRY(co_await std::move(making));
@@ -520,7 +520,9 @@ class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
     }
     if (epoch_ != epoch) co_return stale();
     auto loading = ctx.blocking([learner = learner_, state = std::move(state)] { return learner->load(state); });
-    co_return co_await loading;
+    FALAJ_CO_TRY(co_await loading);
+    at_ = learner_->progress();
+    co_return Status{};
   }
 
   Task<Result<Bytes>> fetch_from(Context& ctx, std::uint64_t epoch, ActorRef source) {
@@ -555,7 +557,7 @@ class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
     const auto piece = ByteView(served_).subspan(offset, std::min(limits::kChunkBytes, served_.size() - offset));
     m.reply(Message::build<StateChunk>(
         [&](StateChunk::Builder b) {
-          b.setStep(learner_->progress().step);
+          b.setStep(at_.step);
           b.setTotal(served_.size());
           b.setOffset(offset);
           b.setContent(data(piece));
@@ -608,10 +610,11 @@ class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
   Ring ring_;
   kernels::Communicator collectives_;
 
-  bool busy_ = false;  // somebody works with the learner
+  bool busy_ = false;  // somebody works with the learner: nobody else touches it
   Gate rest_;
   std::shared_ptr<Learner> learner_;
   std::uint32_t fold_ = 0;
+  Progress at_;  // the learner's, as of its last rest: the pool may be writing its own
   std::shared_ptr<Buffers> buffers_ = std::make_shared<Buffers>();
   std::optional<Status> reduced_;
   Gate reduction_;
