@@ -35,6 +35,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -198,14 +199,19 @@ struct ChildSpec {
   Restart restart = Restart::permanent;
   Duration shutdown = std::chrono::seconds(5);  // then its tasks are destroyed and it is dropped (brutal kill); zero: at once
   std::string name;                             // registered on this node, found by ctx.find(); empty: not registered
+  bool significant = false;  // its own end, when it is not restarted, counts for Supervision::auto_shutdown; not permanent
   MailboxLimits mailbox;
 };
+
+// Whether the parent ends normally, and its children with it, when significant ones have ended by themselves and are not restarted.
+enum class AutoShutdown : std::uint8_t { never, any_significant, all_significant };
 
 struct Supervision {
   Strategy strategy = Strategy::one_for_one;
   std::uint32_t intensity = 5;  // more restarts than this within `period`: the supervisor itself fails
   Duration period = std::chrono::seconds(10);
   Backoff backoff;
+  AutoShutdown auto_shutdown = AutoShutdown::never;
 };
 
 struct SupervisorSpec {
@@ -224,6 +230,14 @@ namespace detail {
 struct AskState;
 struct WaitState;
 }  // namespace detail
+
+// What ask_all brings. Not answered (nullopt): the quorum was there first, or could no longer be; what it answers later is dropped.
+template <class Reply>
+struct Answers {
+  std::vector<std::optional<Result<View<Reply>>>> from;  // in the order of the refs
+  std::size_t replies = 0;
+  bool quorum = false;  // as many replied as were wanted
+};
 
 class Context {
  public:
@@ -250,6 +264,10 @@ class Context {
   // co_await gives Result<View<Reply>>. options.timeout: limits::kAskDefault when not given.
   template <class Reply>
   [[nodiscard]] auto ask(const ActorRef& to, Message message, const SendOptions& options = {});
+  // The same message to all at once; co_await gives Answers<Reply> as soon as `quorum` of them have replied, or so many no longer can;
+  // 0: when each has replied or been refused. More wanted than there are refs: at once, and nothing is sent.
+  template <class Reply>
+  [[nodiscard]] auto ask_all(std::vector<ActorRef> to, Message message, std::size_t quorum = 0, const SendOptions& options = {});
 
   // -- time
   [[nodiscard]] auto sleep(Duration duration);                                                 // co_await

@@ -7,12 +7,28 @@
 namespace falaj {
 namespace detail {
 
+// How far an ask_all is. Says once that the coroutine may go on.
+struct GatherState {
+  std::size_t wanted = 0;  // zero: the end of each
+  std::size_t left = 0;    // asks without an end
+  std::size_t replies = 0;
+  bool over = false;
+
+  [[nodiscard]] bool ended(bool replied) noexcept {
+    --left;
+    if (replied) ++replies;
+    if (over) return false;
+    over = wanted == 0 ? left == 0 : replies >= wanted || replies + left < wanted;
+    return over;
+  }
+};
+
 // Lives in the coroutine frame while it waits. When the frame is destroyed first, the context is told to forget it.
 struct AskState {
   Context* context = nullptr;
   std::coroutine_handle<> waiting;
   CorrelationId correlation;
-  TimerId timer = 0;
+  GatherState* gather = nullptr;          // one of many: it says when to resume
   std::optional<Result<Message>> result;  // set by the host before it resumes
   bool pending = false;
 
@@ -68,6 +84,60 @@ class AskAwaiter {
   Message message_;
   SendOptions options_;
   AskState state_;
+};
+
+template <class Reply>
+class AskAllAwaiter {
+ public:
+  AskAllAwaiter(Context& context, std::vector<ActorRef> to, Message message, std::size_t quorum, SendOptions options)
+      : context_(&context), to_(std::move(to)), message_(std::move(message)), options_(std::move(options)) {
+    gather_.wanted = quorum;
+    gather_.left = to_.size();
+  }
+  // Moved only before it is awaited: nothing is pending then.
+  AskAllAwaiter(AskAllAwaiter&& other) noexcept
+      : context_(other.context_),
+        to_(std::move(other.to_)),
+        message_(std::move(other.message_)),
+        options_(std::move(other.options_)),
+        gather_(other.gather_) {}
+  [[nodiscard]] bool await_ready() const noexcept {
+    return to_.size() < gather_.wanted || to_.empty();
+  }  // nothing to wait for: none is sent
+  void await_suspend(std::coroutine_handle<> caller) {
+    states_ = std::make_unique<AskState[]>(to_.size());
+    for (std::size_t i = 0; i < to_.size(); ++i) {
+      states_[i].context = context_;
+      states_[i].waiting = caller;
+      states_[i].gather = &gather_;
+      states_[i].begin(to_[i], message_, options_);
+    }
+  }
+  Answers<Reply> await_resume() {
+    Answers<Reply> out;
+    out.from.resize(to_.size());
+    for (std::size_t i = 0; states_ && i < to_.size(); ++i) {
+      auto& result = states_[i].result;
+      if (!result) continue;
+      if (!result->has_value()) {
+        out.from[i].emplace(std::move(*result).error());
+        continue;
+      }
+      out.from[i].emplace(result->value().template open<Reply>());
+      if (out.from[i]->has_value()) ++out.replies;
+    }
+    out.quorum = out.replies >= (gather_.wanted == 0 ? to_.size() : gather_.wanted);
+    states_.reset();  // whoever has not answered is no longer waited for
+    return out;
+  }
+
+ private:
+  Context* context_;
+  std::vector<ActorRef> to_;
+  Message message_;
+  SendOptions options_;
+  GatherState gather_;
+  std::unique_ptr<AskState[]> states_;
 };
 
 class SleepAwaiter {
@@ -146,6 +216,11 @@ class BlockingAwaiter {
 template <class Reply>
 auto Context::ask(const ActorRef& to, Message message, const SendOptions& options) {
   return detail::AskAwaiter<Reply>(*this, to, std::move(message), options);
+}
+
+template <class Reply>
+auto Context::ask_all(std::vector<ActorRef> to, Message message, std::size_t quorum, const SendOptions& options) {
+  return detail::AskAllAwaiter<Reply>(*this, std::move(to), std::move(message), quorum, options);
 }
 
 inline auto Context::sleep(Duration duration) { return detail::SleepAwaiter(*this, duration); }

@@ -29,6 +29,7 @@
 #include "runtime/host/cell.hpp"
 #include "runtime/host/common_host.hpp"
 #include "runtime/host/run_queues.hpp"
+#include "runtime/host/watchdog.hpp"
 
 #if defined(__SANITIZE_THREAD__)
 #define FALAJ_TSAN 1
@@ -59,7 +60,7 @@ void taken_over([[maybe_unused]] void* what) noexcept {
 
 // The worker on whose thread we are, if any, and whose host it belongs to.
 thread_local caf::execution_unit* t_unit = nullptr;
-thread_local const void* t_host = nullptr;
+thread_local const Watchdog* t_host = nullptr;
 thread_local unsigned t_in_front = 0;
 // exec_later puts a cell before all others of its worker; two that answer each other would starve the rest.
 constexpr unsigned kInFrontMax = 64;
@@ -72,12 +73,13 @@ constexpr std::uint16_t kSlowTurns = 32;  // so many turns of an actor that took
 
 class CafCell final : public Cell, public caf::resumable {
  public:
-  CafCell(CellInit init, const void* host) : Cell(std::move(init)), host_(host) {}
+  CafCell(CellInit init, Watchdog& host) : Cell(std::move(init)), host_(host) {}
 
   resume_result resume(caf::execution_unit* unit, std::size_t) override {
     taken_over(this);
     t_unit = unit;
-    t_host = host_;
+    t_host = &host_;
+    if (t_turn_mark == nullptr) t_turn_mark = &host_.mark();  // a worker serves one host all its life
     const bool again = run(limits::kMessagesPerTurn);
     t_unit = nullptr;
     if (!again) return awaiting_message;
@@ -100,7 +102,7 @@ class CafCell final : public Cell, public caf::resumable {
   }
 
  private:
-  const void* host_;
+  Watchdog& host_;  // stands for the whole of it
   std::atomic<std::uint16_t> avoid_{0};
   std::atomic<bool> was_slow_{false};
 };
@@ -112,6 +114,14 @@ struct Lending {
   CafCell* waiting = nullptr;  // with one count
 };
 thread_local Lending t_lending;
+
+// The mark of a lent thread, for the host it served last.
+struct LentMark {
+  std::uint64_t host = 0;
+  TurnMark* mark = nullptr;
+};
+thread_local LentMark t_lent_mark;
+std::atomic<std::uint64_t> g_hosts{0};
 
 // CAF's workers over our own run queues: its polling costs an idle machine thousands of wake-ups a second, and a message up to its
 // longest sleep.
@@ -176,6 +186,7 @@ class CafHost final : public CommonHost, private Executor {
         system_(config_),
         timers_(*options.clock),
         pool_("blocking", options.blocking_threads, options.blocking_queue) {
+    watch();
     core().start_root();
   }
 
@@ -200,7 +211,7 @@ class CafHost final : public CommonHost, private Executor {
   }
 
  private:
-  Cell* make_cell(CellInit init) override { return new CafCell(std::move(init), this); }
+  Cell* make_cell(CellInit init) override { return new CafCell(std::move(init), watchdog_); }
 
   void schedule(Cell& cell) noexcept override {
     auto& job = static_cast<CafCell&>(cell);
@@ -214,7 +225,7 @@ class CafHost final : public CommonHost, private Executor {
       return;
     }
     hand_over(&job);
-    if (t_unit != nullptr && t_host == this && t_in_front < kInFrontMax) {
+    if (t_unit != nullptr && t_host == &watchdog_ && t_in_front < kInFrontMax) {
       ++t_in_front;
       t_unit->exec_later(&job);
     } else {
@@ -236,6 +247,12 @@ class CafHost final : public CommonHost, private Executor {
 
   void lend_end() noexcept override {
     if (t_lending.host != this || --t_lending.depth != 0) return;
+    if (t_lending.waiting == nullptr) {
+      t_lending.host = nullptr;
+      return;
+    }
+    if (t_lent_mark.host != serial_) t_lent_mark = {serial_, &watchdog_.mark()};
+    t_turn_mark = t_lent_mark.mark;
     Instant begin = core().now();
     const Instant end = begin + kLentTime;
     for (unsigned turns = 0; t_lending.waiting != nullptr; ++turns) {
@@ -255,11 +272,34 @@ class CafHost final : public CommonHost, private Executor {
       }
     }
     t_lending.host = nullptr;
+    t_turn_mark = nullptr;
   }
+
+  void watch() {
+    watchdog_.look(core().now());
+    timers_.at(core().now() + Watchdog::kLook, [this] { watch(); });
+  }
+  void stalled(const Watchdog::Stall& stall) {
+    const auto ref = core().local(stall.actor);
+    const auto info = ref ? static_cast<Cell*>(ref.get())->info() : ActorInfo{};
+    const std::string message(stall.handler == nullptr ? "" : stall.handler->name);
+    const auto ms = std::chrono::duration_cast<std::chrono::milliseconds>(stall.held).count();
+    if (stall.over) {
+      log::info("host", "the actor has given its thread back", {{"actor", info.name}, {"type", info.type}, {"ms", ms}});
+      return;
+    }
+    const auto labels = metrics::Labels{{"type", info.type}};
+    core().options.metrics->counter("falaj_actor_stalls_total", "Turns that held their thread for over 100 ms", labels).add();
+    log::warn("host", "an actor holds its thread: move the work to ctx.blocking()",
+              {{"actor", info.name}, {"type", info.type}, {"message", message}, {"ms", ms}});
+  }
+
   std::uint64_t call_at(Instant when, std::move_only_function<void()> call) override { return timers_.at(when, std::move(call)); }
   void cancel(std::uint64_t timer) noexcept override { timers_.cancel(timer); }
   bool run_blocking(std::move_only_function<void()> work) override { return pool_.submit(std::move(work)); }
 
+  const std::uint64_t serial_ = ++g_hosts;
+  Watchdog watchdog_{[this](const Watchdog::Stall& stall) { stalled(stall); }};
   Config config_;
   struct System {
     explicit System(Config& config) : system(std::make_unique<caf::actor_system>(config)) {}

@@ -9,6 +9,7 @@
 #include "runtime/base/limits.hpp"
 #include "runtime/base/log.hpp"
 #include "runtime/host/unanswered.hpp"
+#include "runtime/host/watchdog.hpp"
 
 namespace falaj {
 
@@ -274,6 +275,7 @@ void Cell::dispatch(std::unique_ptr<Delivery> delivery) {
       return;
     }
   }
+  if (t_turn_mark != nullptr) t_turn_mark->handling(*entry);
   if (node_->executor.observes) node_->executor.observe(*this, *delivery);
   ++turn_handled_;
   handled_.store(handled_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);

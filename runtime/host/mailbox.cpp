@@ -1,6 +1,7 @@
 // The thread-safe half of Cell: senders push, the turn pops.
 #include "runtime/base/limits.hpp"
 #include "runtime/host/cell.hpp"
+#include "runtime/host/watchdog.hpp"
 
 namespace falaj {
 
@@ -126,6 +127,7 @@ void Cell::flush_counts() noexcept {
 }
 
 bool Cell::run(std::size_t messages) {
+  if (t_turn_mark != nullptr) t_turn_mark->begin(id_);
   for (std::size_t i = 0; i < messages; ++i) {
     if (killed_.load(std::memory_order_relaxed) && phase_ != Phase::dead) {
       end_ = End{.failed = true, .call_on_stop = false, .why = error(ErrorCode::gone, "killed by its supervisor")};
@@ -139,6 +141,7 @@ bool Cell::run(std::size_t messages) {
     handle(std::move(delivery));
   }
   flush_counts();
+  if (t_turn_mark != nullptr) t_turn_mark->end();
   if (has_ready()) return true;
   return release_turn();
 }

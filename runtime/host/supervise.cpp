@@ -28,6 +28,8 @@ void Supervisor::check(const Supervision& s) {
 void Supervisor::check(const ChildSpec& spec) {
   if (spec.id.empty()) throw std::invalid_argument("ChildSpec::id must not be empty");
   if (!spec.make) throw std::invalid_argument(format("child {}: ChildSpec::make must be given", spec.id));
+  if (spec.significant && spec.restart == Restart::permanent)
+    throw std::invalid_argument(format("child {}: what is always restarted cannot be significant", spec.id));
   if (spec.shutdown < Duration::zero()) throw std::invalid_argument(format("child {}: shutdown must not be negative", spec.id));
 }
 
@@ -203,9 +205,20 @@ void Supervisor::exited(const ActorRef& ref, bool failed, const Error& why) {
   down(order);
   if (again) {
     restart(order, why);
-  } else if (child.spec.restart == Restart::temporary) {
-    erase(order);
+    return;
   }
+  const bool significant = child.spec.significant;
+  if (child.spec.restart == Restart::temporary) erase(order);
+  if (significant && enough_ended()) parent_.stop();
+}
+
+bool Supervisor::enough_ended() const {
+  if (supervision_.auto_shutdown != AutoShutdown::all_significant) return supervision_.auto_shutdown == AutoShutdown::any_significant;
+  return std::ranges::none_of(children_, [this](const auto& entry) {
+    const auto& [order, child] = entry;
+    const bool will_run = child.timer != 0 || (group_ != Group::none && order >= group_from_);
+    return child.spec.significant && (child.state != State::down || will_run);
+  });
 }
 
 void Supervisor::restart(Order order, const Error& why) {
@@ -296,6 +309,8 @@ ChildSpec supervisor(SupervisorSpec spec) {
   for (const auto& child : spec.children) {
     Supervisor::check(child);
     if (!ids.insert(child.id).second) throw std::invalid_argument(format("supervisor {}: two children {}", spec.id, child.id));
+    if (child.significant && spec.supervision.auto_shutdown == AutoShutdown::never)
+      throw std::invalid_argument(format("supervisor {}: child {} is significant, but auto_shutdown is never", spec.id, child.id));
     if (!child.name.empty() && !names.insert(child.name).second)
       throw std::invalid_argument(format("supervisor {}: two children named {}", spec.id, child.name));
     shutdown += child.shutdown + kKillGrace;

@@ -54,6 +54,7 @@ class Supervisor {
   void erase(Order order);
   void advance();
   void restart(Order order, const Error& why);
+  [[nodiscard]] bool enough_ended() const;
   [[nodiscard]] bool count_restart();
   [[nodiscard]] Duration backoff(Child& child);
   void begin_group(Order from, Duration delay);

@@ -116,6 +116,7 @@ void Cell::complete_ask(std::uint64_t token, Result<Message> result) {
   free_slot(token);
   state.result.emplace(std::move(result));
   state.pending = false;
+  if (state.gather != nullptr && !state.gather->ended(state.result->has_value())) return;
   guarded([&] { state.waiting.resume(); });
 }
 

@@ -111,6 +111,50 @@ TEST(Supervision, GroupRestartLeavesTemporaryOutAndBringsEndedTransientBack) {
   EXPECT_EQ(tree.journal->lines(), (Lines{"-c", "-a", "+b", "+c"}));
 }
 
+struct Significant : Tree {
+  // Children a, b and c, of which the first two are significant; not restarted itself.
+  Significant(AutoShutdown when, Restart restart) {
+    SupervisorSpec spec;
+    spec.id = "s";
+    spec.supervision.auto_shutdown = when;
+    spec.children = {part("a", journal, restart), part("b", journal, restart), part("c", journal)};
+    spec.children[0].significant = spec.children[1].significant = true;
+    auto child = supervisor(std::move(spec));
+    child.restart = Restart::transient;
+    host.spawn(std::move(child));
+    world.run_for(1ms);
+    journal->clear();
+  }
+};
+
+TEST(Supervision, AnySignificantChildThatEndsTakesTheRestWithIt) {
+  Significant tree(AutoShutdown::any_significant, Restart::transient);
+  tree.tell("a", "stop");
+  EXPECT_EQ(tree.journal->lines(), (Lines{"-a", "-c", "-b"}));
+  EXPECT_FALSE(tree.host.find("c"));
+}
+
+TEST(Supervision, OneThatIsRestartedOrStoppedByOrderIsNotAnEnd) {
+  Significant tree(AutoShutdown::any_significant, Restart::transient);
+  tree.tell("a", "fail");
+  tree.tell("c", "stop");  // permanent, and not significant
+  EXPECT_EQ(tree.journal->lines(), (Lines{"-a", "+a", "-c", "+c"}));
+}
+
+TEST(Supervision, ATemporarySignificantChildCountsWhenItFails) {
+  Significant tree(AutoShutdown::any_significant, Restart::temporary);
+  tree.tell("b", "throw");
+  EXPECT_EQ(tree.journal->lines(), (Lines{"-c", "-a"}));
+}
+
+TEST(Supervision, AllSignificantWaitsForTheLast) {
+  Significant tree(AutoShutdown::all_significant, Restart::transient);
+  tree.tell("a", "stop");
+  EXPECT_EQ(tree.journal->lines(), (Lines{"-a"}));
+  tree.tell("b", "stop");
+  EXPECT_EQ(tree.journal->lines(), (Lines{"-a", "-b", "-c"}));
+}
+
 TEST(Supervision, IntensityIsTheNumberThatIsStillAllowed) {
   Tree tree;
   SupervisorSpec inner;
