@@ -39,6 +39,7 @@ Supervisor::Order Supervisor::add(ChildSpec spec) {
   const Order order = next_++;
   by_id_[spec.id] = order;
   children_[order].spec = std::move(spec);
+  stopping_ = next_;  // it may have come into a group that is being stopped
   return order;
 }
 
@@ -147,6 +148,7 @@ void Supervisor::stop_child(std::string_view id) {
 
 void Supervisor::stop_all() {
   stopping_all_ = true;
+  stopping_ = next_;
   group_ = Group::none;
   // The parent's timers are gone already; those of children that were being stopped must be set again.
   for (auto& [order, child] : children_) {
@@ -166,7 +168,9 @@ void Supervisor::kill_all() noexcept {
 void Supervisor::advance() {
   if (!stopping_all_ && group_ != Group::stopping) return;
   const Order from = stopping_all_ ? 0 : group_from_;
-  for (auto at = children_.rbegin(); at != children_.rend() && at->first >= from; ++at) {
+  for (auto at = children_.upper_bound(stopping_); at != children_.begin();) {
+    if ((--at)->first < from) break;
+    stopping_ = at->first;
     if (at->second.state == State::running) stop(at->first);
     if (at->second.state != State::down) return;
   }
@@ -262,6 +266,7 @@ void Supervisor::begin_group(Order from, Duration delay) {
   group_delay_ = group_ == Group::none ? delay : std::max(group_delay_, delay);
   cancel_timer(group_timer_);
   group_ = Group::stopping;
+  stopping_ = next_;
   advance();
 }
 

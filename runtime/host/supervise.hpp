@@ -66,6 +66,7 @@ class Supervisor {
   std::map<Order, Child> children_;
   std::unordered_map<std::string, Order> by_id_;
   Order next_ = 1;
+  Order stopping_ = 0;  // while all or a group are stopped: those after it are down
   std::deque<Instant> restarts_;
   bool stopping_all_ = false;
   Group group_ = Group::none;
