@@ -40,6 +40,7 @@ struct Infer $A.verb("serving.infer") {
   id @2 :Text;
   inputs @3 :List(Tensor);
   outputs @4 :List(Text);   # empty: all
+  byEntity @5 :Bool;        # rows as stored for entities: gaps in them are told in PredictReply, and are no error
 }
 
 struct InferReply {

@@ -1,12 +1,15 @@
 #include "actors/serving/model.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <optional>
 #include <utility>
 
 #include "kernels/onnx/onnx.hpp"
+#include "kernels/train/families.hpp"
+#include "kernels/train/json.hpp"
 #include "messages/message.hpp"
 #include "runtime/base/format.hpp"
 
@@ -52,6 +55,28 @@ std::string shape_text(const Dims& shape) {
   std::string out = "[";
   for (const auto dim : shape) out += (out.size() == 1 ? "" : ", ") + std::to_string(dim);
   return out + "]";
+}
+
+template <class Float>
+std::ptrdiff_t first_nan(ByteView content) {
+  for (std::size_t at = 0; at + sizeof(Float) <= content.size(); at += sizeof(Float)) {
+    Float value;
+    std::memcpy(&value, content.data() + at, sizeof value);
+    if (std::isnan(value)) return static_cast<std::ptrdiff_t>(at / sizeof(Float));
+  }
+  return -1;
+}
+
+// The first element that is no value; -1: none.
+std::ptrdiff_t first_missing(messages::Tensor::Reader tensor) {
+  if (tensor.getType() == DataType::FP32) return first_nan<float>(bytes(tensor.getContent()));
+  if (tensor.getType() == DataType::FP64) return first_nan<double>(bytes(tensor.getContent()));
+  if (tensor.getType() != DataType::BYTES) return -1;
+  const auto strings = tensor.getStrings();
+  for (unsigned i = 0; i < strings.size(); ++i) {
+    if (strings[i].size() == 0) return i;
+  }
+  return -1;
 }
 
 // Rows of one input, or why it does not fit.
@@ -104,6 +129,7 @@ Result<std::shared_ptr<const Model>> Model::load(ByteView onnx, std::string_view
     model->batches_ = model->batches_ && spec.batched && std::ranges::count_if(spec.shape, [](auto dim) { return dim < 0; }) == 1;
   }
   model->note_categories(graph);
+  FALAJ_TRY(model->note_required(graph, name));
   FALAJ_ASSIGN(model->compiled_, kernels::compile(std::move(graph)));
   for (const auto& info : model->compiled_->outputs()) model->outputs_.push_back(spec_of(info));
   for (const auto& spec : model->inputs_) {
@@ -122,6 +148,17 @@ void Model::note_categories(const kernels::Graph& graph) {
     const auto keys = kernels::attr_strings(node, "keys_strings", std::vector<std::string>{});
     if (input != by_name_.end() && keys) categories_[input->second].insert(keys->begin(), keys->end());
   }
+}
+
+Status Model::note_required(const kernels::Graph& graph, std::string_view name) {
+  const auto found = graph.metadata.find(kernels::metadata::kRequired);
+  if (found == graph.metadata.end()) return {};
+  const auto required = kernels::read_json_strings(found->second);
+  if (!required) return within(format("{}: metadata '{}'", name, kernels::metadata::kRequired), required.error());
+  for (const auto& input : *required) {
+    if (const auto known = by_name_.find(input); known != by_name_.end()) inputs_[known->second].required = true;
+  }
+  return {};
 }
 
 std::optional<std::size_t> Model::position(std::string_view input, std::size_t likely) const {
@@ -143,13 +180,18 @@ Result<Fit> Model::check(Infer::Reader request) const {
     const auto& spec = inputs_[*known];
     if (std::exchange(fit.at[*known], static_cast<std::int32_t>(i)) >= 0) return invalid(format("input '{}' is given twice", spec.name));
     FALAJ_ASSIGN(const auto here, check_input(spec, given[i]));
+    if (spec.required && !request.getByEntity()) {
+      if (const auto missing = first_missing(given[i]); missing >= 0)
+        return invalid(format("input '{}': element {} is missing (null, NaN or empty); this field must have a value", spec.name, missing));
+    }
     if (here < 0) continue;
     if (rows >= 0 && here != rows) return invalid(format("input '{}' has {} rows, others have {}", spec.name, here, rows));
     rows = here;
   }
   for (std::size_t i = 0; i < inputs_.size(); ++i) {
     const auto& spec = inputs_[i];
-    const bool may_miss = spec.batched && (spec.type == DataType::FP32 || spec.type == DataType::FP64 || spec.type == DataType::BYTES);
+    const bool may_miss =
+        spec.batched && !spec.required && (spec.type == DataType::FP32 || spec.type == DataType::FP64 || spec.type == DataType::BYTES);
     if (fit.at[i] < 0 && !may_miss)
       return invalid(format("input '{}' ({} {}) is missing", spec.name, type_name(spec.type), shape_text(spec.shape)));
   }

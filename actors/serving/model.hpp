@@ -23,6 +23,7 @@ struct TensorSpec {
   messages::DataType type = messages::DataType::INVALID;
   std::vector<std::int64_t> shape;  // -1: any
   bool batched = false;             // the first dimension is the batch
+  bool required = false;            // no value may be missing: the model was trained on a field that has one always
 };
 
 // Where a request's tensors go: for each input of the model its position in the request, -1 when it was left out.
@@ -40,7 +41,7 @@ class Model {
   [[nodiscard]] const std::vector<TensorSpec>& outputs() const { return outputs_; }
   [[nodiscard]] const std::shared_ptr<const kernels::Compiled>& compiled() const { return compiled_; }
   // How a request fits: names, types, shapes, sizes of content. Inputs that it leaves out are missing values where their type has one
-  // (float: NaN, string: empty). An error names input, what it is and what it must be.
+  // (float: NaN, string: empty) and the field they stand for may miss one. An error names input, what it is and what it must be.
   [[nodiscard]] Result<Fit> check(messages::Infer::Reader request) const;
   // May requests share a run? Only where the batch is the one free dimension of every input: otherwise each runs alone.
   [[nodiscard]] bool batches() const { return batches_; }
@@ -55,6 +56,7 @@ class Model {
   };
   using Categories = std::unordered_set<std::string, TextHash, std::equal_to<>>;
   void note_categories(const kernels::Graph& graph);
+  Status note_required(const kernels::Graph& graph, std::string_view name);
   [[nodiscard]] std::optional<std::size_t> position(std::string_view input, std::size_t likely) const;
 
   std::vector<TensorSpec> inputs_;

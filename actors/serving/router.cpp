@@ -271,6 +271,7 @@ class Router final : public ActorOf<Router> {
         [&](Infer::Builder b) {
           b.setModel(model);
           b.setId(std::string(id));
+          b.setByEntity(true);
           auto tensors = b.initInputs(inputs.size());
           for (unsigned i = 0; i < inputs.size(); ++i) {
             tensors[i].setName(inputs[i].getName());

@@ -12,6 +12,7 @@
 #include "kernels/onnx/onnx.hpp"
 #include "kernels/plan.hpp"
 #include "kernels/train/fit.hpp"
+#include "kernels/train/json.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/log.hpp"
 #include "storage/digest.hpp"
@@ -33,7 +34,8 @@ constexpr std::uint64_t kBatchMax = 1U << 24;
 // All that the Learners of one process share.
 struct Material {
   kernels::Table table;
-  std::vector<std::string> labels;  // as texts
+  std::vector<std::string> labels;    // as texts
+  std::vector<std::string> required;  // columns that the view says may not be missing
   kernels::TargetSpec target;
   std::vector<kernels::Split> splits;  // of each fit
   kernels::FamilySpec family;
@@ -127,7 +129,7 @@ class TableReader {
   }
 
   kernels::Table table;
-  std::vector<std::string> labels, entities;
+  std::vector<std::string> labels, entities, required;
 
  private:
   Status header(FeatureView::Reader view) {
@@ -142,6 +144,7 @@ class TableReader {
       } else if (std::erase(unknown, name) > 0) {
         places_.push_back(kNoPlace);
       } else {
+        if (field.getRequired()) required.push_back(name);
         const bool category = field.getType() == FieldType::STRING;
         places_.push_back(static_cast<std::ptrdiff_t>(table.columns.size()));
         table.columns.push_back({name, category ? kernels::ColumnKind::categorical : kernels::ColumnKind::numeric});
@@ -382,7 +385,11 @@ class FitLearner final : public Learner {
       }
     }
     if (final_fit) {
-      FALAJ_ASSIGN(out.model, kernels::export_onnx(trainer_->export_graph()));
+      auto graph = trainer_->export_graph();
+      const std::string key(kernels::metadata::kRequired);
+      graph.metadata.erase(key);
+      if (!material_->required.empty()) graph.metadata[key] = kernels::json_strings(material_->required);
+      FALAJ_ASSIGN(out.model, kernels::export_onnx(graph));
     }
     return out;
   }
@@ -425,6 +432,7 @@ Result<std::shared_ptr<Material>> read_material(TrainingJob::Reader spec, ByteVi
   if (auto read = reader.read(snapshot); !read.has_value()) return within("snapshot", std::move(read).error());
   m->table = std::move(reader.table);
   m->labels = std::move(reader.labels);
+  m->required = std::move(reader.required);
   Rows all(m->labels.size());
   std::iota(all.begin(), all.end(), 0U);
   FALAJ_ASSIGN(m->target, kernels::fit_target(text(spec.getLabel()), m->labels, all, text(spec.getPositive())));

@@ -26,11 +26,12 @@ inline constexpr std::string_view kPrediction = "prediction";
 
 // Keys of an exported model's metadata; lists are JSON arrays.
 namespace metadata {
-inline constexpr std::string_view kTask = "falaj.task";        // binary, multiclass, regression
-inline constexpr std::string_view kFamily = "falaj.family";    // linear, mlp, wide_deep
-inline constexpr std::string_view kTarget = "falaj.target";    // name of the label column
-inline constexpr std::string_view kClasses = "falaj.classes";  // ["bad","good"], in the order of the outputs
-inline constexpr std::string_view kColumns = "falaj.columns";  // [{"name":"age","kind":"numeric","mean":35.1,...},...]
+inline constexpr std::string_view kTask = "falaj.task";          // binary, multiclass, regression
+inline constexpr std::string_view kFamily = "falaj.family";      // linear, mlp, wide_deep
+inline constexpr std::string_view kTarget = "falaj.target";      // name of the label column
+inline constexpr std::string_view kClasses = "falaj.classes";    // ["bad","good"], in the order of the outputs
+inline constexpr std::string_view kColumns = "falaj.columns";    // [{"name":"age","kind":"numeric","mean":35.1,...},...]
+inline constexpr std::string_view kRequired = "falaj.required";  // inputs of which no value may be missing; absent: none
 inline constexpr std::string_view kLogitsValue = "falaj.logits";
 inline constexpr std::string_view kTargetMean = "falaj.target_mean";  // regression: prediction = mean + scale * logits
 inline constexpr std::string_view kTargetScale = "falaj.target_scale";

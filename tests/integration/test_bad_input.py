@@ -5,6 +5,7 @@ import gzip
 import http.client
 import json
 import pathlib
+import struct
 import threading
 
 import numpy as np
@@ -140,7 +141,8 @@ TOML = {
     "no value": (JOB + "epochs = \n", ":6:10:", "expected value"),
     "deep nesting": (JOB + "seed = " + "[" * 100000 + "\n", ":6:", "deep"),
     "not UTF-8": (JOB.encode() + b'register_as = "\xff\xfe"\n', ":6:", "not UTF-8"),
-    "a bad name": (JOB.replace('"x"', '"../x"'), "", "job.name '../x'"),
+    "a bad name": (JOB.replace('"x"', '"../x"'), ": ", "job.name '../x'"),
+    "good, then a bad name": (STRICT.replace("strict", "not-strict") + JOB.replace('"x"', '"../x"'), ": ", "job.name '../x'"),
     "good, then bad": ('[[deployment]]\nname = "ok"\nmodel = "m"\n' + JOB + "epochs = 0\n", ":9:10:", "'job[0].epochs'"),
 }
 
@@ -152,7 +154,13 @@ class TestToml:
         content, place, *words = TOML[what]
         file = tmp_path / "bad.toml"
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
-        refused(views.run("apply", "-f", file, check=False), 2, f"bad.toml{place}" if place else "", *words)
+        refused(views.run("apply", "-f", file, check=False), 2, f"bad.toml{place}", *words)
+
+    def test_that_is_not_there(self, views, tmp_path):
+        refused(views.run("apply", "-f", tmp_path / "none.toml", check=False), 5, "none.toml", "cannot be opened")
+        refused(views.run("apply", "-f", tmp_path, check=False), 2, f"{tmp_path}: a directory")
+        (tmp_path / "empty.toml").write_text("# later\n")
+        refused(views.run("apply", "-f", tmp_path / "empty.toml", check=False), 2, "empty.toml: declares nothing; write [[feature_view]]")
 
 
 @pytest.mark.parametrize("change, word", [(('"class"', '"klass"'), "no field klass"), (('"applicants"', '"nobody"'), "nobody"), (('"credit-scoring"', '"marketing"'), "marketing")])
@@ -219,6 +227,12 @@ class TestOnnx:
         file = tmp_path / "bad.onnx"
         file.write_bytes(content)
         refused(views.run("models", "import", file, "--name", "bad", check=False), code, "bad.onnx: ", *words)
+
+    def test_that_is_not_there(self, views, tmp_path):
+        refused(views.run("models", "import", tmp_path / "none.onnx", "--name", "bad", check=False), 5, "none.onnx", "cannot be read")
+        refused(views.run("models", "import", tmp_path, "--name", "bad", check=False), 2, f"{tmp_path}: a directory")
+        (tmp_path / "good.onnx").write_bytes(RELU)
+        refused(views.run("models", "import", tmp_path / "good.onnx", "--name", "../bad", check=False), 2, "model '../bad'")
 
 
 # ---- HTTP ------------------------------------------------------------------------------------------------------------------------
@@ -314,6 +328,64 @@ def test_null_is_missing_and_an_unknown_category_too_and_counted(served):
         body["inputs"][1]["data"] = [word]
         assert send(served, body)[1]["outputs"][1]["data"] == [-1]
     assert unknown() == before + 2
+
+
+GAPS = """
+[[feature_view]]
+name = "gaps"
+entity = "id"
+purposes = ["testing"]
+field = [
+  { name = "always", type = "float32", required = true },
+  { name = "word", type = "string", required = true },
+  { name = "sometimes", type = "float32" },
+  { name = "label", type = "string" },
+]
+"""
+GAPS_JOB = """
+[[job]]
+name = "gaps"
+view = "gaps"
+label = "label"
+purpose = "testing"
+epochs = 1
+gate = { min_auc = 0.0 }
+"""
+
+
+def test_a_gap_is_an_error_where_the_field_has_none_and_missing_elsewhere(views, tmp_path):
+    """What the view says of its fields goes with the model; of rows that are stored for an entity, the answer names the missing."""
+    (tmp_path / "rows.csv").write_text("id,always,word,sometimes,label\n" + "".join(f"G{i},{i},{'ab'[i % 2]},{i if i % 3 else ''},{'yn'[i % 2]}\n" for i in range(80)))
+    (tmp_path / "view.toml").write_text(GAPS)
+    (tmp_path / "job.toml").write_text(GAPS_JOB)
+    views.run("apply", "-f", tmp_path / "view.toml")
+    views.run("features", "ingest", "gaps", tmp_path / "rows.csv")
+    views.run("train", "-f", tmp_path / "job.toml")
+    views.run("models", "alias", "gaps", "production", 1)
+    views.run("deploy", "gaps", "--view", "gaps", "--read-purpose", "testing")
+
+    def asked(drop=None, binary=None, **values):
+        inputs = []
+        for name, datatype, given in (("always", "FP32", 1.5), ("word", "BYTES", "a"), ("sometimes", "FP32", 2.5)):
+            if name != drop:
+                inputs.append({"name": name, "shape": [1, 1], "datatype": datatype, "data": [values.get(name, given)]})
+        tail = b""
+        for i in inputs:
+            if i["name"] == binary:
+                del i["data"]
+                i["parameters"] = {"binary_data_size": 4}
+                tail = struct.pack("<f", float("nan"))
+        head = json.dumps({"inputs": inputs}).encode()
+        return send(views, head + tail, "/v2/models/gaps/infer", {"Inference-Header-Content-Length": str(len(head))})
+
+    for missing in ({}, {"sometimes": None}, {"drop": "sometimes"}, {"binary": "sometimes"}, {"word": "never seen"}):
+        status, answer = asked(**missing)
+        assert status == 200, (missing, answer)
+    for missing, name in (({"always": None}, "always"), ({"binary": "always"}, "always"), ({"drop": "always"}, "always"), ({"word": ""}, "word"), ({"drop": "word"}, "word")):
+        status, answer = asked(**missing)
+        assert status == 400 and f"input '{name}'" in answer["error"] and "missing" in answer["error"], (missing, answer)
+    told = views.json("predict", "gaps", "G1", "nobody", "--purpose", "testing")
+    assert told["missing"] == ["nobody"]
 
 
 def resident_mb(pid, what):
