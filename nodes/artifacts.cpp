@@ -5,7 +5,7 @@
 #include <fstream>
 
 #include "actors/artifacts/store.hpp"
-#include "kernels/onnx/onnx.hpp"
+#include "actors/serving/model.hpp"
 #include "messages/artifacts.capnp.h"
 #include "messages/envelope.capnp.h"
 #include "runtime/base/format.hpp"
@@ -77,6 +77,8 @@ Result<std::string> put_artifact(Client& client, ByteView content, std::string_v
 }
 
 Result<Bytes> read_binary_file(const std::string& path) {
+  std::error_code none;
+  if (fs::is_directory(path, none)) return invalid(format("{}: a directory; give a file", path));
   std::ifstream file(path, std::ios::binary | std::ios::ate);
   if (!file) return error(ErrorCode::not_found, format("{}: cannot be read: {}", path, std::strerror(errno)));
   const auto size = static_cast<std::uint64_t>(file.tellg());
@@ -100,9 +102,12 @@ Status write_file(const std::string& path, ByteView content) {
   return failed(format("{}: cannot be written: {}", path, std::strerror(errno)));
 }
 
+// As a replica would load it: what cannot be served is refused here, where somebody reads why.
 Status check_onnx(ByteView content, std::string_view name) {
-  const auto graph = kernels::import_onnx(content, name);
-  if (!graph.has_value()) return graph.error();
+  const auto named = [name](Error why) { return why.message.starts_with(name) ? why : within(name, std::move(why)); };
+  auto model = serving::Model::load(content, name);
+  if (!model) return named(std::move(model).error());
+  if (auto ready = serving::Session(std::move(model).value()).warm_up(1); !ready) return named(std::move(ready).error());
   return {};
 }
 

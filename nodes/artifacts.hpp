@@ -12,6 +12,6 @@ Result<Bytes> fetch_artifact(Client& client, const std::string& digest);  // eac
 Result<std::string> put_artifact(Client& client, ByteView content, std::string_view media_type, const std::string& tenant);
 Result<Bytes> read_binary_file(const std::string& path);       // at most 2 GiB
 Status write_file(const std::string& path, ByteView content);  // whole, or not at all
-Status check_onnx(ByteView content, std::string_view name);    // can it be read here?
+Status check_onnx(ByteView content, std::string_view name);    // can it be read and served?
 
 }  // namespace falaj::nodes

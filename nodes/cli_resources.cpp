@@ -1,4 +1,5 @@
 // apply, get, delete, deploy.
+#include "actors/control/records.hpp"
 #include "messages/control.capnp.h"
 #include "messages/envelope.capnp.h"
 #include "messages/json.hpp"
@@ -42,28 +43,33 @@ void say_applied(const Cli& cli, const View<ResourceRecord>& record) {
 
 // All files are read and checked before anything is sent.
 Status do_apply(Cli& cli, const ResourceArguments& a) {
-  std::vector<Message> parsed;
+  std::vector<Message> resources;
   for (const auto& file : a.files) {
     FALAJ_ASSIGN(const auto content, config::read_file(file));
     Status status;
-    parsed.push_back(
-        Message::build<ResourceFile>([&](ResourceFile::Builder b) { status = config::parse_toml<ResourceFile>(content, file, b); }, 512));
+    const auto parsed =
+        Message::build<ResourceFile>([&](ResourceFile::Builder b) { status = config::parse_toml<ResourceFile>(content, file, b); }, 512);
     if (!status) return status.error();
+    const auto before = resources.size();
+    const auto take = [&](auto list, auto set) -> Status {
+      for (const auto item : list) {
+        resources.push_back(Message::build<Resource>([&](Resource::Builder b) { set(b, item); }, 256));
+        const View<Resource> made = resources.back().template view<Resource>();
+        if (const auto named = control::name_of(*made); !named) return within(file, named.error());
+        if (const auto good = control::check(*made); !good) return within(file, good.error());
+      }
+      return {};
+    };
+    const auto read = parsed.view<ResourceFile>();
+    FALAJ_TRY(take(read->getFeatureView(), [](Resource::Builder b, FeatureView::Reader r) { b.setFeatureView(r); }));
+    FALAJ_TRY(take(read->getJob(), [](Resource::Builder b, TrainingJob::Reader r) { b.setJob(r); }));
+    FALAJ_TRY(take(read->getDeployment(), [](Resource::Builder b, Deployment::Reader r) { b.setDeployment(r); }));
+    if (resources.size() == before) return invalid(format("{}: declares nothing; write [[feature_view]], [[job]] or [[deployment]]", file));
   }
-  const auto send = [&](auto list, auto set) -> Status {
-    for (const auto item : list) {
-      const auto resource = Message::build<Resource>([&](Resource::Builder b) { set(b, item); }, 256);
-      const View<Resource> view = resource.template view<Resource>();
-      FALAJ_ASSIGN(const auto record, apply_one(cli, *view));
-      say_applied(cli, record);
-    }
-    return {};
-  };
-  for (const auto& message : parsed) {
-    const auto file = message.view<ResourceFile>();
-    FALAJ_TRY(send(file->getFeatureView(), [](Resource::Builder b, FeatureView::Reader r) { b.setFeatureView(r); }));
-    FALAJ_TRY(send(file->getJob(), [](Resource::Builder b, TrainingJob::Reader r) { b.setJob(r); }));
-    FALAJ_TRY(send(file->getDeployment(), [](Resource::Builder b, Deployment::Reader r) { b.setDeployment(r); }));
+  for (const auto& resource : resources) {  // all of them are good, by themselves at least: a slip in the last changes nothing either
+    const auto made = resource.view<Resource>();
+    FALAJ_ASSIGN(const auto record, apply_one(cli, *made));
+    say_applied(cli, record);
   }
   return {};
 }

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <limits>
 #include <map>
@@ -399,6 +400,8 @@ Status parse_toml(std::string_view text, std::string_view name, capnp::DynamicSt
 }
 
 Result<std::string> read_file(const std::string& path) {
+  std::error_code none;
+  if (std::filesystem::is_directory(path, none)) return invalid(format("{}: a directory; give a file", path));
   std::ifstream in(path, std::ios::binary);
   if (!in) return error(ErrorCode::not_found, format("{}: cannot be opened: check that it exists and may be read", path));
   std::string text(kBytesMax + 1, '\0');

@@ -46,6 +46,9 @@ class Authority final : public ActorOf<Authority> {
     }
     const auto lifetime = m->getLifetimeSeconds();
     if (lifetime < 1 || lifetime > 7 * 86400) co_return m.refuse(invalid("lifetime_seconds must be between 1 and 604800"));
+    if (const auto wanted = text(m->getNode()); !wanted.empty()) {
+      if (const auto named = net::SpiffeId::node(options_.authority->cluster(), wanted); !named) co_return m.refuse(named.error());
+    }
     const WallTime expires{ctx.wall().unix_ns + static_cast<std::int64_t>(lifetime) * 1'000'000'000};
     const auto token =
         net::JoinToken::make(options_.authority->cluster(), options_.join_address, options_.authority->fingerprint(), expires);

@@ -84,8 +84,11 @@ class Replica final : public ActorOf<Replica> {
       auto once = load_once(ctx);
       const auto loaded = co_await std::move(once);
       if (loaded) break;
+      // Not the message: it may quote names within the model, and models are kept in no log. An import has tried all this before.
       log::error("serving", "cannot load the model",
-                 {{"replica", text(ensure_->getActor().getName())}, {"reason", loaded.error().message}});
+                 {{"replica", text(ensure_->getActor().getName())},
+                  {"artifact", text(spec().getArtifact())},
+                  {"code", to_string(loaded.error().code)}});
       co_await ctx.sleep(wait.next(ctx.random()));
     }
     auto told = announce(ctx);

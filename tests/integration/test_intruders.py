@@ -169,6 +169,11 @@ def test_what_cannot_be_revoked(cluster, undisturbed):
     cluster.audited("refused", "person/outsider", "cluster.revoke")
 
 
+def test_a_token_for_a_name_that_no_node_can_have_is_not_made(cluster, undisturbed):
+    refused = cluster.run("token", "--node", "../x", "--roles", "serving", check=False)
+    assert refused.returncode == 2 and refused.stdout == "" and "../x" in refused.stderr, refused
+
+
 def test_tokens_that_are_used_mangled_late_or_without_roles(cluster, tmp_path, undisturbed):
     def join(token, *more):
         return falaj("join", token, "--name", "other", "--dir", tmp_path / "other", *more, check=False)

@@ -178,6 +178,17 @@ def test_an_address_that_cannot_be_listened_on_is_named(made, address, word):
     assert done.returncode in (1, 2) and address.split(":")[0] in done.stderr and word in done.stderr, done
 
 
+@pytest.mark.parametrize(
+    "file, line, word", [("config.toml", 'lisen = "127.0.0.1:1"', "unknown key 'lisen'; did you mean 'listen'?"), ("rights.toml", "verb = 5", "did you mean 'verbs'?")]
+)
+def test_a_nodes_own_files_are_read_as_strictly(made, file, line, word):
+    path = made / "nodes/control" / file
+    lines = path.read_text().rstrip().splitlines() + [line]
+    path.write_text("\n".join(lines) + "\n")
+    done = node(made / "nodes/control")
+    assert done.returncode == 2 and f"{path}:{len(lines)}:1: " in done.stderr and word in done.stderr, done
+
+
 def test_clear_text_is_refused_off_loopback(made):
     set_key(made, "http", f"0.0.0.0:{free_ports(1)[0]}")
     done = node(made / "nodes/control")
