@@ -136,6 +136,7 @@ class Membership final : public ActorOf<Membership> {
       stored.push_back('\n');
     }
     std::vector<std::uint8_t> owners;
+    owners.reserve(limits::kPartitions);
     for (std::uint16_t p = 0; p < limits::kPartitions; ++p) owners.push_back(static_cast<std::uint8_t>(p % nodes.size()));
     stored.insert(stored.end(), owners.begin(), owners.end());
     auto* store = options_.store;
