@@ -21,7 +21,7 @@ ValueInfo value_info(std::string_view name, DType dtype, const Shape& shape, std
 
 std::string_view kind_of(const Attribute& value) {
   static constexpr std::string_view kNames[] = {"an integer",       "a float",           "a string", "a list of integers",
-                                                "a list of floats", "a list of strings", "a tensor"};
+                                                "a list of floats", "a list of strings", "a tensor", "a graph"};
   return kNames[value.index()];
 }
 
@@ -86,10 +86,10 @@ Status check_node(const Node& node, const std::string& where) {
   FALAJ_TRY(arity(node.outputs.size(), op->outputs_min, op->outputs_max, "outputs"));
   for (std::size_t i = 0; i < node.inputs.size(); ++i) {
     FALAJ_TRY(check_name(node.inputs[i], "a value's name"));
-    if (node.inputs[i].empty() && static_cast<int>(i) < op->inputs_min)
+    if (node.inputs[i].empty() && static_cast<int>(i) < op->inputs_min && op->eager == nullptr)
       return invalid(format("{}: input {} is absent; {} needs it", where, i, node.op));
   }
-  if (node.outputs.front().empty()) return invalid(format("{}: its first output has no name", where));
+  if (std::ranges::all_of(node.outputs, &std::string::empty)) return invalid(format("{}: none of its outputs has a name", where));
   return {};
 }
 
@@ -162,13 +162,30 @@ std::string describe(const Graph& graph, std::size_t node) {
   return format("node {} ({}) -> '{}'", node, n.op, n.outputs.empty() ? "" : n.outputs.front());
 }
 
-Status validate(const Graph& graph) {
+namespace {
+
+Status validate_within(const Graph& graph, int depth);
+
+Status check_subgraphs(const Node& node, const std::string& where, int depth) {
+  for (const auto& [name, value] : node.attributes) {
+    const auto* body = std::get_if<Subgraph>(&value);
+    if (body == nullptr) continue;
+    if (depth == kSubgraphDepthMax) return invalid(format("{}: graphs are nested deeper than {}", where, kSubgraphDepthMax));
+    if (*body == nullptr) return invalid(format("{}: attribute '{}' holds no graph", where, name));
+    if (auto status = validate_within(**body, depth + 1); !status) return within(format("{}, {}", where, name), status.error());
+  }
+  return {};
+}
+
+// Of an inner graph, what it does not define may come from outside: whether it does is checked through the captures of its node.
+Status validate_within(const Graph& graph, int depth) {
   if (graph.nodes.size() > kNodesMax)
     return invalid(format("the graph has {} nodes; at most {} are accepted", graph.nodes.size(), kNodesMax));
   Definitions defined;
+  const bool inner = depth > 0;
   for (const auto& input : graph.inputs) {
     FALAJ_TRY(check_info(input, "input"));
-    if (input.dtype == DType::undefined) return invalid(format("input '{}' has no element type", input.name));
+    if (input.dtype == DType::undefined && !inner) return invalid(format("input '{}' has no element type", input.name));
     FALAJ_TRY(defined.add(input.name, "an input"));
   }
   for (const auto& [name, value] : graph.initializers) {
@@ -180,27 +197,52 @@ Status validate(const Graph& graph) {
   for (std::size_t i = 0; i < graph.nodes.size(); ++i) {
     std::string where = describe(graph, i);
     FALAJ_TRY(check_node(graph.nodes[i], where));
+    FALAJ_TRY(check_subgraphs(graph.nodes[i], where, depth));
     for (const auto& output : graph.nodes[i].outputs) {
       if (!output.empty()) FALAJ_TRY(defined.add(output, where));
     }
   }
   for (std::size_t i = 0; i < graph.nodes.size(); ++i) {
-    for (const auto& input : graph.nodes[i].inputs) {
-      if (!input.empty() && !defined.has(input)) {
-        return invalid(format("{} reads '{}', which is neither an input, an initialiser nor the output of a node: fix the name",
-                              describe(graph, i), input));
+    if (inner) break;
+    for (const auto* names : {&graph.nodes[i].inputs, &graph.nodes[i].captures}) {
+      for (const auto& input : *names) {
+        if (!input.empty() && !defined.has(input)) {
+          return invalid(format("{} reads '{}', which is neither an input, an initialiser nor the output of a node: fix the name",
+                                describe(graph, i), input));
+        }
       }
     }
   }
   std::set<std::string_view> seen;
   for (const auto& output : graph.outputs) {
     FALAJ_TRY(check_info(output, "output"));
-    if (!defined.has(output.name)) return invalid(format("output '{}' is not computed by any node: fix its name", output.name));
+    if (!inner && !defined.has(output.name)) return invalid(format("output '{}' is not computed by any node: fix its name", output.name));
     if (!seen.insert(output.name).second) return invalid(format("output '{}' is listed twice", output.name));
   }
   auto order = topological_order(graph);
   if (!order) return std::move(order).error();
   return {};
+}
+
+}  // namespace
+
+Status validate(const Graph& graph) { return validate_within(graph, 0); }
+
+std::vector<std::string> free_names(const Graph& graph) {
+  std::unordered_set<std::string_view> own;
+  for (const auto& input : graph.inputs) own.insert(input.name);
+  for (const auto& [name, value] : graph.initializers) own.insert(name);
+  for (const auto& node : graph.nodes) own.insert(node.outputs.begin(), node.outputs.end());
+  std::set<std::string> names;
+  auto read = [&](const std::string& name) {
+    if (!name.empty() && !own.contains(name)) names.insert(name);
+  };
+  for (const auto& node : graph.nodes) {
+    std::ranges::for_each(node.inputs, read);
+    std::ranges::for_each(node.captures, read);
+  }
+  for (const auto& output : graph.outputs) read(output.name);
+  return {names.begin(), names.end()};
 }
 
 Result<std::vector<std::size_t>> topological_order(const Graph& graph) {
@@ -214,10 +256,12 @@ Result<std::vector<std::size_t>> topological_order(const Graph& graph) {
   std::vector<std::size_t> waits(graph.nodes.size(), 0);
   std::vector<std::vector<std::size_t>> readers(graph.nodes.size());
   for (std::size_t i = 0; i < graph.nodes.size(); ++i) {
-    for (const auto& input : graph.nodes[i].inputs) {
-      if (auto found = producer.find(input); found != producer.end()) {
-        ++waits[i];
-        readers[found->second].push_back(i);
+    for (const auto* names : {&graph.nodes[i].inputs, &graph.nodes[i].captures}) {
+      for (const auto& input : *names) {
+        if (auto found = producer.find(input); found != producer.end()) {
+          ++waits[i];
+          readers[found->second].push_back(i);
+        }
       }
     }
   }
@@ -240,7 +284,9 @@ Result<std::vector<std::size_t>> topological_order(const Graph& graph) {
   std::size_t at = static_cast<std::size_t>(std::ranges::find_if(waits, [](std::size_t w) { return w > 0; }) - waits.begin());
   std::unordered_set<std::size_t> seen;
   while (seen.insert(at).second) {
-    for (const auto& input : graph.nodes[at].inputs) {
+    std::vector<std::string_view> reads(graph.nodes[at].inputs.begin(), graph.nodes[at].inputs.end());
+    reads.insert(reads.end(), graph.nodes[at].captures.begin(), graph.nodes[at].captures.end());
+    for (const auto& input : reads) {
       if (auto found = producer.find(input); found != producer.end() && waits[found->second] > 0) {
         at = found->second;
         break;
@@ -269,6 +315,11 @@ Result<std::vector<float>> attr_floats(const Node& node, std::string_view name, 
 }
 Result<std::vector<std::string>> attr_strings(const Node& node, std::string_view name, std::optional<std::vector<std::string>> fallback) {
   return read_attribute<std::vector<std::string>>(node, name, std::move(fallback), "a list of strings");
+}
+Result<Subgraph> attr_graph(const Node& node, std::string_view name) {
+  FALAJ_ASSIGN(auto graph, read_attribute<Subgraph>(node, name, {}, "a graph"));
+  if (graph == nullptr) return invalid(format("attribute '{}' holds no graph", name));
+  return graph;
 }
 const Tensor* attr_tensor(const Node& node, std::string_view name) {
   auto found = node.attributes.find(name);

@@ -23,16 +23,19 @@ namespace falaj::kernels {
 
 inline constexpr std::string_view kOnnx = "";  // the domain ai.onnx
 inline constexpr std::string_view kOnnxMl = "ai.onnx.ml";
+inline constexpr std::string_view kOnnxTraining = "ai.onnx.preview.training";
 inline constexpr std::string_view kFalaj = "ai.falaj";  // ours: gradients, losses, fused ops; never exported
 constexpr std::int64_t kOpset = 17;                     // what graphs built here declare
-constexpr std::int64_t kOpsetMin = 13;                  // what an imported model must at least declare
+constexpr std::int64_t kOpsetMin = 6;                   // what an imported model must at least declare; tested from 13 on
 constexpr std::int64_t kOpsetMl = 3;
 
 constexpr std::size_t kNodesMax = 1U << 18;
 constexpr std::size_t kNameBytesMax = 4096;
 
-using Attribute =
-    std::variant<std::int64_t, float, std::string, std::vector<std::int64_t>, std::vector<float>, std::vector<std::string>, Tensor>;
+struct Graph;
+using Subgraph = std::shared_ptr<const Graph>;  // the branch of an If, the body of a Loop or a Scan
+using Attribute = std::variant<std::int64_t, float, std::string, std::vector<std::int64_t>, std::vector<float>, std::vector<std::string>,
+                               Tensor, Subgraph>;
 using Attributes = std::map<std::string, Attribute, std::less<>>;
 
 struct Node {
@@ -42,7 +45,10 @@ struct Node {
   std::vector<std::string> inputs;   // "" is an optional input that is absent
   std::vector<std::string> outputs;  // "" is an optional output that nobody wants
   Attributes attributes;
+  std::vector<std::string> captures = {};  // values of the enclosing graphs that the attributes' graphs read
 };
+
+enum class ValueKind : std::uint8_t { tensor, sequence, optional };  // of an optional or a sequence: `dtype` is that of the tensors in it
 
 // The type of a graph's input or output. Unknown sizes are -1 in `shape`; `symbols` names them ("N"; "" is anonymous), equal
 // names are equal sizes. Empty symbols: no names.
@@ -52,6 +58,7 @@ struct ValueInfo {
   Shape shape;
   std::vector<std::string> symbols = {};
   bool has_shape = true;  // an output may come without
+  ValueKind kind = ValueKind::tensor;
 };
 
 struct Graph {
@@ -89,8 +96,11 @@ struct Graph {
 std::string describe(const Graph& graph, std::size_t node);
 std::string describe(const Node& node);
 
-// Names, ops, arity, bounds and cycles; each error names the node or value and the remedy.
+// Names, ops, arity, bounds and cycles; each error names the node or value and the remedy. Graphs in attributes are validated too.
 Status validate(const Graph& graph);
+constexpr int kSubgraphDepthMax = 8;
+// What the graph and the graphs in it read from outside.
+std::vector<std::string> free_names(const Graph& graph);
 
 // An order in which every node comes after what it reads; stable (file order where that is one). The error names a cycle.
 Result<std::vector<std::size_t>> topological_order(const Graph& graph);
@@ -105,5 +115,6 @@ Result<std::vector<float>> attr_floats(const Node& node, std::string_view name, 
 Result<std::vector<std::string>> attr_strings(const Node& node, std::string_view name,
                                               std::optional<std::vector<std::string>> fallback = {});
 const Tensor* attr_tensor(const Node& node, std::string_view name);  // null: absent or of another type
+Result<Subgraph> attr_graph(const Node& node, std::string_view name);
 
 }  // namespace falaj::kernels

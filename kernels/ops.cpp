@@ -11,19 +11,39 @@ namespace {
 // The one list of all ops, by family.
 using Family = std::span<const OpDef> (*)();
 constexpr Family kFamilies[] = {
-    arithmetic_ops,  // Add Sub Mul Div Pow Min Max Neg Abs Sign Sqrt Reciprocal Exp Log Erf Floor Ceil Clip
-    activation_ops,  // Relu LeakyRelu Sigmoid Tanh Gelu Softplus
-    logic_ops,       // Equal Less LessOrEqual Greater GreaterOrEqual And Or Not IsNaN Where Cast
-    matmul_ops,      // MatMul Gemm
-    reduce_ops,      // ReduceSum ReduceMean ReduceMax ReduceMin ArgMax ArgMin
-    shape_ops,       // Identity Dropout Reshape Flatten Squeeze Unsqueeze Transpose Expand Shape Size Constant ConstantOfShape
-    slice_ops,       // Concat Split Slice
-    gather_ops,      // Gather OneHot ArrayFeatureExtractor
-    softmax_ops,     // Softmax LogSoftmax
-    norm_ops,        // LayerNormalization BatchNormalization
-    loss_ops,        // SigmoidCrossEntropy MeanSquare SoftmaxCrossEntropy
-    encoder_ops,     // LabelEncoder OneHotEncoder Scaler Imputer Normalizer ZipMap
-    linear_ops,      // LinearClassifier LinearRegressor
+    arithmetic_ops,    // Add Sub Mul Div Pow Min Max Neg Abs Sign Sqrt Reciprocal Exp Log Erf Floor Ceil Clip
+    activation_ops,    // Relu LeakyRelu Sigmoid Tanh Gelu Softplus
+    logic_ops,         // Equal Less LessOrEqual Greater GreaterOrEqual And Or Not IsNaN Where Cast
+    matmul_ops,        // MatMul Gemm
+    reduce_ops,        // ReduceSum ReduceMean ReduceMax ReduceMin ArgMax ArgMin
+    shape_ops,         // Identity Dropout Reshape Flatten Squeeze Unsqueeze Transpose Expand Shape Size Constant ConstantOfShape
+    slice_ops,         // Concat Split Slice
+    gather_ops,        // Gather OneHot ArrayFeatureExtractor
+    softmax_ops,       // Softmax LogSoftmax
+    norm_ops,          // LayerNormalization BatchNormalization
+    loss_ops,          // SigmoidCrossEntropy MeanSquare SoftmaxCrossEntropy
+    encoder_ops,       // LabelEncoder OneHotEncoder Scaler Imputer Normalizer ZipMap
+    linear_ops,        // LinearClassifier LinearRegressor
+    math_ops,          // Sin ... Atanh, Round, Softsign Elu Selu Celu HardSigmoid HardSwish Mish ThresholdedRelu Shrink, IsInf PRelu
+    bits_ops,          // Mod BitShift BitwiseAnd BitwiseOr BitwiseXor BitwiseNot Xor, Sum Mean
+    scatter_ops,       // GatherElements ScatterElements Scatter GatherND ScatterND
+    layout_ops,        // Tile Pad DepthToSpace SpaceToDepth CenterCropPad ReverseSequence Trilu EyeLike Range CumSum
+    select_ops,        // TopK Hardmax NonZero Compress Unique NonMaxSuppression
+    conv_ops,          // Conv ConvTranspose DeformConv ConvInteger QLinearConv
+    pool_ops,          // MaxPool AveragePool LpPool Global... MaxUnpool Col2Im
+    criterion_ops,     // NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss
+    channel_norm_ops,  // InstanceNormalization GroupNormalization MeanVarianceNormalization LpNormalization LRN RMSNormalization
+    sequence_ops,      // Sequence..., SplitToSequence ConcatFromSequence, Optional...
+    control_ops,       // If Loop Scan
+    resize_ops,        // Resize Upsample
+    region_ops,        // GridSample AffineGrid RoiAlign
+    recurrent_ops,     // RNN GRU LSTM
+    signal_ops,        // DFT STFT HannWindow HammingWindow BlackmanWindow MelWeightMatrix
+    update_ops,        // ai.onnx.preview.training: Adagrad Adam Momentum
+    einsum_ops,        // Einsum Det
+    text_ops,          // StringConcat StringSplit StringNormalizer TfIdfVectorizer
+    tree_ops,          // TreeEnsemble TreeEnsembleRegressor TreeEnsembleClassifier Binarizer
+    quantize_ops,      // QuantizeLinear DequantizeLinear DynamicQuantizeLinear MatMulInteger QLinearMatMul
 };
 
 std::string_view canonical(std::string_view domain) { return domain == "ai.onnx" ? kOnnx : domain; }
@@ -55,12 +75,13 @@ bool can_fold(const OpDef& op, std::span<const ValueType> inputs) {
 
 // The node's outputs, computed now by the reference kernel.
 Result<std::vector<Tensor>> evaluate(const OpDef& op, const OpCall& call, std::span<const ValueType> outputs) {
-  FALAJ_ASSIGN(KernelPtr kernel, op.reference(KernelCall{{call.node, call.inputs, call.opset}, outputs}));
+  FALAJ_ASSIGN(KernelPtr kernel, make_reference(op, KernelCall{{call.node, call.inputs, call.opset}, outputs}));
   std::vector<Tensor> in(call.inputs.size());
   for (std::size_t i = 0; i < in.size(); ++i) {
     if (call.inputs[i].constant != nullptr) in[i] = *call.inputs[i].constant;
   }
   std::vector<Tensor> out;
+  out.reserve(outputs.size());
   for (std::size_t i = 0; i < outputs.size(); ++i) {
     out.push_back(call.node.outputs[i].empty() ? Tensor() : Tensor::uninitialised(outputs[i].dtype, outputs[i].shape));
   }
@@ -80,6 +101,8 @@ const OpDef* find_op(std::string_view domain, std::string_view type) {
 Result<std::vector<ValueType>> infer_node(const Node& node, std::span<const ValueType> inputs, std::int64_t opset) {
   const OpDef* op = find_op(node.domain, node.op);
   if (op == nullptr) return Error{ErrorCode::unimplemented, format("{}: unknown op", describe(node))};
+  if (op->infer == nullptr)
+    return Error{ErrorCode::unimplemented, format("{}: its outputs depend on data; it runs in the interpreter only", describe(node))};
   if (static_cast<int>(inputs.size()) < op->inputs_min) return invalid(format("{}: {} inputs are too few", describe(node), inputs.size()));
   for (int i = 0; i < op->inputs_min; ++i) {
     if (inputs[static_cast<std::size_t>(i)].dtype == DType::undefined) return invalid(format("{}: input {} is absent", describe(node), i));
@@ -93,6 +116,13 @@ Result<std::vector<ValueType>> infer_node(const Node& node, std::span<const Valu
     }
   }
   return outputs;
+}
+
+Result<std::vector<Tensor>> evaluate_node(const Node& node, std::span<const ValueType> inputs, std::int64_t opset,
+                                          std::span<const ValueType> outputs) {
+  const OpDef* op = find_op(node.domain, node.op);
+  if (op == nullptr) return Error{ErrorCode::unimplemented, format("{}: unknown op", describe(node))};
+  return evaluate(*op, OpCall{node, inputs, opset}, outputs);
 }
 
 Status run_kernel(const Kernel& kernel, std::span<const Tensor> inputs, std::span<Tensor> outputs) {
@@ -120,6 +150,7 @@ Result<TypedGraph> infer_types(const Graph& graph, std::span<const Shape> input_
   for (std::size_t at : typed.order) {
     const Node& node = graph.nodes[at];
     std::vector<ValueType> inputs;
+    inputs.reserve(node.inputs.size());
     for (const auto& name : node.inputs) inputs.push_back(name.empty() ? ValueType{} : typed.types.at(name));
     std::int64_t opset = graph.opset(node.domain);
     FALAJ_ASSIGN(auto outputs, infer_node(node, inputs, opset));

@@ -120,6 +120,44 @@ class GradientCall {
   bool stopped_ = false;
 };
 
+// A value of any kind. An optional without a value is none; an optional with one is that value.
+struct Value {
+  enum class Kind : std::uint8_t { none, tensor, sequence };
+  Kind kind = Kind::none;
+  Tensor tensor;
+  std::vector<Value> items;  // of a sequence
+  Value() = default;
+  Value(Tensor t) : kind(t.empty() ? Kind::none : Kind::tensor), tensor(std::move(t)) {}
+  static Value sequence(std::vector<Value> items) {
+    Value v;
+    v.kind = Kind::sequence;
+    v.items = std::move(items);
+    return v;
+  }
+};
+
+// A call of an op that works on values rather than on launches: what its outputs are depends on data (NonZero, Unique), is no tensor
+// (sequences), or is computed by a graph (If, Loop, Scan). Run by the interpreter only (interpret.hpp).
+class EagerCall {
+ public:
+  EagerCall(const Node& node, std::span<const Value> inputs, std::int64_t opset) : node_(node), inputs_(inputs), opset_(opset) {}
+  virtual ~EagerCall() = default;
+  [[nodiscard]] const Node& node() const { return node_; }
+  [[nodiscard]] std::int64_t opset() const { return opset_; }
+  [[nodiscard]] std::size_t size() const { return inputs_.size(); }
+  [[nodiscard]] bool has(std::size_t i) const { return i < inputs_.size() && inputs_[i].kind != Value::Kind::none; }
+  [[nodiscard]] const Value& in(std::size_t i) const { return inputs_[i]; }
+  [[nodiscard]] Result<Tensor> tensor(std::size_t i) const;  // input i, which must be a tensor
+  // Runs a graph of the node's attributes; it sees the values around the node. Counted against the run's bounds.
+  virtual Result<std::vector<Value>> run(const Graph& body, std::span<const Value> inputs) = 0;
+
+ private:
+  const Node& node_;
+  std::span<const Value> inputs_;
+  std::int64_t opset_;
+};
+
+using EagerFn = Result<std::vector<Value>> (*)(EagerCall&);
 using InferFn = Status (*)(InferCall&);
 using MakeKernelFn = Result<KernelPtr> (*)(const KernelCall&);
 using GradientFn = Status (*)(GradientCall&);
@@ -141,7 +179,16 @@ struct OpDef {
   GradientFn gradient = nullptr;  // null: gradients stop here (integers, comparisons, preprocessing of raw columns)
   Placement placement = Placement::own;
   std::uint32_t shape_only = 0;  // bit i: input i is read for its shape only, its bytes need not exist
+  EagerFn eager = nullptr;       // instead of infer and reference: see EagerCall
 };
+constexpr OpDef eager_op(std::string_view domain, std::string_view type, int inputs_min, int inputs_max, int outputs_min, int outputs_max,
+                         EagerFn eager) {
+  return {domain, type, inputs_min, inputs_max, outputs_min, outputs_max, nullptr, nullptr, nullptr, Placement::own, 0, eager};
+}
+
+// The op's reference kernel. Where it is written for wider types only (f32 for f16, f64 for f32, i32 for i8...), the operands are
+// widened before and the results narrowed after it.
+Result<KernelPtr> make_reference(const OpDef& op, const KernelCall& call);
 constexpr int kVariadic = -1;
 
 std::span<const OpDef* const> all_ops();
@@ -160,6 +207,9 @@ Result<TypedGraph> infer_types(const Graph& graph, std::int64_t size);
 
 // One more step of either: the types of a node's outputs (errors name the node), and its value where that is known already.
 Result<std::vector<ValueType>> infer_node(const Node& node, std::span<const ValueType> inputs, std::int64_t opset);
+// The node's outputs, of the types that infer_node gave, computed now: inputs carry their values as constants.
+Result<std::vector<Tensor>> evaluate_node(const Node& node, std::span<const ValueType> inputs, std::int64_t opset,
+                                          std::span<const ValueType> outputs);
 Status run_kernel(const Kernel& kernel, std::span<const Tensor> inputs, std::span<Tensor> outputs);
 
 // Runs one node by its reference kernel: tests, folding. Absent inputs are empty tensors.

@@ -33,6 +33,7 @@ struct Uses {
       for (const auto& name : graph.nodes[i].inputs) {
         if (!name.empty()) readers[name].push_back(i);
       }
+      outputs.insert(graph.nodes[i].captures.begin(), graph.nodes[i].captures.end());
     }
     for (const auto& output : graph.outputs) outputs.insert(output.name);
   }
@@ -127,6 +128,7 @@ Status fold_constants(Graph& graph) {
     }
     if (!known) continue;
     std::vector<ValueType> types;
+    types.reserve(inputs.size());
     for (const Tensor& t : inputs) types.push_back(t.empty() ? ValueType{} : ValueType{t.dtype(), t.shape(), &t});
     FALAJ_ASSIGN(auto outputs, infer_node(node, types, graph.opset(node.domain)));
     std::size_t bytes = 0;
@@ -163,6 +165,7 @@ void remove_dead(Graph& graph) {
     if (std::ranges::none_of(node.outputs, [&](const auto& name) { return wanted.contains(name); })) continue;
     gone[(*order)[i]] = false;
     for (const auto& name : node.inputs) wanted.insert(name);
+    for (const auto& name : node.captures) wanted.insert(name);
   }
   std::erase_if(graph.initializers, [&](const auto& entry) { return !wanted.contains(entry.first); });
   erase_nodes(graph, gone);

@@ -94,7 +94,7 @@ std::span<const Backend* const> default_backends() {
 }
 
 const Backend& reference_backend() {
-  static const Backend kReference{"reference", [](const OpDef& op, const KernelCall& call) { return op.reference(call); }};
+  static const Backend kReference{"reference", [](const OpDef& op, const KernelCall& call) { return make_reference(op, call); }};
   return kReference;
 }
 
@@ -138,10 +138,18 @@ Result<std::string> Compiled::why(std::int64_t batch) const {
 Result<std::shared_ptr<const Compiled>> compile(Graph graph, CompileOptions options) {
   FALAJ_TRY(validate(graph));
   if (graph.outputs.empty()) return invalid("the graph has no outputs: declare at least one");
+  for (const auto& input : graph.inputs) {
+    if (input.kind != ValueKind::tensor)
+      return Error{ErrorCode::unimplemented, format("input '{}' is no tensor: such models run in the interpreter only", input.name)};
+  }
   remove_dead(graph);
   if (options.fold) {
     FALAJ_TRY(fold_constants(graph));
     remove_dead(graph);
+  }
+  for (const Node& node : graph.nodes) {
+    if (find_op(node.domain, node.op)->eager != nullptr)
+      return Error{ErrorCode::unimplemented, format("{}: what it gives depends on data; it runs in the interpreter only", describe(node))};
   }
   if (options.fuse) FALAJ_TRY(fuse(graph));
   return std::make_shared<const Compiled>(std::make_unique<Compiled::Impl>(std::move(graph), std::move(options)));

@@ -98,7 +98,7 @@ class Planner {
     for (std::size_t i = chosen.size(); i-- > 0;) {
       const Node& node = graph_.nodes[chosen[i]];
       const OpDef& op = *find_op(node.domain, node.op);
-      if (op.placement == Placement::alias && named_outputs(node) == 1) {
+      if (op.placement == Placement::alias && named_outputs(node) == 1 && !node.outputs[0].empty()) {
         root_[id_.at(node.outputs[0])] = root_[id_.at(node.inputs[0])];
       } else {
         steps_.push_back({chosen[i]});

@@ -58,8 +58,37 @@ std::string_view to_string(DType dtype) noexcept {
       return "uint32";
     case DType::u64:
       return "uint64";
+    case DType::f8e4m3fn:
+      return "float8e4m3fn";
+    case DType::f8e4m3fnuz:
+      return "float8e4m3fnuz";
+    case DType::f8e5m2:
+      return "float8e5m2";
+    case DType::f8e5m2fnuz:
+      return "float8e5m2fnuz";
+    case DType::i4:
+      return "int4";
+    case DType::u4:
+      return "uint4";
   }
   return "undefined";
+}
+
+namespace {
+// By TensorProto.DataType; the complex types (14, 15) are not carried.
+constexpr std::array kCodes = {DType::undefined,  DType::f32,    DType::u8,         DType::i8,        DType::u16,  DType::i16,
+                               DType::i32,        DType::i64,    DType::string,     DType::boolean,   DType::f16,  DType::f64,
+                               DType::u32,        DType::u64,    DType::undefined,  DType::undefined, DType::bf16, DType::f8e4m3fn,
+                               DType::f8e4m3fnuz, DType::f8e5m2, DType::f8e5m2fnuz, DType::u4,        DType::i4};
+}  // namespace
+
+DType dtype_of_code(std::int64_t onnx_code) noexcept {
+  return onnx_code < 0 || onnx_code >= static_cast<std::int64_t>(kCodes.size()) ? DType::undefined
+                                                                                : kCodes[static_cast<std::size_t>(onnx_code)];
+}
+std::int32_t code_of(DType dtype) noexcept {
+  if (dtype == DType::undefined) return 0;
+  return static_cast<std::int32_t>(std::ranges::find(kCodes, dtype) - kCodes.begin());
 }
 
 std::size_t size_of(DType dtype) noexcept {
@@ -77,6 +106,12 @@ std::size_t size_of(DType dtype) noexcept {
     case DType::u8:
     case DType::i8:
     case DType::boolean:
+    case DType::f8e4m3fn:
+    case DType::f8e4m3fnuz:
+    case DType::f8e5m2:
+    case DType::f8e5m2fnuz:
+    case DType::i4:
+    case DType::u4:
       return 1;
     case DType::string:
       return sizeof(std::string);
@@ -160,6 +195,12 @@ Tensor Tensor::uninitialised(DType dtype, const Shape& shape) {
   t.shape_ = shape;
   t.storage_ = allocate(dtype, static_cast<std::size_t>(shape.elements()));
   t.data_ = t.storage_.get();
+  return t;
+}
+
+Tensor Tensor::adopt(DType dtype, const Shape& shape, std::shared_ptr<void> storage, void* data) {
+  Tensor t = view(dtype, shape, data);
+  t.storage_ = std::move(storage);
   return t;
 }
 

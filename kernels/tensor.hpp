@@ -18,12 +18,43 @@
 
 namespace falaj::kernels {
 
-// bf16, f16 and the remaining integers are carried (import, export, storage); kernels for them come with their first user.
-enum class DType : std::uint8_t { undefined, f32, f64, i64, i32, u8, i8, boolean, string, bf16, f16, i16, u16, u32, u64 };
+// Kernels are written for f32, f64, i64 and i32 (and where it matters for others); the rest is computed in a wider type and
+// narrowed again (make_reference in ops.hpp). i4 and u4 take one byte each in memory, whatever a file packs.
+enum class DType : std::uint8_t {
+  undefined,
+  f32,
+  f64,
+  i64,
+  i32,
+  u8,
+  i8,
+  boolean,
+  string,
+  bf16,
+  f16,
+  i16,
+  u16,
+  u32,
+  u64,
+  f8e4m3fn,
+  f8e4m3fnuz,
+  f8e5m2,
+  f8e5m2fnuz,
+  i4,
+  u4
+};
 
 std::string_view to_string(DType dtype) noexcept;
+DType dtype_of_code(std::int64_t onnx_code) noexcept;  // TensorProto.DataType, which attributes hold; undefined: unknown
+std::int32_t code_of(DType dtype) noexcept;
 std::size_t size_of(DType dtype) noexcept;  // bytes of one element; sizeof(std::string) for strings, 0 for undefined
 constexpr bool is_float(DType d) { return d == DType::f32 || d == DType::f64 || d == DType::bf16 || d == DType::f16; }
+constexpr bool is_float8(DType d) { return d >= DType::f8e4m3fn && d <= DType::f8e5m2fnuz; }
+constexpr bool is_signed_int(DType d) { return d == DType::i64 || d == DType::i32 || d == DType::i16 || d == DType::i8 || d == DType::i4; }
+constexpr bool is_unsigned_int(DType d) {
+  return d == DType::u64 || d == DType::u32 || d == DType::u16 || d == DType::u8 || d == DType::u4;
+}
+constexpr bool is_int(DType d) { return is_signed_int(d) || is_unsigned_int(d); }
 
 template <class T>
 struct DTypeOf;
@@ -58,6 +89,22 @@ struct DTypeOf<bool> {
 template <>
 struct DTypeOf<std::string> {
   static constexpr DType value = DType::string;
+};
+template <>
+struct DTypeOf<std::int16_t> {
+  static constexpr DType value = DType::i16;
+};
+template <>
+struct DTypeOf<std::uint16_t> {
+  static constexpr DType value = DType::u16;
+};
+template <>
+struct DTypeOf<std::uint32_t> {
+  static constexpr DType value = DType::u32;
+};
+template <>
+struct DTypeOf<std::uint64_t> {
+  static constexpr DType value = DType::u64;
 };
 template <class T>
 constexpr DType dtype_of = DTypeOf<std::remove_cv_t<T>>::value;
@@ -104,6 +151,8 @@ class Tensor {
   Tensor() = default;
   Tensor(DType dtype, const Shape& shape);  // owning, zero bytes (empty strings)
   static Tensor uninitialised(DType dtype, const Shape& shape);
+  // Bytes that somebody else allocated, kept alive by `storage`; `data` lies in it.
+  static Tensor adopt(DType dtype, const Shape& shape, std::shared_ptr<void> storage, void* data);
   static Tensor view(DType dtype, const Shape& shape, void* data);              // borrows; strings: std::string*
   static Tensor const_view(DType dtype, const Shape& shape, const void* data);  // borrows; use as an input only
   template <class T>

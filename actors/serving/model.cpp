@@ -124,6 +124,8 @@ Result<std::shared_ptr<const Model>> Model::load(ByteView onnx, std::string_view
   FALAJ_ASSIGN(auto graph, kernels::import_onnx(onnx, name));
   auto model = std::make_shared<Model>();
   for (const auto& info : graph.inputs) {
+    if (!info.has_shape)
+      return error(ErrorCode::unimplemented, format("{}: input '{}' has no shape; what is served must declare one", name, info.name));
     const auto& spec = model->inputs_.emplace_back(spec_of(info));
     model->by_name_.emplace(spec.name, model->inputs_.size() - 1);
     model->batches_ = model->batches_ && spec.batched && std::ranges::count_if(spec.shape, [](auto dim) { return dim < 0; }) == 1;

@@ -103,6 +103,7 @@ FALAJ_AVX2 void add_row(const float* x, double* sum, std::int64_t n) {
 Result<KernelPtr> make_binary(const KernelCall& call) {
   FALAJ_TRY(check(call));
   const Shape& out = call.outputs[0].shape;
+  if (call.opset < 7) return Error{ErrorCode::unimplemented, "avx2 loop: operands of this opset are aligned by an attribute"};
   Strides a = broadcast_strides(call.in(0).shape, out);
   Strides b = broadcast_strides(call.in(1).shape, out);
   std::string_view op = call.node.op;

@@ -10,42 +10,7 @@
 namespace falaj::kernels {
 namespace onnx_format {
 
-std::int32_t code_from(DType dtype) {
-  using P = onnx::TensorProto;
-  switch (dtype) {
-    case DType::undefined:
-      return P::UNDEFINED;
-    case DType::f32:
-      return P::FLOAT;
-    case DType::f64:
-      return P::DOUBLE;
-    case DType::i64:
-      return P::INT64;
-    case DType::i32:
-      return P::INT32;
-    case DType::u8:
-      return P::UINT8;
-    case DType::i8:
-      return P::INT8;
-    case DType::boolean:
-      return P::BOOL;
-    case DType::string:
-      return P::STRING;
-    case DType::bf16:
-      return P::BFLOAT16;
-    case DType::f16:
-      return P::FLOAT16;
-    case DType::i16:
-      return P::INT16;
-    case DType::u16:
-      return P::UINT16;
-    case DType::u32:
-      return P::UINT32;
-    case DType::u64:
-      return P::UINT64;
-  }
-  return P::UNDEFINED;
-}
+std::int32_t code_from(DType dtype) { return code_of(dtype); }
 
 void write_tensor(const Tensor& tensor, onnx::TensorProto& proto) {
   proto.clear_dims();
@@ -56,10 +21,18 @@ void write_tensor(const Tensor& tensor, onnx::TensorProto& proto) {
   proto.clear_double_data();
   proto.clear_uint64_data();
   proto.clear_raw_data();
+  proto.clear_external_data();
+  proto.clear_data_location();
   for (std::int64_t d : tensor.shape()) proto.add_dims(d);
   proto.set_data_type(code_from(tensor.dtype()));
   if (tensor.dtype() == DType::string) {
     for (const auto& text : tensor.data<std::string>()) proto.add_string_data(text);
+  } else if (tensor.dtype() == DType::i4 || tensor.dtype() == DType::u4) {
+    std::string packed((tensor.elements() + 1) / 2, '\0');
+    const auto* from = static_cast<const std::uint8_t*>(tensor.raw());
+    for (std::size_t i = 0; i < tensor.elements(); ++i)
+      packed[i / 2] = static_cast<char>(static_cast<std::uint8_t>(packed[i / 2]) | static_cast<unsigned>((from[i] & 0xFU) << (i % 2 * 4)));
+    proto.set_raw_data(packed);
   } else {
     proto.set_raw_data(tensor.raw(), tensor.bytes());
   }
@@ -160,22 +133,29 @@ bool same_structure(const Graph& a, const Graph& b) {
 
 Result<Bytes> export_imported(const Graph& graph) {
   FALAJ_ASSIGN(auto model, parse_model(*graph.origin, "the imported model"));
-  FALAJ_ASSIGN(Graph original, read_graph(model));
+  // Where data lie in other files, the graph's own values are what is written.
+  ExternalData nothing = [](std::string_view, std::uint64_t, std::uint64_t) -> Result<ExternalBytes> { return ExternalBytes{}; };
+  FALAJ_ASSIGN(Graph original, read_graph(model, nothing));
   if (!same_structure(graph, original))
     return invalid("the graph's nodes were changed after it was imported: clear its origin to export it as a new model");
+  bool changed = graph.metadata != original.metadata;
   for (auto& proto : *model.mutable_graph()->mutable_initializer()) {
     auto now = graph.initializers.find(proto.name());
     if (now == graph.initializers.end()) return invalid(format("initialiser '{}' of the imported model is missing", proto.name()));
     const Tensor& before = original.initializers.at(proto.name());
-    if (now->second.dtype() != before.dtype() || now->second.shape() != before.shape()) {
-      return invalid(format("initialiser '{}' was {}{} and is {}{}: an imported model keeps its types", proto.name(),
-                            to_string(before.dtype()), to_string(before.shape()), to_string(now->second.dtype()),
-                            to_string(now->second.shape())));
+    FALAJ_ASSIGN(Shape shape, read_dims(proto));
+    DType dtype = dtype_from(proto.data_type());
+    if (now->second.dtype() != dtype || now->second.shape() != shape) {
+      return invalid(format("initialiser '{}' was {}{} and is {}{}: an imported model keeps its types", proto.name(), to_string(dtype),
+                            to_string(shape), to_string(now->second.dtype()), to_string(now->second.shape())));
     }
-    if (!equal_bits(now->second, before)) write_tensor(now->second, proto);
+    if (equal_bits(now->second, before)) continue;
+    write_tensor(now->second, proto);
+    changed = true;
   }
   if (graph.initializers.size() != original.initializers.size())
     return invalid("initialisers were added after the model was imported: clear its origin to export it as a new model");
+  if (!changed) return *graph.origin;  // byte for byte, however the file orders its fields
   write_metadata(graph, model);
   return serialise(model);
 }
@@ -193,6 +173,9 @@ Result<Bytes> export_new(const Graph& graph) {
     const Node& node = graph.nodes[at];
     if (node.domain == kFalaj)
       return invalid(format("{}: ops of domain '{}' are for training and cannot be exported", describe(node), kFalaj));
+    if (!node.captures.empty() ||
+        std::ranges::any_of(node.attributes, [](const auto& a) { return std::holds_alternative<Subgraph>(a.second); }))
+      return Error{ErrorCode::unimplemented, format("{}: new models with graphs in attributes are not written", describe(node))};
     domains.insert(node.domain);
     write_node(node, *proto.add_node());
   }

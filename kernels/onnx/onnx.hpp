@@ -1,10 +1,17 @@
 // ONNX in, ONNX out. Takes and gives bytes: files are the caller's.
 //
-// Import accepts ai.onnx opset 13 and newer and ai.onnx.ml, and validates everything it reads (truncation, cycles, dangling and
-// duplicate names, unknown ops, shapes that do not fit, sizes that cannot be); memory is bounded by the file's size.
+// Import accepts ai.onnx from opset 6 on, ai.onnx.ml, functions and graphs in attributes, and validates everything it reads
+// (truncation, cycles, recursion, dangling and duplicate names, unknown ops, shapes that do not fit, sizes that cannot be); memory is
+// bounded by the file's size.
 // Export of an imported graph is its original file with the initialisers' values and the metadata replaced, and nothing else;
 // export of a graph built here is a new file (IR version 8, the graph's opsets) and refuses ops of our own domain.
+//
+// Tensors whose data lie in other files are read through ExternalData, which the caller gives; their paths are relative and without
+// "..", which is checked here; that no link leads out of the model's folder is the caller's to check. Export embeds them.
 #pragma once
+#include <functional>
+#include <memory>
+#include <span>
 #include <string_view>
 
 #include "kernels/graph.hpp"
@@ -13,8 +20,20 @@
 
 namespace falaj::kernels {
 
+struct ExternalBytes {
+  std::shared_ptr<void> storage;  // keeps data alive: a buffer, a mapped file
+  void* data = nullptr;
+};
+// `length` bytes of the file `location` (relative to the model's folder) from `offset` on. Read them, or map them.
+using ExternalData = std::function<Result<ExternalBytes>(std::string_view location, std::uint64_t offset, std::uint64_t length)>;
+
 // `name` is what errors call it (a file's path, a model's name).
-Result<Graph> import_onnx(ByteView bytes, std::string_view name);
+Result<Graph> import_onnx(ByteView bytes, std::string_view name, const ExternalData& external = {});
 Result<Bytes> export_onnx(const Graph& graph);
+
+// A serialised TensorProto, SequenceProto or OptionalProto, as the ONNX project's test data have them: a tensor, a sequence of them,
+// or nothing (kind is that of the graph's input or output).
+struct Value;
+Result<Value> read_onnx_value(ByteView bytes, ValueKind kind, std::string_view name);
 
 }  // namespace falaj::kernels

@@ -5,6 +5,7 @@
 #include <onnx/onnx_pb.h>
 
 #include "kernels/graph.hpp"
+#include "kernels/onnx/onnx.hpp"
 #include "runtime/base/result.hpp"
 
 namespace falaj::kernels::onnx_format {
@@ -13,8 +14,12 @@ DType dtype_from(std::int32_t code);  // undefined: no such type, or none that w
 std::int32_t code_from(DType dtype);
 
 Result<onnx::ModelProto> parse_model(ByteView bytes, std::string_view name);  // checks sizes before it allocates
-Result<Tensor> read_tensor(const onnx::TensorProto& proto);
-void write_tensor(const Tensor& tensor, onnx::TensorProto& proto);  // value only: name and doc stay
-Result<Graph> read_graph(const onnx::ModelProto& model);            // unvalidated, without origin
+// Data in other files come through `external`; without it such tensors are refused.
+Result<Tensor> read_tensor(const onnx::TensorProto& proto, const ExternalData& external);
+void write_tensor(const Tensor& tensor, onnx::TensorProto& proto);                      // value only: name and doc stay
+Result<Graph> read_graph(const onnx::ModelProto& model, const ExternalData& external);  // unvalidated, without origin
+// Calls of the model's own functions become the functions' nodes; recursion is refused.
+Status inline_functions(onnx::ModelProto& model);
+Result<Shape> read_dims(const onnx::TensorProto& proto);
 
 }  // namespace falaj::kernels::onnx_format

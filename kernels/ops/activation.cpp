@@ -118,7 +118,7 @@ Status grad_leaky_relu(GradientCall& g) {
 Status grad_gelu(GradientCall& g) { return g.set(0, g.add_falaj("GeluGrad", {g.dy(), g.input(0)}, g.node().attributes)), Status{}; }
 
 Status infer_slope(InferCall& call) {
-  FALAJ_TRY(check_dtype(call, 0, {DType::f32, DType::f64}));
+  FALAJ_TRY(check_float(call, 0));
   FALAJ_TRY(check_same_dtype(call, 0, 1));
   if (call.in(0).shape != call.in(1).shape)
     return invalid(format("gradient {} and value {} must have one shape", to_string(call.in(0).shape), to_string(call.in(1).shape)));

@@ -10,17 +10,15 @@
 namespace falaj::kernels {
 namespace {
 
-constexpr auto kNumeric = {DType::f32, DType::f64, DType::i64, DType::i32};
-
 Status infer_binary(InferCall& call) {
-  FALAJ_TRY(check_dtype(call, 0, kNumeric));
+  FALAJ_TRY(check_number(call, 0));
   FALAJ_TRY(check_same_dtype(call, 0, 1));
-  FALAJ_ASSIGN(Shape shape, broadcast(call.in(0).shape, call.in(1).shape));
+  FALAJ_ASSIGN(Shape shape, broadcast(call.in(0).shape, aligned_second(call)));
   return set_output(call, 0, call.in(0).dtype, shape);
 }
 
 Status infer_variadic(InferCall& call) {
-  FALAJ_TRY(check_dtype(call, 0, kNumeric));
+  FALAJ_TRY(check_number(call, 0));
   Shape shape = call.in(0).shape;
   for (std::size_t i = 1; i < call.inputs.size(); ++i) {
     FALAJ_TRY(check_same_dtype(call, 0, i));
@@ -43,6 +41,13 @@ template <class T>
 T negated(T x) {
   if constexpr (std::is_integral_v<T>) return wrapping(T{0}, x, [](auto a, auto b) { return a - b; });
   return -x;
+}
+
+// NaN stays NaN; what is unsigned has no sign to lose.
+template <class T>
+T negated_if_signed(T x) {
+  if constexpr (std::is_unsigned_v<T>) return x;
+  return negated(x);
 }
 
 Result<KernelPtr> make_add(const KernelCall& c) {
@@ -68,7 +73,9 @@ T divide(T a, T b) {
     return a / b;
   } else {
     if (b == 0) return 0;
-    if (b == -1) return static_cast<T>(0 - static_cast<std::make_unsigned_t<T>>(a));
+    if constexpr (std::is_signed_v<T>) {
+      if (b == -1) return static_cast<T>(0 - static_cast<std::make_unsigned_t<T>>(a));
+    }
     return a / b;
   }
 }
@@ -77,9 +84,9 @@ Result<KernelPtr> make_div(const KernelCall& c) {
 }
 
 Status infer_pow(InferCall& call) {
-  FALAJ_TRY(check_dtype(call, 0, kNumeric));
-  FALAJ_TRY(check_dtype(call, 1, kNumeric));
-  FALAJ_ASSIGN(Shape shape, broadcast(call.in(0).shape, call.in(1).shape));
+  FALAJ_TRY(check_number(call, 0));
+  FALAJ_TRY(check_number(call, 1));
+  FALAJ_ASSIGN(Shape shape, broadcast(call.in(0).shape, aligned_second(call)));
   return set_output(call, 0, call.in(0).dtype, shape);
 }
 
@@ -104,7 +111,7 @@ KernelPtr pow_kernel(const KernelCall& c) {
 }
 
 Result<KernelPtr> make_pow(const KernelCall& c) {
-  return dispatch_numeric(c.in(0).dtype, [&]<class T>() -> KernelPtr {
+  return dispatch_numeric(c.in(0).dtype, [&]<class T>() -> Result<KernelPtr> {
     switch (c.in(1).dtype) {
       case DType::f32:
         return pow_kernel<T, float>(c);
@@ -112,8 +119,12 @@ Result<KernelPtr> make_pow(const KernelCall& c) {
         return pow_kernel<T, double>(c);
       case DType::i64:
         return pow_kernel<T, std::int64_t>(c);
-      default:
+      case DType::i32:
         return pow_kernel<T, std::int32_t>(c);
+      case DType::u64:
+        return pow_kernel<T, std::uint64_t>(c);
+      default:
+        return no_kernel(c.in(1).dtype);
     }
   });
 }
@@ -161,12 +172,14 @@ Result<KernelPtr> make_neg(const KernelCall& c) {
   return dispatch_numeric(c.in(0).dtype, [&]<class T>() { return unary_kernel<T>(c, [](T x) { return negated(x); }); });
 }
 Result<KernelPtr> make_abs(const KernelCall& c) {
-  return dispatch_numeric(
-      c.in(0).dtype, [&]<class T>() { return unary_kernel<T>(c, [](T x) { return x < T{0} ? negated(x) : (x == T{0} ? T{0} : x); }); });
+  return dispatch_numeric(c.in(0).dtype, [&]<class T>() {
+    return unary_kernel<T>(c, [](T x) { return !(x > T{0}) && x != T{0} ? negated_if_signed(x) : (x == T{0} ? T{0} : x); });
+  });
 }
 Result<KernelPtr> make_sign(const KernelCall& c) {
-  return dispatch_numeric(c.in(0).dtype,
-                          [&]<class T>() { return unary_kernel<T>(c, [](T x) { return x > T{0} ? T{1} : (x < T{0} ? T{-1} : x); }); });
+  return dispatch_numeric(c.in(0).dtype, [&]<class T>() {
+    return unary_kernel<T>(c, [](T x) { return x > T{0} ? T{1} : (x == T{0} || x != x ? x : static_cast<T>(-1)); });
+  });
 }
 #define FALAJ_FLOAT_UNARY(name, expression)                                                                                   \
   Result<KernelPtr> name(const KernelCall& c) {                                                                               \
@@ -183,6 +196,7 @@ FALAJ_FLOAT_UNARY(make_ceil, std::ceil(x))
 
 Status infer_clip(InferCall& call) {
   FALAJ_TRY(infer_numeric(call));
+  if (call.opset < 11) return {};
   for (std::size_t i : {1U, 2U}) {
     if (!call.has(i)) continue;
     FALAJ_TRY(check_same_dtype(call, 0, i));
@@ -202,7 +216,15 @@ std::pair<T, T> clip_bounds(const Io& io, bool has_min, bool has_max, std::size_
   return {low, high};
 }
 
+// Before opset 11 the bounds were attributes.
+Result<KernelPtr> make_old_clip(const KernelCall& c) {
+  FALAJ_ASSIGN(double low, attr_float(c.node, "min", -std::numeric_limits<double>::infinity()));
+  FALAJ_ASSIGN(double high, attr_float(c.node, "max", std::numeric_limits<double>::infinity()));
+  return dispatch<double>(
+      c.in(0).dtype, [&]<class T>() { return unary_kernel<T>(c, [low, high](T x) { return x < low ? low : (x > high ? high : x); }); });
+}
 Result<KernelPtr> make_clip(const KernelCall& c) {
+  if (c.opset < 11) return make_old_clip(c);
   return dispatch_numeric(c.in(0).dtype, [&]<class T>() {
     return make_kernel([n = c.in(0).shape.elements(), has_min = c.has(1), has_max = c.has(2)](const Io& io) {
       auto [low, high] = clip_bounds<T>(io, has_min, has_max, 1);
@@ -231,7 +253,7 @@ Result<KernelPtr> make_clip_grad(const KernelCall& c) {
 // --- sums down to a broadcast operand ---------------------------------------------------------------------------------------
 
 Status infer_reduce_like(InferCall& call) {
-  FALAJ_TRY(check_dtype(call, 0, {DType::f32, DType::f64}));
+  FALAJ_TRY(check_float(call, 0));
   FALAJ_ASSIGN(Shape both, broadcast(call.in(0).shape, call.in(1).shape));
   if (both != call.in(0).shape)
     return invalid(format("{} does not broadcast to {}", to_string(call.in(1).shape), to_string(call.in(0).shape)));

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/convert.hpp"
+
 namespace falaj::kernels {
 
 Result<std::int64_t> normal_axis(std::int64_t axis, std::size_t rank) {
@@ -70,23 +72,9 @@ Result<std::vector<std::int64_t>> known_ints(const OpCall& call, std::size_t inp
 }
 
 Result<double> known_scalar(const OpCall& call, std::size_t input, std::string_view what) {
-  const ValueType& value = call.in(input);
-  if (value.constant == nullptr)
-    return Error{ErrorCode::unimplemented,
-                 format("{} (input {}, '{}') depends on data: make it a constant", what, input, call.node.inputs[input])};
-  if (value.constant->elements() != 1) return invalid(format("{} (input {}) must have one element", what, input));
-  switch (value.dtype) {
-    case DType::f32:
-      return static_cast<double>(value.constant->data<float>()[0]);
-    case DType::f64:
-      return value.constant->data<double>()[0];
-    case DType::i64:
-      return static_cast<double>(value.constant->data<std::int64_t>()[0]);
-    case DType::i32:
-      return static_cast<double>(value.constant->data<std::int32_t>()[0]);
-    default:
-      return invalid(format("{} (input {}) is {}; it must be a number", what, input, to_string(value.dtype)));
-  }
+  FALAJ_ASSIGN(auto values, known_numbers(call, input, what));
+  if (values.size() != 1) return invalid(format("{} (input {}) must have one element", what, input));
+  return values[0];
 }
 
 Result<std::vector<std::int64_t>> known_axes(const OpCall& call, std::size_t rank, bool& given) {
@@ -109,14 +97,58 @@ Result<std::vector<std::int64_t>> known_axes(const OpCall& call, std::size_t ran
 
 Status infer_same(InferCall& call) { return set_output(call, 0, call.in(0).dtype, call.in(0).shape); }
 
+Status check_float(const OpCall& call, std::size_t input) {
+  if (!call.has(input)) return invalid(format("input {} is absent", input));
+  if (is_float(call.in(input).dtype)) return {};
+  return invalid(format("input {} ('{}') is {}; it must be a float", input, call.node.inputs[input], to_string(call.in(input).dtype)));
+}
+Status check_number(const OpCall& call, std::size_t input) {
+  if (!call.has(input)) return invalid(format("input {} is absent", input));
+  if (is_float(call.in(input).dtype) || is_int(call.in(input).dtype)) return {};
+  return invalid(format("input {} ('{}') is {}; it must be a number", input, call.node.inputs[input], to_string(call.in(input).dtype)));
+}
+
 Status infer_float(InferCall& call) {
-  FALAJ_TRY(check_dtype(call, 0, {DType::f32, DType::f64}));
+  FALAJ_TRY(check_float(call, 0));
   return infer_same(call);
 }
 
 Status infer_numeric(InferCall& call) {
-  FALAJ_TRY(check_dtype(call, 0, {DType::f32, DType::f64, DType::i64, DType::i32}));
+  FALAJ_TRY(check_number(call, 0));
   return infer_same(call);
+}
+
+Shape aligned_second(const OpCall& call) {
+  Shape second = call.in(1).shape;
+  auto axis = call.opset < 7 ? attr_int(call.node, "axis", -1) : Result<std::int64_t>(-1);
+  if (!axis || *axis < 0) return second;
+  auto rank = static_cast<std::int64_t>(call.in(0).shape.rank());
+  while (*axis + static_cast<std::int64_t>(second.rank()) < rank) second.push_back(1);
+  return second;
+}
+
+Result<KernelPtr> mapped_kernel(DType dtype, std::vector<std::int64_t> map, std::size_t fill_input) {
+  return dispatch_moving(dtype, [&]<class T>() {
+    return make_kernel([map = std::move(map), fill_input](const Io& io) {
+      const T* x = io.input<T>(0);
+      T* y = io.output<T>(0);
+      T fill = fill_input == kNoFill ? T{} : *io.input<T>(fill_input);
+      for (std::size_t i = 0; i < map.size(); ++i) y[i] = map[i] < 0 ? fill : x[map[i]];
+    });
+  });
+}
+
+Result<std::vector<double>> known_numbers(const OpCall& call, std::size_t input, std::string_view what) {
+  const ValueType& value = call.in(input);
+  if (value.constant == nullptr)
+    return Error{ErrorCode::unimplemented, format("{} (input {}, '{}') depends on data: only values known from shapes and constants are "
+                                                  "supported",
+                                                  what, input, call.node.inputs[input])};
+  if (!is_float(value.dtype) && !is_int(value.dtype) && value.dtype != DType::boolean)
+    return invalid(format("{} (input {}) is {}; it must be numbers", what, input, to_string(value.dtype)));
+  std::vector<double> out(value.constant->elements());
+  to_doubles(value.dtype, value.constant->raw(), out.data(), static_cast<std::int64_t>(out.size()));
+  return out;
 }
 
 Status infer_like_second(InferCall& call) { return set_output(call, 0, call.in(0).dtype, call.in(1).shape); }

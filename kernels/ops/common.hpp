@@ -27,10 +27,32 @@ std::span<const OpDef> norm_ops();
 std::span<const OpDef> loss_ops();
 std::span<const OpDef> encoder_ops();
 std::span<const OpDef> linear_ops();
+std::span<const OpDef> math_ops();
+std::span<const OpDef> bits_ops();
+std::span<const OpDef> scatter_ops();
+std::span<const OpDef> layout_ops();
+std::span<const OpDef> select_ops();
+std::span<const OpDef> conv_ops();
+std::span<const OpDef> pool_ops();
+std::span<const OpDef> resize_ops();
+std::span<const OpDef> region_ops();
+std::span<const OpDef> recurrent_ops();
+std::span<const OpDef> signal_ops();
+std::span<const OpDef> quantize_ops();
+std::span<const OpDef> channel_norm_ops();
+std::span<const OpDef> criterion_ops();
+std::span<const OpDef> update_ops();
+std::span<const OpDef> einsum_ops();
+std::span<const OpDef> text_ops();
+std::span<const OpDef> sequence_ops();
+std::span<const OpDef> control_ops();
+std::span<const OpDef> tree_ops();
 
 // --- inference ------------------------------------------------------------------------------------------------------------
 Result<std::int64_t> normal_axis(std::int64_t axis, std::size_t rank);  // negative counts from the end; in [0, rank)
 Result<Shape> broadcast(const Shape& a, const Shape& b);
+// Shape of input 1 as it broadcasts to input 0: before opset 7 an attribute says at which axis it starts.
+Shape aligned_second(const OpCall& call);
 Status check_dtype(const OpCall& call, std::size_t input, std::initializer_list<DType> allowed);
 Status check_same_dtype(const OpCall& call, std::size_t a, std::size_t b);
 Status set_output(InferCall& call, std::size_t i, DType dtype, const Shape& shape);  // checks the size
@@ -40,9 +62,11 @@ Result<double> known_scalar(const OpCall& call, std::size_t input, std::string_v
 // Axes from input 1 (newer opsets) or the attribute `axes` (older ones), normalised and sorted; `given` tells whether there were any.
 Result<std::vector<std::int64_t>> known_axes(const OpCall& call, std::size_t rank, bool& given);
 
-Status infer_same(InferCall& call);         // output 0 like input 0, any dtype
-Status infer_float(InferCall& call);        // the same, f32 or f64 only
-Status infer_numeric(InferCall& call);      // the same, f32, f64, i64, i32
+Status infer_same(InferCall& call);     // output 0 like input 0, any dtype
+Status infer_float(InferCall& call);    // the same, floats of any width
+Status infer_numeric(InferCall& call);  // the same, numbers of any width
+Status check_float(const OpCall& call, std::size_t input);
+Status check_number(const OpCall& call, std::size_t input);
 Status infer_like_second(InferCall& call);  // output 0 has the dtype of input 0 and the shape of input 1
 Status infer_grad(InferCall& call);         // dy, then values: all inputs and outputs pairwise alike (output i like input i + 1)
 
@@ -118,6 +142,8 @@ Walk<K> broadcast_walk(const Shape& out, const std::array<const Shape*, K>& oper
   return Walk<K>(out, strides);
 }
 
+constexpr std::size_t kNoFill = static_cast<std::size_t>(-1);
+
 // --- kernels --------------------------------------------------------------------------------------------------------------
 template <class F>
 class LambdaKernel final : public Kernel {
@@ -150,7 +176,7 @@ Result<KernelPtr> dispatch_float(DType dtype, F&& make) {
 }
 template <class F>
 Result<KernelPtr> dispatch_numeric(DType dtype, F&& make) {
-  return dispatch<float, double, std::int64_t, std::int32_t>(dtype, std::forward<F>(make));
+  return dispatch<float, double, std::int64_t, std::int32_t, std::uint64_t>(dtype, std::forward<F>(make));
 }
 
 // For ops that only move elements: a type of the right size stands for all of that size.
@@ -190,7 +216,8 @@ KernelPtr unary_kernel(const KernelCall& call, F f) {
 template <class T, class F>
 KernelPtr binary_kernel(const KernelCall& call, F f) {
   const Shape& out = call.outputs[0].shape;
-  auto walk = broadcast_walk<3>(out, {&out, &call.in(0).shape, &call.in(1).shape});
+  Shape second = aligned_second(call);
+  auto walk = broadcast_walk<3>(out, {&out, &call.in(0).shape, &second});
   return make_kernel([walk, f](const Io& io) {
     const T* a = io.input<T>(0);
     const T* b = io.input<T>(1);
@@ -200,6 +227,15 @@ KernelPtr binary_kernel(const KernelCall& call, F f) {
     });
   });
 }
+
+// y[i] = x[map[i]], or where map[i] is -1 the element at `fill` (null: zero, the empty string). Elements of any type.
+Result<KernelPtr> mapped_kernel(DType dtype, std::vector<std::int64_t> map, std::size_t fill_input = kNoFill);
+// An index of type i64 or i32.
+inline std::int64_t index_at(const Io& io, std::size_t input, bool is_i64, std::int64_t i) {
+  return is_i64 ? io.input<std::int64_t>(input)[i] : static_cast<std::int64_t>(io.input<std::int32_t>(input)[i]);
+}
+// A number attribute of a constant input, as doubles.
+Result<std::vector<double>> known_numbers(const OpCall& call, std::size_t input, std::string_view what);
 
 // Sizes around an axis: outer x axis x inner.
 struct AxisSplit {

@@ -220,7 +220,7 @@ Result<Scaling> scaling(const OpCall& call) {
   return s;
 }
 Status infer_scaler(InferCall& call) {
-  FALAJ_TRY(check_dtype(call, 0, {DType::f32, DType::f64, DType::i64, DType::i32}));
+  FALAJ_TRY(check_number(call, 0));
   FALAJ_ASSIGN([[maybe_unused]] auto s, scaling(call));
   return set_output(call, 0, DType::f32, call.in(0).shape);
 }
@@ -242,7 +242,7 @@ Result<KernelPtr> make_scaler(const KernelCall& c) {
 }
 
 Status infer_imputer(InferCall& call) {
-  FALAJ_TRY(check_dtype(call, 0, {DType::f32, DType::f64, DType::i64, DType::i32}));
+  FALAJ_TRY(check_number(call, 0));
   return infer_same(call);
 }
 Result<KernelPtr> make_imputer(const KernelCall& c) {
@@ -276,7 +276,7 @@ Result<KernelPtr> make_imputer(const KernelCall& c) {
 }
 
 Status infer_normalizer(InferCall& call) {
-  FALAJ_TRY(check_dtype(call, 0, {DType::f32, DType::f64, DType::i64, DType::i32}));
+  FALAJ_TRY(check_number(call, 0));
   FALAJ_ASSIGN(auto norm, attr_string(call.node, "norm", "MAX"));
   if (norm != "MAX" && norm != "L1" && norm != "L2") return invalid(format("attribute 'norm' is '{}'; it must be MAX, L1 or L2", norm));
   return set_output(call, 0, DType::f32, call.in(0).shape);

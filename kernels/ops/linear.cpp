@@ -3,42 +3,10 @@
 #include <cmath>
 
 #include "kernels/ops/common.hpp"
+#include "kernels/ops/post_transform.hpp"
 
 namespace falaj::kernels {
 namespace {
-
-enum class PostTransform : std::uint8_t { none, softmax, logistic, softmax_zero };
-
-Result<PostTransform> post_transform(const Node& node) {
-  FALAJ_ASSIGN(auto text, attr_string(node, "post_transform", "NONE"));
-  if (text == "NONE") return PostTransform::none;
-  if (text == "SOFTMAX") return PostTransform::softmax;
-  if (text == "LOGISTIC") return PostTransform::logistic;
-  if (text == "SOFTMAX_ZERO") return PostTransform::softmax_zero;
-  return Error{ErrorCode::unimplemented,
-               format("attribute 'post_transform' is '{}'; NONE, SOFTMAX, LOGISTIC and SOFTMAX_ZERO are supported", text)};
-}
-
-float logistic(float x) { return x >= 0 ? 1.0F / (1.0F + std::exp(-x)) : std::exp(x) / (1.0F + std::exp(x)); }
-
-void transform(PostTransform post, float* scores, std::int64_t n) {
-  if (post == PostTransform::logistic) {
-    for (std::int64_t i = 0; i < n; ++i) scores[i] = logistic(scores[i]);
-  } else if (post != PostTransform::none && n > 0) {
-    bool keep_zero = post == PostTransform::softmax_zero;  // scores of exactly 0 stay 0
-    float top = *std::max_element(scores, scores + n);
-    float sum = 0;
-    for (std::int64_t i = 0; i < n; ++i) {
-      if (keep_zero && std::abs(scores[i]) < 1e-7F) {
-        scores[i] = 0;
-      } else {
-        scores[i] = std::exp(scores[i] - top);
-        sum += scores[i];
-      }
-    }
-    for (std::int64_t i = 0; i < n; ++i) scores[i] = sum == 0 ? 0 : scores[i] / sum;
-  }
-}
 
 struct LinearModel {
   std::vector<float> weights;  // [targets][features]
@@ -58,7 +26,7 @@ struct LinearModel {
 };
 
 Result<LinearModel> linear_model(const OpCall& call, std::optional<std::int64_t> targets) {
-  FALAJ_TRY(check_dtype(call, 0, {DType::f32, DType::f64, DType::i64, DType::i32}));
+  FALAJ_TRY(check_number(call, 0));
   const Shape& in = call.in(0).shape;
   if (in.rank() != 1 && in.rank() != 2) return invalid(format("the input {} must be [features] or [rows, features]", to_string(in)));
   LinearModel m;
@@ -92,7 +60,7 @@ Result<KernelPtr> make_regressor(const KernelCall& c) {
       for (std::int64_t r = 0; r < m.rows; ++r) {
         float* y = io.output<float>(0) + r * m.targets;
         m.scores(io.input<T>(0) + r * m.features, y);
-        transform(m.post, y, m.targets);
+        apply(m.post, y, m.targets);
       }
     });
   });
@@ -140,10 +108,10 @@ KernelPtr classifier_kernel(const LinearModel& m, const Tensor& classes) {
             bool odds = m.post == PostTransform::logistic;
             kept[1] = odds ? logistic(positive) : positive;
             kept[0] = odds ? 1.0F - kept[1] : -positive;
-            if (!odds) transform(m.post, kept, 2);
+            if (!odds) apply(m.post, kept, 2);
           } else {
             best = static_cast<std::size_t>(std::max_element(kept, kept + width) - kept);
-            transform(m.post, kept, width);
+            apply(m.post, kept, width);
           }
           if (io.out[0] != nullptr) io.output<L>(0)[r] = list[best];
           if (io.out[1] != nullptr) std::copy_n(kept, width, io.output<float>(1) + r * width);

@@ -4,6 +4,7 @@
 #include <functional>
 #include <limits>
 
+#include "kernels/convert.hpp"
 #include "kernels/ops/common.hpp"
 
 namespace falaj::kernels {
@@ -11,7 +12,7 @@ namespace {
 
 Status infer_compare(InferCall& call) {
   FALAJ_TRY(check_same_dtype(call, 0, 1));
-  FALAJ_ASSIGN(Shape shape, broadcast(call.in(0).shape, call.in(1).shape));
+  FALAJ_ASSIGN(Shape shape, broadcast(call.in(0).shape, aligned_second(call)));
   return set_output(call, 0, DType::boolean, shape);
 }
 Status infer_logic(InferCall& call) {
@@ -23,7 +24,7 @@ Status infer_not(InferCall& call) {
   return infer_same(call);
 }
 Status infer_is_nan(InferCall& call) {
-  FALAJ_TRY(check_dtype(call, 0, {DType::f32, DType::f64}));
+  FALAJ_TRY(check_float(call, 0));
   return set_output(call, 0, DType::boolean, call.in(0).shape);
 }
 
@@ -33,15 +34,19 @@ Result<KernelPtr> compare(const KernelCall& c, F f) {
                          [&]<class T>() { return binary_kernel<T>(c, [f](const T& a, const T& b) -> bool { return f(a, b); }); });
 }
 Result<KernelPtr> make_equal(const KernelCall& c) {
-  return compare<float, double, std::int64_t, std::int32_t, std::uint8_t, std::int8_t, bool, std::string>(c, std::equal_to<>{});
+  return compare<float, double, std::int64_t, std::int32_t, std::uint64_t, bool, std::string>(c, std::equal_to<>{});
 }
-Result<KernelPtr> make_less(const KernelCall& c) { return compare<float, double, std::int64_t, std::int32_t>(c, std::less<>{}); }
+Result<KernelPtr> make_less(const KernelCall& c) {
+  return compare<float, double, std::int64_t, std::int32_t, std::uint64_t>(c, std::less<>{});
+}
 Result<KernelPtr> make_less_equal(const KernelCall& c) {
-  return compare<float, double, std::int64_t, std::int32_t>(c, std::less_equal<>{});
+  return compare<float, double, std::int64_t, std::int32_t, std::uint64_t>(c, std::less_equal<>{});
 }
-Result<KernelPtr> make_greater(const KernelCall& c) { return compare<float, double, std::int64_t, std::int32_t>(c, std::greater<>{}); }
+Result<KernelPtr> make_greater(const KernelCall& c) {
+  return compare<float, double, std::int64_t, std::int32_t, std::uint64_t>(c, std::greater<>{});
+}
 Result<KernelPtr> make_greater_equal(const KernelCall& c) {
-  return compare<float, double, std::int64_t, std::int32_t>(c, std::greater_equal<>{});
+  return compare<float, double, std::int64_t, std::int32_t, std::uint64_t>(c, std::greater_equal<>{});
 }
 Result<KernelPtr> make_and(const KernelCall& c) { return compare<bool>(c, std::logical_and<>{}); }
 Result<KernelPtr> make_or(const KernelCall& c) { return compare<bool>(c, std::logical_or<>{}); }
@@ -89,62 +94,15 @@ Status grad_where(GradientCall& g) {
 
 // --- Cast -----------------------------------------------------------------------------------------------------------------
 
-// ONNX's element type codes (TensorProto.DataType), which the attribute `to` holds.
-DType from_onnx_code(std::int64_t code) {
-  switch (code) {
-    case 1:
-      return DType::f32;
-    case 2:
-      return DType::u8;
-    case 3:
-      return DType::i8;
-    case 6:
-      return DType::i32;
-    case 7:
-      return DType::i64;
-    case 8:
-      return DType::string;
-    case 9:
-      return DType::boolean;
-    case 11:
-      return DType::f64;
-    default:
-      return DType::undefined;
-  }
-}
-
 Status infer_cast(InferCall& call) {
   FALAJ_ASSIGN(auto code, attr_int(call.node, "to"));
-  DType to = from_onnx_code(code);
+  DType to = dtype_of_code(code);
   if (to == DType::undefined) return Error{ErrorCode::unimplemented, format("casts to ONNX element type {} are not supported", code)};
   return set_output(call, 0, to, call.in(0).shape);
 }
 Status infer_cast_like(InferCall& call) { return set_output(call, 0, call.in(1).dtype, call.in(0).shape); }
 
-// Conversions out of range are undefined in C++ and unspecified in ONNX: floats saturate, NaN becomes 0, integers wrap.
-template <class To, class From>
-To convert(const From& x) {
-  if constexpr (std::is_same_v<To, bool>) {
-    return x != From{};
-  } else if constexpr (std::is_floating_point_v<From> && std::is_integral_v<To>) {
-    if (std::isnan(x)) return 0;
-    if (x <= static_cast<From>(std::numeric_limits<To>::lowest())) return std::numeric_limits<To>::lowest();
-    if (x >= static_cast<From>(std::numeric_limits<To>::max())) return std::numeric_limits<To>::max();
-    return static_cast<To>(x);
-  } else {
-    return static_cast<To>(x);
-  }
-}
-
-template <class From, class To>
-KernelPtr cast_kernel(std::int64_t n) {
-  return make_kernel([n](const Io& io) {
-    const From* x = io.input<From>(0);
-    To* y = io.output<To>(0);
-    for (std::int64_t i = 0; i < n; ++i) y[i] = convert<To>(x[i]);
-  });
-}
-
+// Numbers as people and programs write them: "inf", "+INF", "NaN" and a leading plus too.
 template <class To>
 KernelPtr parse_kernel(std::int64_t n) {
   return make_kernel([n](const Io& io) {
@@ -152,10 +110,25 @@ KernelPtr parse_kernel(std::int64_t n) {
     To* y = io.output<To>(0);
     for (std::int64_t i = 0; i < n; ++i) {
       const char* end = x[i].data() + x[i].size();
-      auto [at, code] = std::from_chars(x[i].data(), end, y[i]);
+      const char* begin = x[i].data() + (x[i].size() > 1 && x[i][0] == '+' && x[i][1] != '-' ? 1 : 0);
+      auto [at, code] = std::from_chars(begin, end, y[i]);
       if (code != std::errc{} || at != end) return io.fail(format("'{}' at position {} is not a number", x[i].substr(0, 40), i));
     }
   });
+}
+
+// As ONNX's reference prints: the shortest text that reads back, with a point (1.0), exponents from 1e16 on; infinities as INF.
+template <class From>
+std::string print_number(From x) {
+  if constexpr (std::is_floating_point_v<From>) {
+    if (std::isnan(x)) return "NaN";
+    if (std::isinf(x)) return x > 0 ? "INF" : "-INF";
+    std::string text = format("{}", x);
+    if (text.find_first_of(".e") == std::string::npos) text += ".0";
+    return text;
+  } else {
+    return format("{}", x);
+  }
 }
 
 template <class From>
@@ -163,7 +136,7 @@ KernelPtr print_kernel(std::int64_t n) {
   return make_kernel([n](const Io& io) {
     const From* x = io.input<From>(0);
     auto* y = io.output<std::string>(0);
-    for (std::int64_t i = 0; i < n; ++i) y[i] = format("{}", x[i]);
+    for (std::int64_t i = 0; i < n; ++i) y[i] = print_number(x[i]);
   });
 }
 
@@ -176,10 +149,9 @@ Result<KernelPtr> make_cast(const KernelCall& c) {
   }
   if (from == DType::string) return dispatch<float, double, std::int64_t, std::int32_t>(to, [&]<class T>() { return parse_kernel<T>(n); });
   if (to == DType::string) return dispatch<float, double, std::int64_t, std::int32_t>(from, [&]<class T>() { return print_kernel<T>(n); });
-  return dispatch<float, double, std::int64_t, std::int32_t, std::uint8_t, std::int8_t, bool>(to, [&]<class To>() -> Result<KernelPtr> {
-    return dispatch<float, double, std::int64_t, std::int32_t, std::uint8_t, std::int8_t, bool>(
-        from, [&]<class From>() { return cast_kernel<From, To>(n); });
-  });
+  FALAJ_ASSIGN(auto saturate, attr_int(c.node, "saturate", 1));
+  return make_kernel(
+      [from, to, n, saturate = saturate != 0](const Io& io) { convert_elements(from, io.in[0], to, io.out[0], n, saturate); });
 }
 
 Status grad_cast(GradientCall& g) {
@@ -199,6 +171,7 @@ constexpr OpDef kOps[] = {
     {kOnnx, "IsNaN", 1, 1, 1, 1, infer_is_nan, make_is_nan},
     {kOnnx, "Where", 3, 3, 1, 1, infer_where, make_where, grad_where, Placement::in_place},
     {kOnnx, "Cast", 1, 1, 1, 1, infer_cast, make_cast, grad_cast},
+    {kOnnx, "CastLike", 2, 2, 1, 1, infer_cast_like, make_cast, grad_cast, Placement::own, 0b10},
     {kFalaj, "CastLike", 2, 2, 1, 1, infer_cast_like, make_cast, grad_cast, Placement::own, 0b10},
 };
 

@@ -133,7 +133,7 @@ BatchOffsets batch_offsets(const MatMulSpec& spec, std::int64_t index) {
 namespace {
 
 Status infer_matmul(InferCall& call) {
-  FALAJ_TRY(check_dtype(call, 0, {DType::f32, DType::f64, DType::i32, DType::i64}));
+  FALAJ_TRY(check_number(call, 0));
   FALAJ_TRY(check_same_dtype(call, 0, 1));
   if (call.has(2)) FALAJ_TRY(check_same_dtype(call, 0, 2));
   FALAJ_ASSIGN(auto spec, matmul_spec(call));

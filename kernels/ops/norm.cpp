@@ -141,15 +141,62 @@ Status check_batch_norm(const OpCall& call, std::size_t x, std::size_t first, st
   }
   return {};
 }
+// Before opset 14 there was no attribute for it: more than one output meant training (6: unless is_test says otherwise).
+Result<bool> trains(const OpCall& call) {
+  if (call.opset >= 14) {
+    FALAJ_ASSIGN(auto training, attr_int(call.node, "training_mode", 0));
+    return training != 0;
+  }
+  if (call.opset == 6 && call.node.domain.empty()) {
+    FALAJ_ASSIGN(auto test, attr_int(call.node, "is_test", 0));
+    return test == 0;
+  }
+  return call.node.outputs.size() > 1;
+}
 Status infer_batch_norm(InferCall& call) {
-  FALAJ_ASSIGN(auto training, attr_int(call.node, "training_mode", 0));
-  if (training != 0) return Error{ErrorCode::unimplemented, "training_mode is 1: export the model for inference"};
+  FALAJ_ASSIGN(bool training, trains(call));
   FALAJ_TRY(infer_float(call));
-  return check_batch_norm(call, 0, 1, 4);
+  FALAJ_TRY(check_batch_norm(call, 0, 1, 4));
+  if (!training) return {};
+  if (call.opset < 14) return Error{ErrorCode::unimplemented, "training before opset 14: export the model for inference"};
+  for (std::size_t i : {1U, 2U}) FALAJ_TRY(set_output(call, i, call.in(3).dtype, call.in(3).shape));
+  return {};
+}
+// Batch statistics, and the running ones moved towards them.
+template <class T>
+void batch_norm_training(const AxisSplit& s, double epsilon, double momentum, std::size_t outputs, const Io& io) {
+  double count = static_cast<double>(s.outer * s.inner);
+  for (std::int64_t k = 0; k < s.size; ++k) {
+    auto each = [&](auto f) {
+      for (std::int64_t r = 0; r < s.outer; ++r) {
+        for (std::int64_t i = 0; i < s.inner; ++i) f((r * s.size + k) * s.inner + i);
+      }
+    };
+    const T* x = io.input<T>(0);
+    double mean = 0;
+    each([&](std::int64_t at) { mean += static_cast<double>(x[at]) / count; });
+    double variance = 0;
+    each([&](std::int64_t at) { variance += (static_cast<double>(x[at]) - mean) * (static_cast<double>(x[at]) - mean) / count; });
+    double factor = static_cast<double>(io.input<T>(1)[k]) / std::sqrt(variance + epsilon);
+    auto shift = static_cast<double>(io.input<T>(2)[k]);
+    each([&](std::int64_t at) { io.output<T>(0)[at] = static_cast<T>((static_cast<double>(x[at]) - mean) * factor + shift); });
+    auto moved = [&](std::size_t input, double now) {
+      return static_cast<T>(static_cast<double>(io.input<T>(input)[k]) * momentum + now * (1 - momentum));
+    };
+    if (outputs > 1 && io.out[1] != nullptr) io.output<T>(1)[k] = moved(3, mean);
+    if (outputs > 2 && io.out[2] != nullptr) io.output<T>(2)[k] = moved(4, variance);
+  }
 }
 Result<KernelPtr> make_batch_norm(const KernelCall& c) {
   FALAJ_ASSIGN(double epsilon, attr_float(c.node, "epsilon", kEpsilon));
-  return dispatch_float(c.in(0).dtype, [&]<class T>() {
+  FALAJ_ASSIGN(double momentum, attr_float(c.node, "momentum", static_cast<double>(0.9F)));
+  FALAJ_ASSIGN(bool training, trains(c));
+  return dispatch_float(c.in(0).dtype, [&]<class T>() -> KernelPtr {
+    if (training) {
+      return make_kernel([s = split_at(c.in(0).shape, 1), epsilon, momentum, outputs = c.outputs.size()](const Io& io) {
+        batch_norm_training<T>(s, epsilon, momentum, outputs, io);
+      });
+    }
     return make_kernel([s = split_at(c.in(0).shape, 1), epsilon](const Io& io) {
       const T* x = io.input<T>(0);
       T* y = io.output<T>(0);
@@ -205,6 +252,8 @@ Result<KernelPtr> make_batch_norm_grad(const KernelCall& c) {
   });
 }
 Status grad_batch_norm(GradientCall& g) {
+  FALAJ_ASSIGN(auto training, attr_int(g.node(), "training_mode", 0));
+  if (training != 0) return Error{ErrorCode::unimplemented, "training_mode is 1: export the model for inference"};
   auto d = g.add_many(kFalaj, "BatchNormalizationGrad", {g.dy(), g.input(0), g.input(1), g.input(3), g.input(4)}, g.node().attributes, 3);
   for (std::size_t i = 0; i < 3; ++i) {
     if (g.wants(i)) g.set(i, d[i]);
@@ -214,7 +263,7 @@ Status grad_batch_norm(GradientCall& g) {
 
 constexpr OpDef kOps[] = {
     {kOnnx, "LayerNormalization", 2, 3, 1, 3, infer_layer_norm, make_layer_norm, grad_layer_norm},
-    {kOnnx, "BatchNormalization", 5, 5, 1, 1, infer_batch_norm, make_batch_norm, grad_batch_norm},
+    {kOnnx, "BatchNormalization", 5, 5, 1, 5, infer_batch_norm, make_batch_norm, grad_batch_norm},
     {kFalaj, "LayerNormalizationGrad", 3, 3, 1, 3, infer_layer_norm_grad, make_layer_norm_grad},
     {kFalaj, "BatchNormalizationGrad", 5, 5, 1, 3, infer_batch_norm_grad, make_batch_norm_grad},
 };

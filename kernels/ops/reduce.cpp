@@ -1,6 +1,7 @@
 // Reductions: ReduceSum ReduceMean ReduceMax ReduceMin ArgMax ArgMin, and the gradients' ReduceGrad and ReduceMaxGrad.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "kernels/ops/common.hpp"
 
@@ -37,7 +38,8 @@ Result<Reduction> reduction(const OpCall& call, const Shape& in) {
 }
 
 Status infer_reduce(InferCall& call) {
-  FALAJ_TRY(check_dtype(call, 0, {DType::f32, DType::f64, DType::i64, DType::i32}));
+  bool logical = call.in(0).dtype == DType::boolean && (call.node.op == "ReduceMax" || call.node.op == "ReduceMin");
+  if (!logical) FALAJ_TRY(check_number(call, 0));
   FALAJ_ASSIGN(auto r, reduction(call, call.in(0).shape));
   return set_output(call, 0, call.in(0).dtype, r.out);
 }
@@ -78,10 +80,32 @@ bool is_nan(T v) {
   return false;
 }
 
+template <class T>
+T lowest_or_highest(bool lowest) {
+  if constexpr (std::is_floating_point_v<T>) {
+    T infinity = std::numeric_limits<T>::infinity();
+    return lowest ? -infinity : infinity;
+  } else {
+    return lowest ? std::numeric_limits<T>::lowest() : std::numeric_limits<T>::max();
+  }
+}
+
+Result<KernelPtr> make_extreme_bool(const KernelCall& c, const Reduction& r, bool max) {
+  return make_kernel([walk = broadcast_walk<2>(c.in(0).shape, {&c.in(0).shape, &r.kept}), n = r.kept.elements(), max](const Io& io) {
+    bool* y = io.output<bool>(0);
+    std::fill_n(y, n, !max);
+    walk([&](const auto& at, std::int64_t m, const auto& step) {
+      for (std::int64_t i = 0; i < m; ++i) {
+        if (io.input<bool>(0)[at[0] + i * step[0]] == max) y[at[1] + i * step[1]] = max;
+      }
+    });
+  });
+}
+
 Result<KernelPtr> make_extreme(const KernelCall& c) {
   FALAJ_ASSIGN(auto r, reduction(c, c.in(0).shape));
-  if (r.count == 0) return invalid("the extreme of no elements does not exist");
   bool max = c.node.op == "ReduceMax";
+  if (c.in(0).dtype == DType::boolean) return make_extreme_bool(c, r, max);
   return dispatch_numeric(c.in(0).dtype, [&]<class T>() {
     auto walk = broadcast_walk<2>(c.in(0).shape, {&c.in(0).shape, &r.kept});
     auto n = r.kept.elements();
@@ -91,6 +115,7 @@ Result<KernelPtr> make_extreme(const KernelCall& c) {
           std::fill_n(seen, n, false);
           const T* x = io.input<T>(0);
           T* y = io.output<T>(0);
+          std::fill_n(y, n, lowest_or_highest<T>(max));  // of no elements
           walk([&](const auto& at, std::int64_t m, const auto& step) {
             for (std::int64_t i = 0; i < m; ++i) {
               T v = x[at[0] + i * step[0]];
@@ -106,10 +131,63 @@ Result<KernelPtr> make_extreme(const KernelCall& c) {
   });
 }
 
+// --- norms and products: f of each element is gathered, then finished; in double ----------------------------------------------------
+
+struct Gathering {
+  std::string_view op;
+  double start;
+  double (*gather)(double so_far, double x);
+  double (*finish)(double total);
+};
+constexpr Gathering kGatherings[] = {
+    {"ReduceL1", 0, [](double s, double x) { return s + std::abs(x); }, [](double s) { return s; }},
+    {"ReduceL2", 0, [](double s, double x) { return s + x * x; }, [](double s) { return std::sqrt(s); }},
+    {"ReduceSumSquare", 0, [](double s, double x) { return s + x * x; }, [](double s) { return s; }},
+    {"ReduceLogSum", 0, [](double s, double x) { return s + x; }, [](double s) { return std::log(s); }},
+    {"ReduceProd", 1, [](double s, double x) { return s * x; }, [](double s) { return s; }},
+    {"ReduceLogSumExp", 0, nullptr, nullptr},
+};
+
+Result<KernelPtr> make_gathering(const KernelCall& c) {
+  FALAJ_ASSIGN(auto r, reduction(c, c.in(0).shape));
+  auto found = std::ranges::find(kGatherings, std::string_view(c.node.op), &Gathering::op);
+  if (found == std::end(kGatherings)) return no_kernel(c.in(0).dtype);
+  return dispatch<double, std::int64_t>(c.in(0).dtype, [&]<class T>() {
+    auto walk = broadcast_walk<2>(c.in(0).shape, {&c.in(0).shape, &r.kept});
+    auto n = r.kept.elements();
+    return make_kernel(
+        [walk, n, g = *found](const Io& io) {
+          auto* sum = reinterpret_cast<double*>(io.scratch);
+          double* top = sum + n;
+          const T* x = io.input<T>(0);
+          auto each = [&](auto f) {
+            walk([&](const auto& at, std::int64_t m, const auto& step) {
+              for (std::int64_t i = 0; i < m; ++i) f(at[1] + i * step[1], static_cast<double>(x[at[0] + i * step[0]]));
+            });
+          };
+          std::fill_n(sum, n, g.start);
+          if (g.gather != nullptr) {
+            each([&](std::int64_t k, double v) { sum[k] = g.gather(sum[k], v); });
+          } else {  // the largest is taken out, so that no exponential overflows
+            std::fill_n(top, n, -std::numeric_limits<double>::infinity());
+            each([&](std::int64_t k, double v) { top[k] = std::max(top[k], v); });
+            each([&](std::int64_t k, double v) {
+              sum[k] += std::isinf(top[k]) ? (v == top[k] && v > 0 ? 1.0 : 0.0) : std::exp(v - top[k]);
+            });
+          }
+          for (std::int64_t k = 0; k < n; ++k) {
+            double value = g.finish != nullptr ? g.finish(sum[k]) : std::log(sum[k]) + (std::isinf(top[k]) && sum[k] == 0 ? 0 : top[k]);
+            io.output<T>(0)[k] = static_cast<T>(value);
+          }
+        },
+        static_cast<std::size_t>(2 * n) * sizeof(double));
+  });
+}
+
 // --- ArgMax, ArgMin ---------------------------------------------------------------------------------------------------------
 
 Status infer_arg(InferCall& call) {
-  FALAJ_TRY(check_dtype(call, 0, {DType::f32, DType::f64, DType::i64, DType::i32}));
+  FALAJ_TRY(check_number(call, 0));
   FALAJ_ASSIGN(auto axis, attr_int(call.node, "axis", 0));
   FALAJ_ASSIGN(auto keep, attr_int(call.node, "keepdims", 1));
   Shape shape = call.in(0).shape;
@@ -233,6 +311,12 @@ constexpr OpDef kOps[] = {
     {kOnnx, "ReduceMean", 1, 2, 1, 1, infer_reduce, make_sum, grad_sum},
     {kOnnx, "ReduceMax", 1, 2, 1, 1, infer_reduce, make_extreme, grad_extreme},
     {kOnnx, "ReduceMin", 1, 2, 1, 1, infer_reduce, make_extreme, grad_extreme},
+    {kOnnx, "ReduceL1", 1, 2, 1, 1, infer_reduce, make_gathering},
+    {kOnnx, "ReduceL2", 1, 2, 1, 1, infer_reduce, make_gathering},
+    {kOnnx, "ReduceSumSquare", 1, 2, 1, 1, infer_reduce, make_gathering},
+    {kOnnx, "ReduceLogSum", 1, 2, 1, 1, infer_reduce, make_gathering},
+    {kOnnx, "ReduceLogSumExp", 1, 2, 1, 1, infer_reduce, make_gathering},
+    {kOnnx, "ReduceProd", 1, 2, 1, 1, infer_reduce, make_gathering},
     {kOnnx, "ArgMax", 1, 1, 1, 1, infer_arg, make_arg},
     {kOnnx, "ArgMin", 1, 1, 1, 1, infer_arg, make_arg},
     {kFalaj, "ReduceGrad", 2, 3, 1, 1, infer_reduce_grad, make_reduce_grad, nullptr, Placement::own, 0b10},

@@ -27,9 +27,13 @@ Status grad_reshape(GradientCall& g) { return g.set(0, g.add_falaj("ReshapeLike"
 Status infer_dropout(InferCall& call) {
   if (call.has(2)) {
     const Tensor* training = call.in(2).constant;
-    if (training == nullptr || training->dtype() != DType::boolean || training->elements() != 1)
-      return invalid("training_mode must be a constant bool");
-    if (training->data<bool>()[0])
+    if (training == nullptr) return Error{ErrorCode::unimplemented, "training_mode depends on data: make it a constant"};
+    if (training->dtype() != DType::boolean || training->elements() != 1) return invalid("training_mode must be one bool");
+    double ratio = 0.5;
+    if (call.has(1)) {
+      FALAJ_ASSIGN(ratio, known_scalar(call, 1, "the ratio"));
+    }
+    if (training->data<bool>()[0] && ratio != 0)
       return Error{ErrorCode::unimplemented,
                    "training_mode is true: export the model for inference (training re-inserts dropout on request)"};
   }

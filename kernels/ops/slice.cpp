@@ -175,11 +175,23 @@ struct SliceRange {
 
 // `at` is the index of the input `starts`; ends, axes and steps follow it.
 Result<SliceRange> slice_range(const OpCall& call, const Shape& in, std::size_t at) {
-  FALAJ_ASSIGN(auto starts, known_ints(call, at, "starts"));
-  FALAJ_ASSIGN(auto ends, known_ints(call, at + 1, "ends"));
+  std::vector<std::int64_t> starts;
+  std::vector<std::int64_t> ends;
+  bool by_attributes = call.node.op == "Slice" && call.opset < 10;
+  if (by_attributes) {
+    FALAJ_ASSIGN(starts, attr_ints(call.node, "starts"));
+    FALAJ_ASSIGN(ends, attr_ints(call.node, "ends"));
+  } else {
+    if (!call.has(at) || !call.has(at + 1)) return invalid("starts or ends are missing");
+    FALAJ_ASSIGN(starts, known_ints(call, at, "starts"));
+    FALAJ_ASSIGN(ends, known_ints(call, at + 1, "ends"));
+  }
   std::vector<std::int64_t> axes;
   std::vector<std::int64_t> steps(starts.size(), 1);
   for (std::size_t i = 0; i < starts.size(); ++i) axes.push_back(static_cast<std::int64_t>(i));
+  if (by_attributes) {
+    FALAJ_ASSIGN(axes, attr_ints(call.node, "axes", axes));
+  }
   if (call.has(at + 2)) {
     FALAJ_ASSIGN(axes, known_ints(call, at + 2, "axes"));
   }
@@ -269,7 +281,7 @@ Status grad_slice(GradientCall& g) {
 constexpr OpDef kOps[] = {
     {kOnnx, "Concat", 1, kVariadic, 1, 1, infer_concat, make_concat, grad_concat},
     {kOnnx, "Split", 1, 2, 1, kVariadic, infer_split, make_split, grad_split},
-    {kOnnx, "Slice", 3, 5, 1, 1, infer_slice, make_slice, grad_slice},
+    {kOnnx, "Slice", 1, 5, 1, 1, infer_slice, make_slice, grad_slice},
     {kFalaj, "ConcatGrad", 2, kVariadic, 1, kVariadic, infer_concat_grad, make_concat_grad, nullptr, Placement::own, ~1U},
     {kFalaj, "SliceGrad", 4, 6, 1, 1, infer_slice_grad, make_slice_grad, nullptr, Placement::own, 0b10},
 };

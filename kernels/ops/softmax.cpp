@@ -7,16 +7,19 @@
 namespace falaj::kernels {
 namespace {
 
-Status infer_softmax(InferCall& call) {
-  FALAJ_ASSIGN(auto axis, attr_int(call.node, "axis", -1));
-  FALAJ_ASSIGN(axis, normal_axis(axis, call.in(0).shape.rank()));
-  return infer_float(call);
+// Before opset 13 everything from the axis on was one line.
+Result<AxisSplit> softmax_split(const OpCall& c) {
+  bool flat = c.opset < 13 && c.node.domain.empty();
+  const Shape& in = c.in(0).shape;
+  FALAJ_ASSIGN(auto axis, attr_int(c.node, "axis", flat ? 1 : -1));
+  FALAJ_ASSIGN(axis, normal_axis(axis, in.rank()));
+  if (!flat) return split_at(in, axis);
+  auto a = static_cast<std::size_t>(axis);
+  return AxisSplit{in.elements(0, a), in.elements(a, in.rank()), 1};
 }
-
-Result<AxisSplit> softmax_split(const KernelCall& c) {
-  FALAJ_ASSIGN(auto axis, attr_int(c.node, "axis", -1));
-  FALAJ_ASSIGN(axis, normal_axis(axis, c.in(0).shape.rank()));
-  return split_at(c.in(0).shape, axis);
+Status infer_softmax(InferCall& call) {
+  FALAJ_ASSIGN([[maybe_unused]] auto split, softmax_split(call));
+  return infer_float(call);
 }
 
 // f(offset of the first element) for each line along the axis.

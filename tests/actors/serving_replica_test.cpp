@@ -326,5 +326,15 @@ TEST(ServedModel, SharesARunOnlyWhereTheBatchIsTheOneFreeSize) {
   EXPECT_FALSE(Model::load(as_bytes("truncated"), "bad"));
 }
 
+TEST(ServedModel, WhatNoPlanCanBeMadeOfIsRefusedWhenItIsLoaded) {
+  kernels::Graph graph;
+  graph.add_input("x", kernels::DType::f32, {-1});
+  graph.add("NonZero", std::vector<std::string>{"x"}, {}, "y");
+  graph.add_output("y", kernels::DType::i64, {1, -1});
+  const auto model = Model::load(kernels::export_onnx(graph).value(), "chooser");
+  ASSERT_FALSE(model);
+  EXPECT_NE(model.error().message.find("NonZero"), std::string::npos) << model.error().message;
+}
+
 }  // namespace
 }  // namespace falaj::serving

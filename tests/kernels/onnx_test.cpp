@@ -143,8 +143,8 @@ TEST(Onnx, ErrorsNameTheNodeAndTheRemedy) {
   g.outputs[0].shape[1] = 5;
   EXPECT_NE(import_error(g).find("'y'"), std::string::npos) << import_error(g);
   g = small_model();
-  g.opsets[""] = 11;
-  EXPECT_NE(import_error(g).find("opset 11"), std::string::npos) << import_error(g);
+  g.opsets[""] = 5;
+  EXPECT_NE(import_error(g).find("opset 5"), std::string::npos) << import_error(g);
   g = small_model();
   g.add_initializer("huge", Tensor::vector<std::int64_t>({1 << 30, 1 << 30}));
   g.add("Expand", {"y", "huge"}, {}, "z");

@@ -19,7 +19,8 @@ struct OpCase {
   std::vector<Tensor> inputs;
   bool differentiable = false;  // with respect to its f64 inputs
 };
-std::vector<OpCase> op_cases(Random& random);
+std::vector<OpCase> op_cases(Random& random);       // all
+std::vector<OpCase> more_op_cases(Random& random);  // those of op_cases_more.cpp
 
 Tensor random_tensor(Random& random, const Shape& shape, double low = -2, double high = 2);  // f64
 Tensor as_f32(const Tensor& tensor);                                                         // f64 becomes f32; others stay

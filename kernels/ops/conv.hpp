@@ -1,0 +1,40 @@
+// What a sliding window is, whatever op it comes from (convolutions, pools), and what a convolution is. Read by the reference kernels
+// and by the backends.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "kernels/ops.hpp"
+
+namespace falaj::kernels {
+
+// One entry for each spatial dimension.
+struct Window {
+  std::vector<std::int64_t> in, out, kernel, strides, pad_begin, pad_end, dilations;
+
+  [[nodiscard]] std::size_t rank() const { return in.size(); }
+  [[nodiscard]] std::int64_t in_elements() const;
+  [[nodiscard]] std::int64_t out_elements() const;
+  [[nodiscard]] std::int64_t kernel_elements() const;
+  // How far a kernel reaches in dimension d.
+  [[nodiscard]] std::int64_t extent(std::size_t d) const { return (kernel[d] - 1) * dilations[d] + 1; }
+};
+// From the attributes strides, pads, dilations, auto_pad and ceil_mode; `in` and `kernel` are the sizes of the spatial dimensions.
+Result<Window> sliding_window(const OpCall& call, std::span<const std::int64_t> in, std::span<const std::int64_t> kernel);
+
+// For the o-th output position: the kernel positions that meet the input, with both offsets.
+struct Meeting {
+  std::int64_t kernel, in;
+};
+void meetings(const Window& window, std::int64_t o, std::vector<Meeting>& out);
+
+// x [N, C, in...], w [M, C / groups, kernel...] -> y [N, M, out...].
+struct ConvSpec {
+  Window window;
+  std::int64_t batch = 0, channels = 0, maps = 0, groups = 1;
+};
+Result<ConvSpec> conv_spec(const OpCall& call, std::size_t x, std::size_t w);
+Shape conv_shape(const ConvSpec& spec);
+void convolve(const ConvSpec& spec, const double* x, const double* w, const double* bias, double* y);
+
+}  // namespace falaj::kernels

@@ -1,0 +1,14 @@
+// What the classical models of ai.onnx.ml do with their scores at the end.
+#pragma once
+#include <cstdint>
+
+#include "kernels/ops.hpp"
+
+namespace falaj::kernels {
+
+enum class PostTransform : std::uint8_t { none, softmax, logistic, softmax_zero, probit };
+Result<PostTransform> post_transform(const Node& node);  // the attribute of that name
+float logistic(float x);
+void apply(PostTransform post, float* scores, std::int64_t n);
+
+}  // namespace falaj::kernels

@@ -1,0 +1,178 @@
+// What ONNX files hold besides nodes: functions, graphs in attributes, data in other files.
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "kernels/interpret.hpp"
+#include "kernels/onnx/onnx.hpp"
+#include "tests/kernels/onnx_wire.hpp"
+
+namespace falaj::kernels {
+namespace {
+
+using testing::graph_attribute;
+using testing::model;
+using testing::node;
+using testing::opset;
+using testing::Proto;
+using testing::value_info;
+
+std::vector<float> run(const Proto& file, std::vector<Value> inputs, const ExternalData& external = {}) {
+  Bytes bytes = file.bytes();
+  auto graph = import_onnx(bytes, "test.onnx", external);
+  EXPECT_TRUE(graph.has_value()) << graph.error().message;
+  if (!graph) return {};
+  auto written = export_onnx(*graph);
+  EXPECT_TRUE(written.has_value() && (external || *written == bytes)) << "export must give the file back";
+  auto session = Session::make(*graph);
+  EXPECT_TRUE(session.has_value()) << session.error().message;
+  if (!session) return {};
+  auto outputs = session->run(inputs);
+  EXPECT_TRUE(outputs.has_value()) << outputs.error().message;
+  if (!outputs) return {};
+  auto data = (*outputs)[0].tensor.data<float>();
+  return {data.begin(), data.end()};
+}
+std::string error_of(const Proto& file, const ExternalData& external = {}) {
+  auto graph = import_onnx(file.bytes(), "test.onnx", external);
+  return graph ? std::string() : graph.error().message;
+}
+
+// --- functions --------------------------------------------------------------------------------------------------------------
+
+// scaled(x) = leaky(x) + x, with the slope passed on; `inner` is what the first node calls.
+Proto scaled_function(std::string_view inner, std::string_view inner_domain) {
+  Proto slope = Proto().text(1, "alpha").number(20, 1).text(21, "slope");
+  Proto first = node(inner, {"a"}, {"b"}, inner_domain).part(5, slope);
+  return Proto()
+      .text(1, "scaled")
+      .text(4, "a")
+      .text(5, "c")
+      .text(6, "slope")
+      .part(7, first)
+      .part(7, node("Add", {"a", "b"}, {"c"}))
+      .part(9, opset("", 17))
+      .text(10, "mine");
+}
+Proto float_attribute(std::string_view name, float value) {
+  std::uint32_t bits = 0;
+  std::memcpy(&bits, &value, 4);
+  std::string raw = "\x15";  // field 2, four bytes
+  for (int i = 0; i < 4; ++i) raw.push_back(static_cast<char>(bits >> (8 * i)));
+  return Proto().text(1, name).number(20, 1).raw(raw);
+}
+Proto calling(const Proto& function) {
+  Proto graph = Proto()
+                    .part(1, node("scaled", {"x"}, {"h"}, "mine").part(5, float_attribute("slope", 0.5F)))
+                    .part(1, node("scaled", {"h"}, {"y"}, "mine").part(5, float_attribute("slope", 0.25F)))
+                    .text(2, "g")
+                    .part(11, value_info("x", {2}))
+                    .part(12, value_info("y", {2}));
+  return model(graph).part(8, opset("mine", 1)).part(25, function);
+}
+
+TEST(OnnxForms, CallsOfFunctionsAreReplacedByTheirNodes) {
+  auto y = run(calling(scaled_function("LeakyRelu", "")), {Value(Tensor::vector<float>({4, -8}))});
+  EXPECT_EQ(y, (std::vector<float>{16, -15}));  // 4 -> 8 -> 16; -8 -> -12 -> -15
+}
+
+TEST(OnnxForms, FunctionsThatCallThemselvesAreRefused) {
+  EXPECT_NE(error_of(calling(scaled_function("scaled", "mine"))).find("calls itself"), std::string::npos);
+}
+
+TEST(OnnxForms, FunctionsThatMultiplyAreBounded) {
+  // f0 calls f1 four times, f1 calls f2 four times, ...: 4^12 nodes from a small file.
+  Proto file =
+      model(Proto().part(1, node("f0", {"x"}, {"y"}, "mine")).text(2, "g").part(11, value_info("x", {2})).part(12, value_info("y", {2})));
+  file.part(8, opset("mine", 1));
+  for (int k = 0; k < 12; ++k) {
+    std::string inner = k == 11 ? "Abs" : "f" + std::to_string(k + 1);
+    Proto function = Proto().text(1, "f" + std::to_string(k)).text(4, "a0").text(5, "a4").text(10, "mine").part(9, opset("", 17));
+    for (int i = 0; i < 4; ++i)
+      function.part(7, node(inner, {"a" + std::to_string(i)}, {"a" + std::to_string(i + 1)}, k == 11 ? "" : "mine"));
+    file.part(25, function);
+  }
+  EXPECT_NE(error_of(file).find("more than"), std::string::npos) << error_of(file);
+}
+
+// --- graphs in attributes -------------------------------------------------------------------------------------------------------
+
+Proto branch(std::string_view op) { return Proto().part(1, node(op, {"x"}, {"r"})).text(2, "b").part(12, value_info("r", {2})); }
+Proto choice(const Proto& otherwise) {
+  Proto fork =
+      node("If", {"c"}, {"y"}).part(5, graph_attribute("then_branch", branch("Neg"))).part(5, graph_attribute("else_branch", otherwise));
+  return model(
+      Proto().part(1, fork).text(2, "g").part(11, value_info("x", {2})).part(11, value_info("c", {}, 9)).part(12, value_info("y", {2})));
+}
+
+TEST(OnnxForms, BranchesSeeTheValuesAroundThem) {
+  Proto file = choice(branch("Abs"));
+  Value x(Tensor::vector<float>({1, -2}));
+  EXPECT_EQ(run(file, {x, Value(Tensor::scalar<bool>(true))}), (std::vector<float>{-1, 2}));
+  EXPECT_EQ(run(file, {x, Value(Tensor::scalar<bool>(false))}), (std::vector<float>{1, 2}));
+}
+
+TEST(OnnxForms, BadBranchesAreRefusedAtImport) {
+  EXPECT_NE(error_of(choice(branch("Abx"))).find("Abx"), std::string::npos);
+  Proto dangling = Proto().part(1, node("Abs", {"nobody"}, {"r"})).text(2, "b").part(12, value_info("r", {2}));
+  EXPECT_NE(error_of(choice(dangling)).find("'nobody'"), std::string::npos) << error_of(choice(dangling));
+  Proto nested = branch("Abs");
+  for (int i = 0; i < kSubgraphDepthMax + 2; ++i) {
+    Proto fork = node("If", {"c"}, {"r"}).part(5, graph_attribute("then_branch", nested)).part(5, graph_attribute("else_branch", nested));
+    nested = Proto().part(1, fork).text(2, "b").part(12, value_info("r", {2}));
+    if (nested.bytes().size() > (1U << 20)) break;
+  }
+  EXPECT_NE(error_of(choice(nested)), "");
+}
+
+// --- data in other files ------------------------------------------------------------------------------------------------------------
+
+Proto external_model(std::string_view location, std::string_view offset = "8", std::string_view length = "8") {
+  auto entry = [](std::string_view key, std::string_view value) { return Proto().text(1, key).text(2, value); };
+  Proto weight = Proto().number(1, 2).number(2, 1).text(8, "w").part(13, entry("location", location)).number(14, 1);
+  if (!offset.empty()) weight.part(13, entry("offset", offset));
+  if (!length.empty()) weight.part(13, entry("length", length));
+  return model(Proto()
+                   .part(1, node("Mul", {"x", "w"}, {"y"}))
+                   .text(2, "g")
+                   .part(5, weight)
+                   .part(11, value_info("x", {2}))
+                   .part(12, value_info("y", {2})));
+}
+
+TEST(OnnxForms, DataInOtherFilesAreReadWhereTheyLie) {
+  auto stored = std::make_shared<std::array<float, 4>>(std::array<float, 4>{9, 9, 3, 5});
+  ExternalData files = [&](std::string_view location, std::uint64_t offset, std::uint64_t length) -> Result<ExternalBytes> {
+    if (location != "weights/a.bin") return Error{ErrorCode::not_found, "no such file"};
+    if (offset + length > sizeof *stored) return invalid("beyond the end");
+    return ExternalBytes{stored, reinterpret_cast<std::byte*>(stored->data()) + offset};
+  };
+  EXPECT_EQ(run(external_model("weights/a.bin"), {Value(Tensor::vector<float>({2, 10}))}, files), (std::vector<float>{6, 50}));
+  // What is exported holds its data itself.
+  auto graph = import_onnx(external_model("weights/a.bin").bytes(), "test.onnx", files);
+  ASSERT_TRUE(graph.has_value());
+  graph->initializers["w"] = Tensor::vector<float>({1, 2});
+  auto written = export_onnx(*graph);
+  ASSERT_TRUE(written.has_value()) << written.error().message;
+  auto again = import_onnx(*written, "test.onnx");
+  ASSERT_TRUE(again.has_value()) << again.error().message;
+  EXPECT_EQ(again->initializers.at("w").data<float>()[1], 2.0F);
+}
+
+TEST(OnnxForms, DataOutsideTheModelsFolderAreNeverAskedFor) {
+  int asked = 0;
+  ExternalData files = [&](std::string_view, std::uint64_t, std::uint64_t) -> Result<ExternalBytes> {
+    ++asked;
+    return invalid("never");
+  };
+  for (const char* location : {"../secret", "/etc/passwd", "a/../../b", "..", "a\\..\\b", ""})
+    EXPECT_NE(error_of(external_model(location), files).find("inside the model's folder"), std::string::npos) << location;
+  EXPECT_NE(error_of(external_model("a", "minus"), files).find("offset"), std::string::npos);
+  EXPECT_NE(error_of(external_model("a", "0", "999"), files).find("999"), std::string::npos);
+  EXPECT_NE(error_of(external_model("a", "18446744073709551615"), files), "");
+  EXPECT_EQ(asked, 0);
+  EXPECT_NE(error_of(external_model("a")).find("another file"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace falaj::kernels

@@ -1,0 +1,203 @@
+// Sample calls of the ops beyond the common ones. See op_cases.hpp.
+#include "kernels/convert.hpp"
+#include "tests/kernels/op_cases.hpp"
+
+namespace falaj::kernels::testing {
+namespace {
+
+using Ints = std::vector<std::int64_t>;
+using Floats = std::vector<float>;
+using Strings = std::vector<std::string>;
+
+class Maker {
+ public:
+  explicit Maker(Random& random) : random_(random) {}
+
+  void add(std::string_view domain, std::string_view op, std::vector<Tensor> inputs, Attributes attributes = {}, std::size_t outputs = 1) {
+    OpCase c{Node{std::string(op), std::string(domain), std::string(op), {}, {}, std::move(attributes)}, std::move(inputs), false};
+    for (std::size_t i = 0; i < c.inputs.size(); ++i) c.node.inputs.push_back(c.inputs[i].empty() ? "" : "in" + std::to_string(i));
+    for (std::size_t i = 0; i < outputs; ++i) c.node.outputs.push_back("out" + std::to_string(i));
+    cases.push_back(std::move(c));
+  }
+  void plain(std::string_view op, std::vector<Tensor> inputs, Attributes attributes = {}, std::size_t outputs = 1) {
+    add(kOnnx, op, std::move(inputs), std::move(attributes), outputs);
+  }
+  Tensor t(const Shape& shape, double low = -2, double high = 2) { return random_tensor(random_, shape, low, high); }
+  Tensor in(DType dtype, const Shape& shape, double low = 0, double high = 20) { return converted(t(shape, low, high), dtype); }
+  static Tensor ints(std::initializer_list<std::int64_t> values) { return Tensor::vector<std::int64_t>(values); }
+
+  void elements() {
+    for (const char* op : {"Sin",  "Cos",  "Tan",         "Atan",      "Sinh", "Cosh",  "Asinh",           "Round",  "Softsign", "Elu",
+                           "Selu", "Celu", "HardSigmoid", "HardSwish", "Mish", "Swish", "ThresholdedRelu", "Shrink", "IsInf",    "Hardmax"})
+      plain(op, {t({3, 4})});
+    for (const char* op : {"Asin", "Acos", "Atanh"}) plain(op, {t({5}, -0.9, 0.9)});
+    plain("Acosh", {t({5}, 1, 4)});
+    plain("PRelu", {t({2, 3, 4}), t({3, 1})});
+    plain("Mod", {t({4}), t({4}, 0.5, 2)}, {{"fmod", std::int64_t{1}}});
+    plain("Mod", {ints({-7, 7, 5}), ints({3, -3, 0})});
+    plain("BitShift", {in(DType::u8, {5}), in(DType::u8, {5}, 0, 9)}, {{"direction", std::string("LEFT")}});
+    for (const char* op : {"BitwiseAnd", "BitwiseOr", "BitwiseXor"}) plain(op, {in(DType::i16, {2, 3}), in(DType::i16, {3})});
+    plain("BitwiseNot", {in(DType::u8, {5})});
+    plain("Xor", {in(DType::boolean, {4}, -1, 1), in(DType::boolean, {1}, -1, 1)});
+    for (const char* op : {"Sum", "Mean"}) plain(op, {t({3, 4}), t({4}), t({3, 1})});
+    plain("CastLike", {t({3}), in(DType::i32, {1})});
+    plain("Add", {in(DType::u8, {6}, 0, 255), in(DType::u8, {6}, 0, 255)});
+    plain("Mul", {in(DType::f16, {6}), in(DType::f16, {6})});
+    plain("Sigmoid", {in(DType::bf16, {6}, -3, 3)});
+    for (const char* op : {"ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp", "ReduceProd"})
+      plain(op, {t({2, 3, 4}), ints({1})});
+    plain("ReduceLogSum", {t({2, 3}, 0.5, 2)});
+  }
+
+  void places() {
+    plain("GatherElements", {t({3, 3}), Tensor::of<std::int64_t>({2, 3}, {1, 2, 0, -1, 0, 0})});
+    for (const char* op : {"ScatterElements", "Scatter"})
+      plain(op, {t({3, 3}), Tensor::of<std::int64_t>({2, 3}, {1, 0, 2, 0, 2, 1}), t({2, 3})});
+    plain("ScatterElements", {t({1, 5}), Tensor::of<std::int64_t>({1, 2}, {1, 1}), t({1, 2})},
+          {{"axis", std::int64_t{1}}, {"reduction", std::string("add")}});
+    plain("GatherND", {t({2, 3, 4}), Tensor::of<std::int64_t>({2, 2}, {0, 1, 1, -1})});
+    plain("ScatterND", {t({4, 2}), Tensor::of<std::int64_t>({2, 1}, {1, 3}), t({2, 2})});
+    plain("Tile", {t({2, 3}), ints({2, 2})});
+    for (const char* mode : {"constant", "edge", "reflect", "wrap"})
+      plain("Pad", {t({3, 4}), ints({1, 0, 2, 3})}, {{"mode", std::string(mode)}});
+    plain("DepthToSpace", {t({1, 8, 2, 3})}, {{"blocksize", std::int64_t{2}}});
+    plain("SpaceToDepth", {t({1, 2, 4, 6})}, {{"blocksize", std::int64_t{2}}});
+    plain("CenterCropPad", {t({5, 4}), ints({3, 7})});
+    plain("ReverseSequence", {t({4, 3, 2}), ints({4, 2, 0})});
+    plain("Trilu", {t({2, 3, 4}), Tensor::scalar<std::int64_t>(1)});
+    plain("EyeLike", {t({3, 4})}, {{"k", std::int64_t{1}}});
+    plain("Range", {Tensor::scalar<double>(1), Tensor::scalar<double>(4), Tensor::scalar<double>(0.5)});
+    plain("CumSum", {t({2, 5}), Tensor::scalar<std::int64_t>(1)}, {{"exclusive", std::int64_t{1}}});
+    plain("TopK", {t({3, 5}), ints({2})}, {}, 2);
+    plain("Einsum", {t({2, 3}), t({3, 4})}, {{"equation", std::string("ij,jk->ki")}});
+    plain("Einsum", {t({2, 3, 4}), t({4, 5})}, {{"equation", std::string("...j,jk")}});
+    plain("Det", {t({2, 3, 3})});
+  }
+
+  void windows() {
+    Attributes strided = {{"strides", Ints{2, 1}}, {"pads", Ints{1, 0, 1, 1}}, {"dilations", Ints{1, 2}}};
+    Attributes grouped = strided;
+    grouped.emplace("group", std::int64_t{2});
+    plain("Conv", {t({2, 4, 6, 7}), t({6, 2, 3, 2}), t({6})}, grouped);
+    plain("ConvTranspose", {t({1, 4, 3, 4}), t({4, 3, 3, 2}), t({6})}, grouped);
+    plain("DeformConv", {t({1, 2, 4, 4}), t({3, 2, 2, 2}), t({1, 8, 3, 3})});
+    plain("ConvInteger", {in(DType::u8, {1, 2, 4, 4}), in(DType::i8, {3, 2, 2, 2}, -9, 9), Tensor::scalar<std::uint8_t>(3)});
+    plain("QLinearConv",
+          {in(DType::u8, {1, 1, 4, 4}), Tensor::scalar<float>(0.1F), Tensor::scalar<std::uint8_t>(2), in(DType::u8, {2, 1, 2, 2}),
+           Tensor::scalar<float>(0.2F), Tensor::scalar<std::uint8_t>(9), Tensor::scalar<float>(0.5F), Tensor::scalar<std::uint8_t>(7)});
+    Attributes pool = strided;
+    pool.emplace("kernel_shape", Ints{3, 2});
+    plain("MaxPool", {t({2, 3, 6, 7})}, pool, 2);
+    for (const char* op : {"AveragePool", "LpPool"}) plain(op, {t({2, 3, 6, 7})}, pool);
+    for (const char* op : {"GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool"}) plain(op, {t({2, 3, 4, 5})});
+    plain("MaxUnpool", {t({1, 1, 2, 2}), Tensor::of<std::int64_t>({1, 1, 2, 2}, {5, 7, 13, 15})},
+          {{"kernel_shape", Ints{2, 2}}, {"strides", Ints{2, 2}}});
+    plain("Col2Im", {t({1, 4, 9}), ints({4, 4}), ints({2, 2})});
+    for (const char* mode : {"nearest", "linear", "cubic"}) {
+      plain("Resize", {t({1, 2, 3, 4}), Tensor(), Tensor::vector<float>({1, 1, 1.5F, 2})}, {{"mode", std::string(mode)}});
+      plain("GridSample", {t({1, 2, 4, 5}), t({1, 3, 3, 2}, -1.2, 1.2)}, {{"mode", std::string(mode)}});
+    }
+    plain("Upsample", {t({1, 1, 2, 2}), Tensor::vector<float>({1, 1, 2, 3})});
+    plain("AffineGrid", {t({1, 2, 3}), ints({1, 1, 3, 4})});
+    plain("RoiAlign", {t({1, 2, 6, 6}), t({2, 4}, 0, 5), ints({0, 0})},
+          {{"output_height", std::int64_t{2}}, {"output_width", std::int64_t{2}}});
+  }
+
+  void layers() {
+    plain("InstanceNormalization", {t({2, 3, 4}), t({3}), t({3})});
+    plain("GroupNormalization", {t({2, 4, 3}), t({2}), t({2})}, {{"num_groups", std::int64_t{2}}});
+    plain("MeanVarianceNormalization", {t({2, 3, 2, 2})});
+    plain("LpNormalization", {t({2, 3})});
+    plain("LRN", {t({1, 5, 2, 2})}, {{"size", std::int64_t{3}}});
+    plain("RMSNormalization", {t({2, 3}), t({3})});
+    plain("RNN", {t({3, 2, 4}), t({1, 5, 4}), t({1, 5, 5}), t({1, 10})}, {}, 2);
+    plain("GRU", {t({3, 2, 4}), t({2, 15, 4}), t({2, 15, 5})}, {{"direction", std::string("bidirectional")}}, 2);
+    plain("LSTM", {t({3, 2, 4}), t({1, 20, 4}), t({1, 20, 5}), t({1, 40})}, {}, 3);
+    plain("NegativeLogLikelihoodLoss", {t({3, 4}, -3, 0), ints({0, 3, 1}), t({4}, 0.5, 1)});
+    plain("SoftmaxCrossEntropyLoss", {t({3, 4, 2}), Tensor::of<std::int64_t>({3, 2}, {0, 3, 1, 2, 2, 0})},
+          {{"ignore_index", std::int64_t{2}}}, 2);
+    Tensor rate = Tensor::scalar<double>(0.1);
+    Tensor step = Tensor::scalar<std::int64_t>(2);
+    add(kOnnxTraining, "Adagrad", {rate, step, t({3}), t({3}), t({3}, 0, 1)}, {}, 2);
+    add(kOnnxTraining, "Adam", {rate, step, t({3}), t({3}), t({3}), t({3}, 0, 1)}, {{"epsilon", 1e-3F}}, 3);
+    add(kOnnxTraining, "Momentum", {rate, step, t({3}), t({3}), t({3})},
+        {{"alpha", 0.9F}, {"beta", 0.8F}, {"mode", std::string("nesterov")}}, 2);
+  }
+
+  void others() {
+    plain("DFT", {t({1, 6, 1})}, {{"axis", std::int64_t{1}}});
+    plain("STFT", {t({1, 16, 1}), Tensor::scalar<std::int64_t>(4), Tensor(), Tensor::scalar<std::int64_t>(8)});
+    for (const char* op : {"HannWindow", "HammingWindow", "BlackmanWindow"}) plain(op, {Tensor::scalar<std::int64_t>(7)});
+    plain("MelWeightMatrix", {Tensor::scalar<std::int64_t>(4), Tensor::scalar<std::int64_t>(16), Tensor::scalar<std::int64_t>(8000),
+                              Tensor::scalar<float>(0), Tensor::scalar<float>(4000)});
+    plain("QuantizeLinear", {in(DType::f32, {2, 3}), Tensor::vector<float>({0.5F, 1, 2}), in(DType::u8, {3})});
+    plain("DequantizeLinear", {in(DType::u8, {2, 3}), Tensor::scalar<float>(0.5F), Tensor::scalar<std::uint8_t>(3)});
+    plain("DynamicQuantizeLinear", {in(DType::f32, {7}, -3, 5)}, {}, 3);
+    plain("MatMulInteger", {in(DType::u8, {2, 3}), in(DType::i8, {3, 4}, -9, 9), Tensor::scalar<std::uint8_t>(1)});
+    plain("QLinearMatMul",
+          {in(DType::u8, {2, 3}), Tensor::scalar<float>(0.1F), Tensor::scalar<std::uint8_t>(1), in(DType::u8, {3, 2}),
+           Tensor::scalar<float>(0.2F), Tensor::scalar<std::uint8_t>(2), Tensor::scalar<float>(0.3F), Tensor::scalar<std::uint8_t>(3)});
+    plain("StringConcat", {Tensor::vector<std::string>({"a", "b"}), Tensor::vector<std::string>({"c"})});
+    plain("TfIdfVectorizer", {ints({1, 1, 3, 3, 3, 7, 8, 6, 7, 5, 6, 8})},
+          {{"mode", std::string("TF")},
+           {"min_gram_length", std::int64_t{2}},
+           {"max_gram_length", std::int64_t{2}},
+           {"max_skip_count", std::int64_t{0}},
+           {"ngram_counts", Ints{0, 4}},
+           {"ngram_indexes", Ints{0, 1, 2, 3, 4, 5, 6}},
+           {"pool_int64s", Ints{2, 3, 5, 4, 5, 6, 7, 8, 6, 7}}});
+    add(kOnnxMl, "Binarizer", {t({3, 2})}, {{"threshold", 0.5F}});
+    trees();
+  }
+
+  void trees() {
+    Attributes nodes = {{"nodes_treeids", Ints{0, 0, 0}},
+                        {"nodes_nodeids", Ints{0, 1, 2}},
+                        {"nodes_featureids", Ints{1, 0, 0}},
+                        {"nodes_values", Floats{0.25F, 0, 0}},
+                        {"nodes_modes", Strings{"BRANCH_LEQ", "LEAF", "LEAF"}},
+                        {"nodes_truenodeids", Ints{1, 0, 0}},
+                        {"nodes_falsenodeids", Ints{2, 0, 0}}};
+    Attributes target = nodes;
+    for (const char* stem : {"target", "class"}) {
+      Attributes& to = std::string(stem) == "target" ? target : nodes;
+      to.emplace(std::string(stem) + "_treeids", Ints{0, 0});
+      to.emplace(std::string(stem) + "_nodeids", Ints{1, 2});
+      to.emplace(std::string(stem) + "_ids", std::string(stem) == "target" ? Ints{0, 0} : Ints{0, 1});
+      to.emplace(std::string(stem) + "_weights", Floats{1.5F, 2.5F});
+    }
+    nodes.emplace("classlabels_int64s", Ints{7, 9});
+    add(kOnnxMl, "TreeEnsembleRegressor", {t({4, 2})}, target);
+    add(kOnnxMl, "TreeEnsembleClassifier", {t({4, 2})}, nodes, 2);
+    add(kOnnxMl, "TreeEnsemble", {t({4, 2})},
+        {{"nodes_featureids", Ints{1}},
+         {"nodes_splits", Tensor::vector<double>({0.25})},
+         {"nodes_modes", Tensor::vector<std::uint8_t>({0})},
+         {"nodes_truenodeids", Ints{0}},
+         {"nodes_falsenodeids", Ints{1}},
+         {"nodes_trueleafs", Ints{1}},
+         {"nodes_falseleafs", Ints{1}},
+         {"tree_roots", Ints{0}},
+         {"leaf_targetids", Ints{0, 0}},
+         {"leaf_weights", Tensor::vector<double>({1.5, 2.5})}});
+  }
+
+  std::vector<OpCase> cases;
+
+ private:
+  Random& random_;
+};
+
+}  // namespace
+
+std::vector<OpCase> more_op_cases(Random& random) {
+  Maker m(random);
+  m.elements();
+  m.places();
+  m.windows();
+  m.layers();
+  m.others();
+  return std::move(m.cases);
+}
+
+}  // namespace falaj::kernels::testing
