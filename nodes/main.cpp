@@ -30,6 +30,7 @@ int main(int argc, char** argv) {
   add_feature_commands(app, cli);
   add_training_commands(app, cli);
   add_model_commands(app, cli);
+  add_model_file_commands(app, cli);
   add_request_commands(app, cli);
   add_look_commands(app, cli);
   add_bench_command(app, cli);
