@@ -62,7 +62,7 @@ Message Message::Arena::finish(TypeId type) && {
     auto* rep = std::exchange(first_, nullptr);
     rep->size = (segments[0].size() + 1) * 8;
     rep->type = type;
-    rep->trusted = true;
+    rep->trusted.store(true, std::memory_order_relaxed);
     write_table(rep->data(), segments[0].size());
     return Message(rep);
   }
@@ -73,6 +73,15 @@ Message Message::Arena::finish(TypeId type) && {
   return std::move(flat).finish(type);
 }
 
+bool Message::fits(const Layout& layout) const noexcept {
+  const auto* words = reinterpret_cast<const std::uint64_t*>(rep_->data());
+  const std::size_t count = rep_->size / 8;
+  if (count < 2 || words[0] != std::uint64_t{count - 1} << 32) return false;  // not one segment
+  if (!layout.fits({words + 1, count - 1})) return false;
+  rep_->trusted.store(true, std::memory_order_relaxed);
+  return true;
+}
+
 Result<std::unique_ptr<capnp::FlatArrayMessageReader>> Message::checked(const capnp::StructSchema& schema) const {
   try {
     capnp::ReaderOptions options;
@@ -80,7 +89,10 @@ Result<std::unique_ptr<capnp::FlatArrayMessageReader>> Message::checked(const ca
     options.traversalLimitInWords = limits::kTraversalWordsMax;
     {
       capnp::FlatArrayMessageReader reader(words(), options);
-      layout_of(schema).walk(reader.getRoot<capnp::AnyStruct>());
+      const auto root = reader.getRoot<capnp::AnyStruct>();
+      layout_of(schema).walk(root);
+      // Also what no field of ours reads must hold together: whoever puts a part of this message into another copies it along.
+      capnp::MallocMessageBuilder(static_cast<unsigned>(root.totalSize().wordCount + 1)).setRoot(root);
     }
     options.traversalLimitInWords = ~0ULL;  // the walk above has shown what is reachable
     return std::make_unique<capnp::FlatArrayMessageReader>(words(), options);

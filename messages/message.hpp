@@ -2,7 +2,7 @@
 //
 // The bytes are in standard stream framing (segment table, then segments), so that a link writes them as they lie. A message
 // built here has one segment and is read without checks; one from outside is walked once against its schema, within
-// limits.hpp, when it is opened, and only then read. Copying a Message copies a pointer; any thread may hold one.
+// limits.hpp, when it is first opened, and only then read. Copying a Message copies a pointer; any thread may hold one.
 //
 // Ways to get hurt:
 //  - A Reader points into its View's message: keep the View (or Msg<T>) as long as the Reader.
@@ -28,6 +28,8 @@ namespace falaj {
 template <class T>
 class View;
 class DynamicView;
+class Layout;
+const Layout& layout_of(const capnp::StructSchema& schema);
 
 class Message {
  public:
@@ -62,7 +64,7 @@ class Message {
   [[nodiscard]] explicit operator bool() const noexcept { return rep_ != nullptr; }
   [[nodiscard]] TypeId type() const noexcept { return rep_ == nullptr ? TypeId{} : rep_->type; }
   [[nodiscard]] ByteView bytes() const noexcept { return rep_ == nullptr ? ByteView{} : ByteView{rep_->data(), rep_->size}; }
-  [[nodiscard]] bool trusted() const noexcept { return rep_ != nullptr && rep_->trusted; }
+  [[nodiscard]] bool trusted() const noexcept { return rep_ != nullptr && rep_->trusted.load(std::memory_order_relaxed); }
 
   // Opens as T: `unimplemented` for another type, `invalid` or `corrupt` when bytes from outside break a limit or the schema.
   template <class T>
@@ -83,7 +85,7 @@ class Message {
 
   struct Rep {
     std::atomic<std::uint32_t> references{1};
-    bool trusted = false;
+    std::atomic<bool> trusted{false};  // may be read without checks: built here, or found to fit its schema
     TypeId type;
     std::size_t size = 0;      // bytes of framing and segments
     std::size_t capacity = 0;  // bytes
@@ -116,6 +118,7 @@ class Message {
   [[nodiscard]] kj::ArrayPtr<const capnp::word> words() const noexcept {
     return {reinterpret_cast<const capnp::word*>(rep_->data()), rep_->size / 8};
   }
+  [[nodiscard]] bool fits(const Layout& layout) const noexcept;  // then it is trusted from now on
   // Checks framing and walks everything the schema can reach. On success returns a reader whose limits are spent no further.
   [[nodiscard]] Result<std::unique_ptr<capnp::FlatArrayMessageReader>> checked(const capnp::StructSchema& schema) const;
 
@@ -162,7 +165,7 @@ class View {
       : message_(std::move(message)), reader_(std::move(reader)), root_(reader_->getRoot<T>()) {}
 
   Message message_;
-  std::unique_ptr<capnp::FlatArrayMessageReader> reader_;  // null for messages built here
+  std::unique_ptr<capnp::FlatArrayMessageReader> reader_;  // null for trusted ones
   typename T::Reader root_;
 };
 
@@ -192,7 +195,8 @@ Message Message::build(Fill&& fill, std::size_t words) {
 template <class T>
 Result<View<T>> Message::open() && {
   if (type() != TypeId(capnp::typeId<T>())) return error(ErrorCode::unimplemented, "message is of another type");
-  if (rep_->trusted) return View<T>(std::move(*this));
+  static const Layout& layout = layout_of(capnp::Schema::from<T>());
+  if (trusted() || fits(layout)) return View<T>(std::move(*this));
   auto reader = checked(capnp::Schema::from<T>());
   if (!reader.has_value()) return std::move(reader).error();
   return View<T>(std::move(*this), std::move(reader).value());

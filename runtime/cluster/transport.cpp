@@ -4,8 +4,7 @@ namespace falaj::cluster {
 
 Status LinkTransport::send(NodeId to, Lane lane, Message envelope, Message body) {
   if (links_ == nullptr) return error(ErrorCode::unreachable, "this process has no links");
-  const auto view = envelope.bytes();
-  return links_->send(to, static_cast<messages::Lane>(lane), Bytes(view.begin(), view.end()), std::move(body));
+  return links_->send(to, static_cast<messages::Lane>(lane), envelope.bytes(), body);
 }
 
 void LinkTransport::on_peer_up(const net::PeerInfo& peer) {
@@ -15,8 +14,7 @@ void LinkTransport::on_peer_up(const net::PeerInfo& peer) {
 void LinkTransport::on_message(const net::PeerInfo& peer, messages::Lane lane, Message envelope, Message body) {
   const auto kind = peer.principal.kind();
   const bool is_node = kind == net::PrincipalKind::node || kind == net::PrincipalKind::worker;
-  host_.on_message(Host::Peer{peer.node, peer.incarnation, peer.principal.uri(), is_node}, static_cast<Lane>(lane), envelope,
-                   std::move(body));
+  host_.on_message(Host::Peer{peer.node, peer.incarnation, peer.uri, is_node}, static_cast<Lane>(lane), envelope, std::move(body));
 }
 
 void LinkTransport::on_peer_down(const net::PeerInfo& peer, const Error& reason) {

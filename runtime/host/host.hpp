@@ -88,7 +88,7 @@ class Host {
   struct Peer {
     NodeId node;
     Incarnation incarnation;
-    std::string principal;  // SPIFFE id
+    std::string_view principal;  // SPIFFE id
     bool is_node = false;   // may send verb-less messages and speak for other principals
   };
   virtual void on_message(const Peer& sender, Lane lane, const Message& envelope, Message body) = 0;

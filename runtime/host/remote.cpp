@@ -14,9 +14,9 @@ ActorRef Remote::proxy(const ActorAddress& address) {
   auto& cached = proxies_[ProxyKey{address.node, address.incarnation, address.actor, address.name}];
   // A cached proxy whose last count is going away is not there any more: its forget() waits for our lock.
   if (cached != nullptr && cached->try_retain()) return ActorRef::adopt(cached);
-  auto* fresh = new Proxy(node_.shared_from_this(), address);
-  cached = fresh;
-  return ActorRef(fresh);
+  ActorRef fresh(cached = new Proxy(node_.shared_from_this(), address));
+  recent_[next_recent_++ % recent_.size()] = fresh;
+  return fresh;
 }
 
 void Remote::forget(Proxy& proxy) noexcept {
@@ -134,10 +134,10 @@ void Remote::send(Proxy& proxy, std::unique_ptr<Delivery> d) {
     const auto& peer = peers_[to.node];
     if (to.incarnation.value() != 0 && to.incarnation < peer.incarnation)
       sent = error(ErrorCode::gone, "that incarnation of the node has ended; look the name up again");
+    if (transport == nullptr) sent = error(ErrorCode::unreachable, "this node has no links to others");
+    if (sent.has_value()) wire = note(proxy, *d);
   }
-  if (transport == nullptr) sent = error(ErrorCode::unreachable, "this node has no links to others");
   if (sent.has_value()) {
-    wire = note(proxy, *d);
     if (d->kind == Kind::unwatch && wire == 0) return;
     sent = transport->send(to.node, d->lane, envelope(proxy, *d, wire), d->body ? d->body : empty_body());
     if (!sent.has_value()) forget_note(proxy, *d, wire);
@@ -226,28 +226,30 @@ void Remote::inbound_request(const Host::Peer& sender, Lane lane, const Parsed& 
   d->from_node = sender.is_node;
   if (p.from.actor.value() != 0 || !p.from.name.empty()) d->from = proxy(p.from);
 
-  ActorRef to;
-  Error why;
-  if (p.to.node.value() != 0 && p.to.node != node_.id) {
-    why = error(ErrorCode::not_found, "the message is addressed to another node");
-  } else if (p.to.incarnation.value() != 0 && p.to.incarnation != node_.options.incarnation) {
-    why = error(ErrorCode::gone, "that incarnation of the node has ended; look the name up again");
-  } else if (!sender.is_node && (d->kind == Kind::watch || d->kind == Kind::unwatch)) {
-    why = error(ErrorCode::denied, "only nodes may watch actors");
-  } else if (p.to.actor.value() != 0) {
-    to = node_.local(p.to.actor);
-    why = error(ErrorCode::gone, "the actor has ended; look its name up again");
+  const auto to = receiver(sender, p);
+  if (to.has_value()) {
+    note_watched(sender, *d, *to);
+    to->get()->deliver(std::move(d));
   } else {
-    to = node_.find_local(p.to.name);
-    why = error(ErrorCode::not_found, format("no actor named {} on this node", p.to.name));
-  }
-  if (to) {
-    note_watched(sender, *d, to);
-    to.get()->deliver(std::move(d));
-  } else {
-    const auto nobody = node_.nobody(p.to, why);
+    const auto nobody = node_.nobody(p.to, to.error());
     nobody.get()->deliver(std::move(d));
   }
+}
+
+Result<ActorRef> Remote::receiver(const Host::Peer& sender, const Parsed& p) {
+  if (p.to.node.value() != 0 && p.to.node != node_.id) return error(ErrorCode::not_found, "the message is addressed to another node");
+  if (p.to.incarnation.value() != 0 && p.to.incarnation != node_.options.incarnation)
+    return error(ErrorCode::gone, "that incarnation of the node has ended; look the name up again");
+  if (!sender.is_node && (p.kind == messages::Kind::WATCH || p.kind == messages::Kind::UNWATCH))
+    return error(ErrorCode::denied, "only nodes may watch actors");
+  if (p.to.actor.value() != 0) {
+    auto to = node_.local(p.to.actor);
+    if (!to) return error(ErrorCode::gone, "the actor has ended; look its name up again");
+    return to;
+  }
+  auto to = node_.find_local(p.to.name);
+  if (!to) return error(ErrorCode::not_found, format("no actor named {} on this node", p.to.name));
+  return to;
 }
 
 // So that an actor which lives long does not remember the watchers of nodes that have died.
@@ -387,9 +389,11 @@ void Remote::fail_peer(NodeId id, Incarnation incarnation, const Error& why) {
 void Remote::close() {
   transport_.store(nullptr, std::memory_order_release);
   std::map<NodeId, Peer> peers;
+  decltype(recent_) recent;
   {
     const std::scoped_lock lock(mutex_);
     peers.swap(peers_);
+    recent.swap(recent_);
   }
   const auto body = refusal_message(error(ErrorCode::gone, "the host has stopped"));
   for (auto& [id, peer] : peers) {

@@ -1,6 +1,7 @@
 // Actors of other nodes. A Proxy stands for one; what it is given leaves as an Envelope and a body through the Transport. What
 // comes in finds its local actor, and answers find those who wait for them only if they were asked: nobody can answer unasked.
 #pragma once
+#include <array>
 #include <map>
 #include <mutex>
 #include <unordered_map>
@@ -64,11 +65,19 @@ class Remote {
     Incarnation incarnation;
     ActorId actor;
     std::string name;
-    auto operator<=>(const ProxyKey&) const = default;
+    bool operator==(const ProxyKey&) const = default;
+  };
+
+  struct ProxyHash {
+    std::size_t operator()(const ProxyKey& key) const noexcept {
+      const auto actor = key.actor.value() != 0 ? key.actor.value() : std::hash<std::string>{}(key.name);
+      return (key.node.value() ^ key.incarnation.value()) * 0x9E3779B97F4A7C15ULL ^ actor;
+    }
   };
 
   struct Parsed;
   void inbound_request(const Host::Peer& sender, Lane lane, const Parsed& parsed, Message body);
+  Result<ActorRef> receiver(const Host::Peer& sender, const Parsed& parsed);
   void inbound_answer(const Host::Peer& sender, const Parsed& parsed, const Message& body);
   void note_watched(const Host::Peer& sender, const Delivery& delivery, const ActorRef& to);
   void inbound_down(const Host::Peer& sender, const Parsed& parsed, Message body);
@@ -82,7 +91,10 @@ class Remote {
   std::atomic<Transport*> transport_{nullptr};
   // Recursive: letting go of a ref under it may end a proxy, which then leaves the cache.
   std::recursive_mutex mutex_;
-  std::map<ProxyKey, Proxy*> proxies_;
+  std::unordered_map<ProxyKey, Proxy*, ProxyHash> proxies_;
+  // The last ones made live on: else the sender of each message would be made, and thrown away, anew.
+  std::array<ActorRef, 64> recent_;
+  std::size_t next_recent_ = 0;
   std::map<NodeId, Peer> peers_;
   std::uint64_t next_watch_ = 1;
 };

@@ -12,7 +12,8 @@
 namespace falaj::net {
 namespace {
 
-constexpr std::size_t kCoalesced = 64U << 10;     // small messages gathered into one write
+constexpr std::size_t kCoalesced = 64U << 10;     // small messages go in one write of so much
+constexpr std::size_t kRunKept = 256U << 10;      // memory of an outbox that is kept for the next
 constexpr std::size_t kSmallBody = 16U << 10;     // larger ones are encrypted from where they lie
 constexpr std::size_t kLargePiece = 128U << 10;   // and in pieces of this, each one system call
 constexpr std::size_t kReadPerTurn = 512U << 10;  // then other connections of this thread have their turn
@@ -184,11 +185,11 @@ void Connection::close() {
     }
     dead_ = true;
   }
-  std::vector<Outgoing> dropped;
+  Outbox dropped;
   {
     const std::scoped_lock lock(queue_mutex_);
     shut_ = true;
-    dropped.swap(queue_);
+    std::swap(dropped, queue_);
   }
   boost::system::error_code code;
   socket_.close(code);
@@ -398,7 +399,25 @@ void Connection::read_some() {
 
 // --- writing ---
 
-Status Connection::send(Bytes envelope, Message body) {
+void Connection::Outbox::add(ByteView envelope, const Message& body) {
+  const auto bytes = body.bytes();
+  run.insert(run.end(), envelope.begin(), envelope.end());
+  if (bytes.size() > kSmallBody) {
+    large.push_back({run.size(), body});
+  } else {
+    run.insert(run.end(), bytes.begin(), bytes.end());
+  }
+  ++messages;
+}
+
+void Connection::Outbox::clear() {
+  run.clear();
+  if (run.capacity() > kRunKept) run.shrink_to_fit();
+  large.clear();
+  messages = 0;
+}
+
+Status Connection::send(ByteView envelope, const Message& body) {
   const std::size_t size = envelope.size() + body.bytes().size();
   bool writer = false;
   {
@@ -410,7 +429,7 @@ Status Connection::send(Bytes envelope, Message body) {
       return error(ErrorCode::overloaded, format("{}: {} bytes wait on the {} lane", remote_, queued, to_string(lane)));
     }
     queued_bytes_.fetch_add(size, std::memory_order_relaxed);
-    queue_.push_back(Outgoing{std::move(envelope), std::move(body)});
+    queue_.add(envelope, body);
     if (!writing_) writing_ = writer = true;
   }
   sent_.fetch_add(1, std::memory_order_relaxed);
@@ -442,19 +461,18 @@ void Connection::kick() {
 void Connection::flush() {
   const bool guest = !on_io_thread();
   for (int round = 0;; ++round) {
-    if (batch_next_ == batch_.size()) {
-      batch_.clear();
-      batch_next_ = 0;
+    if (batch_done()) {
+      drop_batch();
       const std::scoped_lock lock(queue_mutex_);
-      if (queue_.empty() && round > 0) {
+      if (queue_.messages == 0 && round > 0) {
         writing_ = false;
         return;
       }
-      batch_.swap(queue_);
+      std::swap(batch_, queue_);
     }
     if (guest && round == kRoundsAsGuest) return post_to_io(&Connection::flush);
     // One message at a time and nobody faster: the next sender may as well write by itself.
-    if (!guest && batch_.size() == 1 && direct_.load(std::memory_order_relaxed) < 1) direct_.store(1, std::memory_order_relaxed);
+    if (!guest && batch_.messages == 1 && direct_.load(std::memory_order_relaxed) < 1) direct_.store(1, std::memory_order_relaxed);
     switch (write_batch()) {
       case Wrote::all:
         break;
@@ -462,8 +480,7 @@ void Connection::flush() {
         if (guest) return post_to_io(&Connection::wait_writable);
         return wait_writable();
       case Wrote::broken:
-        batch_.clear();
-        batch_next_ = 0;
+        drop_batch();
         // The reader notices the broken socket too, unless it is paused: say it there. The role is kept: nothing is written any more.
         return post_to_io(&Connection::on_broken);
     }
@@ -495,20 +512,9 @@ bool Connection::encrypt(ByteView bytes) {
   return true;
 }
 
-// Collects into plain_ what can go in one write; returns how many messages of the batch are finished by it.
-std::size_t Connection::gather() {
-  plain_.clear();
-  std::size_t finished = 0;
-  for (std::size_t i = batch_next_; i < batch_.size() && plain_.size() < kCoalesced; ++i) {
-    auto& item = batch_[i];
-    const auto body = item.body.bytes();
-    if (!item.envelope_done) plain_.insert(plain_.end(), item.envelope.begin(), item.envelope.end());
-    item.envelope_done = true;
-    if (body.size() > kSmallBody) break;
-    plain_.insert(plain_.end(), body.begin(), body.end());
-    ++finished;
-  }
-  return finished;
+void Connection::drop_batch() {
+  batch_.clear();
+  run_done_ = large_done_ = body_done_ = 0;
 }
 
 Connection::Wrote Connection::write_batch() {
@@ -516,22 +522,24 @@ Connection::Wrote Connection::write_batch() {
   for (;;) {
     if (dead_) return Wrote::broken;
     if (const auto wrote = push_cipher(); wrote != Wrote::all) return wrote;
-    if (batch_next_ == batch_.size()) return Wrote::all;
-    std::size_t bytes = 0;
-    const std::size_t finished = gather();
-    if (!encrypt(plain_)) return Wrote::broken;
-    bytes += plain_.size();
-    batch_next_ += finished;
-    if (batch_next_ < batch_.size() && batch_[batch_next_].envelope_done) {
-      auto& item = batch_[batch_next_];
-      const auto rest = item.body.bytes().subspan(item.body_done);
+    if (batch_done()) return Wrote::all;
+    const bool body_waits = large_done_ < batch_.large.size();
+    const std::size_t until = body_waits ? batch_.large[large_done_].at : batch_.run.size();
+    const auto run = ByteView(batch_.run).subspan(run_done_, std::min(until - run_done_, kCoalesced));
+    if (!encrypt(run)) return Wrote::broken;
+    run_done_ += run.size();
+    std::size_t bytes = run.size();
+    if (body_waits && run_done_ == until) {
+      auto& body = batch_.large[large_done_].body;
+      const auto rest = body.bytes().subspan(body_done_);
       const auto piece = rest.first(std::min(rest.size(), kLargePiece));
       if (!encrypt(piece)) return Wrote::broken;
       bytes += piece.size();
-      item.body_done += piece.size();
+      body_done_ += piece.size();
       if (piece.size() == rest.size()) {
-        item.body = Message();
-        ++batch_next_;
+        body = Message();
+        body_done_ = 0;
+        ++large_done_;
       }
     }
     queued_bytes_.fetch_sub(bytes, std::memory_order_relaxed);

@@ -85,7 +85,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void restart_timer();
 
   // --- any thread ---
-  Status send(Bytes envelope, Message body);
+  Status send(ByteView envelope, const Message& body);
   [[nodiscard]] LaneStatus status() const;
 
   [[nodiscard]] bool dialled() const noexcept { return side_ == tls::Side::client; }
@@ -100,12 +100,17 @@ class Connection : public std::enable_shared_from_this<Connection> {
  private:
   enum class Stage : unsigned char { tls, hello, paused, open, closed };
   enum class Wrote : unsigned char { all, blocked, broken };
-  struct Outgoing {
-    Bytes envelope;
-    Message body;
-    std::size_t body_done = 0;
-    bool envelope_done = false;
-    [[nodiscard]] std::size_t size() const { return envelope.size() + body.bytes().size(); }
+  // What waits to be written: everything small in one run of bytes, so that a message costs one copy and no memory of its own.
+  struct Outbox {
+    struct Large {     // a body that is encrypted from where it lies
+      std::size_t at;  // after so many bytes of the run
+      Message body;
+    };
+    Bytes run;
+    std::vector<Large> large;
+    std::size_t messages = 0;
+    void add(ByteView envelope, const Message& body);
+    void clear();
   };
 
   static BIO_METHOD* bio_method();
@@ -128,7 +133,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   Wrote write_batch();
   Wrote push_cipher();
   bool encrypt(ByteView bytes);
-  std::size_t gather();
+  [[nodiscard]] bool batch_done() const noexcept { return run_done_ == batch_.run.size() && large_done_ == batch_.large.size(); }
+  void drop_batch();
   [[nodiscard]] bool on_io_thread() const noexcept;
   void post_to_io(void (Connection::*step)());
   [[nodiscard]] Closed tls_failure(int result);
@@ -161,13 +167,14 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::size_t cipher_begin_ = 0;
 
   // The writer's.
-  std::vector<Outgoing> batch_;
-  std::size_t batch_next_ = 0;
-  std::vector<std::uint8_t> plain_;
+  Outbox batch_;
+  std::size_t run_done_ = 0;    // bytes
+  std::size_t large_done_ = 0;  // bodies
+  std::size_t body_done_ = 0;   // bytes of the next one
 
   // Guarded by queue_mutex_.
   std::mutex queue_mutex_;
-  std::vector<Outgoing> queue_;
+  Outbox queue_;
   bool writing_ = false;
   bool shut_ = false;
   std::atomic<std::size_t> queued_bytes_{0};

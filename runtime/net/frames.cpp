@@ -90,18 +90,12 @@ Result<std::optional<Frame>> FrameReader::next() {
     FALAJ_ASSIGN(auto envelope, take(limits::kEnvelopeBytesMax, TypeId(capnp::typeId<messages::Envelope>())));
     if (!envelope.has_value()) return std::optional<Frame>();
     Frame frame;
-    try {
-      const auto bytes = envelope->bytes();
-      capnp::ReaderOptions options;
-      options.nestingLimit = 8;
-      options.traversalLimitInWords = limits::kEnvelopeBytesMax;
-      capnp::FlatArrayMessageReader reader({reinterpret_cast<const capnp::word*>(bytes.data()), bytes.size() / 8}, options);
-      const auto root = reader.getRoot<messages::Envelope>();
-      frame.kind = root.getKind();
-      frame.correlation = root.getCorrelation();
-      body_type_ = TypeId(root.getTypeId());
-    } catch (const kj::Exception& e) {
-      return error(ErrorCode::corrupt, format("envelope is malformed: {}", e.getDescription().cStr()));
+    {
+      const auto view = envelope->open<messages::Envelope>();
+      if (!view.has_value()) return view.error();
+      frame.kind = (*view)->getKind();
+      frame.correlation = (*view)->getCorrelation();
+      body_type_ = TypeId((*view)->getTypeId());
     }
     frame.envelope = std::move(*envelope);
     if (frame.kind == messages::Kind::HEARTBEAT || frame.kind == messages::Kind::HEARTBEAT_REPLY)

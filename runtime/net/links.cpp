@@ -94,7 +94,7 @@ void Links::disconnect(NodeId peer, const Error& reason) {
   if (session) state_->common.shard_of(session->info.name).post_disconnect(session->info.name, reason);
 }
 
-Status Links::send(NodeId peer, Lane lane, Bytes envelope, Message body) {
+Status Links::send(NodeId peer, Lane lane, ByteView envelope, const Message& body) {
   if (envelope.size() > limits::kEnvelopeBytesMax || envelope.size() < 16 || envelope.size() % 8 != 0) {
     return invalid(
         format("an envelope of {} bytes: one framed message of at most {} is needed", envelope.size(), limits::kEnvelopeBytesMax));
@@ -105,7 +105,7 @@ Status Links::send(NodeId peer, Lane lane, Bytes envelope, Message body) {
   }
   const auto session = state_->common.routes.find(peer);
   if (!session) return error(ErrorCode::unreachable, format("node {:x} is not connected", peer.value()));
-  return session->lanes[static_cast<std::size_t>(lane)]->send(std::move(envelope), std::move(body));
+  return session->lanes[static_cast<std::size_t>(lane)]->send(envelope, body);
 }
 
 bool Links::connected(NodeId peer) const { return state_->common.routes.find(peer) != nullptr; }

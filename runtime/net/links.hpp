@@ -50,6 +50,7 @@ struct PeerInfo {
   Incarnation incarnation;
   SpiffeId principal;
   std::string address;  // where it listens, host:port; empty when it does not
+  std::string uri;      // of the principal
 };
 
 class LinkEvents {
@@ -113,7 +114,7 @@ class Links {
 
   // `envelope`: one framed Cap'n Proto message, at most limits::kEnvelopeBytesMax; `body`: at most limits::kMessageBytesMax.
   // overloaded: the lane's window is full. unreachable: not connected. invalid: too large. Never blocks; any thread.
-  Status send(NodeId peer, Lane lane, Bytes envelope, Message body);
+  Status send(NodeId peer, Lane lane, ByteView envelope, const Message& body);
 
   [[nodiscard]] bool connected(NodeId peer) const;
   [[nodiscard]] std::vector<LinkStatus> status() const;  // by name
