@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::size_t kAlign = 64;
 
-[[noreturn]] void broken(std::string what) { throw std::logic_error(std::move(what)); }
+[[noreturn]] void broken(const std::string& what) { throw std::logic_error(what); }
 
 std::shared_ptr<void> allocate(DType dtype, std::size_t elements) {
   if (dtype == DType::string) {

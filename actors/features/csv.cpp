@@ -43,9 +43,9 @@ bool CsvRecords::fill() {
   if (source_ended_) return false;
   auto got = source_(buffer_);
   at_ = filled_ = 0;
-  if (!got.has_value()) source_status_ = std::move(got).error();
-  if (!source_status_.has_value() || *got == 0) {
+  if (!got.has_value() || *got == 0) {
     source_ended_ = true;
+    if (!got.has_value()) source_status_ = std::move(got).error();
     return false;
   }
   filled_ = *got;
