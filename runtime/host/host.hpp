@@ -89,7 +89,7 @@ class Host {
     NodeId node;
     Incarnation incarnation;
     std::string_view principal;  // SPIFFE id
-    bool is_node = false;   // may send verb-less messages and speak for other principals
+    bool is_node = false;        // may send verb-less messages and speak for other principals
   };
   virtual void on_message(const Peer& sender, Lane lane, const Message& envelope, Message body) = 0;
   virtual void on_peer_down(NodeId node, Incarnation incarnation, const Error& why) = 0;  // fails asks, fires watches

@@ -390,8 +390,12 @@ std::optional<Connection::Closed> Shard::admit_other(const ConnectionPtr& connec
 
 std::shared_ptr<Session> Shard::make_session(const Connection& connection, messages::Hello::Reader hello, std::uint64_t id) const {
   const std::string name(text(hello.getNode()));
-  PeerInfo info{node_id(name), name, Incarnation(hello.getIncarnation()), connection.certificate().principal,
-                std::string(text(hello.getListen())), connection.certificate().principal.uri()};
+  PeerInfo info{node_id(name),
+                name,
+                Incarnation(hello.getIncarnation()),
+                connection.certificate().principal,
+                std::string(text(hello.getListen())),
+                connection.certificate().principal.uri()};
   return std::make_shared<Session>(id, std::move(info), detector_options(common_.options), common_.clock.now());
 }
 
