@@ -208,7 +208,7 @@ ONNX = {
     "a node that reads itself": (model(node("Add", ["x", "y"], ["y"])), 2, "cycle through"),
     "an unknown op": (model(node("Frobnicate", ["x"], ["y"], name="frob")), 1, "'frob' (Frobnicate)", "rewrite the model without it"),
     "an unknown domain": (model(node("Relu", ["x"], ["y"], name="frob", domain="com.example")), 2, "'frob' (Relu)", "com.example"),
-    "an old opset": (model(node("Relu", ["x"], ["y"]), opset=7), 1, "opset 7", "convert it with onnx.version_converter"),
+    "an old opset": (model(node("Relu", ["x"], ["y"]), opset=5), 1, "opset 5", "convert it with onnx.version_converter"),
     "shapes that do not fit": (model(node("MatMul", ["x", "w"], ["y"], name="mul"), tensors=[tensor("w", [3, 2])]), 2, "'mul' (MatMul)", "the inner sizes 1 and 3 differ"),
     "a tensor too short": (model(node("MatMul", ["x", "w"], ["y"]), tensors=[short_tensor()]), 2, "initialiser 'w': shape [5, 1] needs 5 values, but 1"),
     "an axis too many": (model(node("Softmax", ["x"], ["y"], axis=7, name="soft")), 2, "'soft' (Softmax)", "axis 7"),
