@@ -8,6 +8,7 @@
 #include "actors/serving/stats.hpp"
 #include "actors/serving/token_book.hpp"
 #include "actors/serving/traffic.hpp"
+#include "messages/catalog.hpp"
 #include "messages/control.capnp.h"
 #include "messages/json.hpp"
 #include "messages/serving.capnp.h"
@@ -156,14 +157,21 @@ struct Gateway::State {
   // One ask to an actor of this node; `write` turns its reply into the response, on a host thread.
   template <class Reply, class Write>
   void ask(std::string_view actor, Message message, SendOptions send, Exchange exchange, Write write) {
+    ask_any(options.host->find(actor), std::move(message), std::move(send), std::move(exchange),
+            [write = std::move(write)](const Message& answer) {
+              const auto view = answer.open<Reply>();
+              return view ? write(**view) : error_response(view.error());
+            });
+  }
+
+  template <class Write>
+  void ask_any(const ActorRef& actor, Message message, SendOptions send, Exchange exchange, Write write) {
     if (send.timeout <= Duration::zero()) send.timeout = kRequestTimeout;
     send.timeout = std::min<Duration>(send.timeout, kTimeoutMax);
     send.trace = exchange.trace;
-    options.host->ask(options.host->find(actor), std::move(message), send,
+    options.host->ask(actor, std::move(message), send,
                       [exchange = std::move(exchange), write = std::move(write)](Result<Message> answer) mutable {
-                        const auto view = answer ? answer->open<Reply>() : Result<View<Reply>>(answer.error());
-                        if (!view) return exchange.respond(error_response(view.error()));
-                        exchange.respond(write(**view));
+                        exchange.respond(answer ? write(*answer) : error_response(answer.error()));
                       });
   }
 
@@ -267,6 +275,36 @@ struct Gateway::State {
                                       w.begin_object().key("name").string(model).key("ready").boolean(true).end_object();
                                       return HttpResponse::json(200, w.text());
                                     });
+  }
+
+  // Any message with a verb to any actor: "control/membership/GetStatus". The actor is one of this node or of the cluster's directory, or
+  // lives on the node that the header Falaj-Node names.
+  void message(const HttpRequest& request, Exchange exchange, std::string_view path) {
+    const auto slash = path.rfind('/');
+    if (slash == std::string_view::npos || slash == 0) return exchange.respond(not_found());
+    const auto name = path.substr(slash + 1);
+    const auto schema = find_message(name);
+    // One without a verb is for nodes only, and what a gateway sends on counts as a node's.
+    if (!schema || verb_of(*schema).empty()) {
+      const auto why = format("no message '{}' that a principal may send; 'falaj call --help' says how to list them", name.substr(0, 128));
+      return exchange.respond(error(ErrorCode::not_found, why));
+    }
+    auto body = message_from_json(*schema, request.body.empty() ? "{}" : as_text(request.body));
+    if (!body) return exchange.respond(body.error());
+    SendOptions send{.scope = exchange.scope};
+    if (const auto given = request.header("Falaj-Timeout-Ms"); !given.empty()) {
+      std::uint32_t ms = 0;
+      if (std::from_chars(given.data(), given.data() + given.size(), ms).ptr != given.data() + given.size() || ms == 0)
+        return exchange.respond(invalid(format("header Falaj-Timeout-Ms: '{}' is no number of milliseconds", given.substr(0, 32))));
+      send.timeout = std::chrono::milliseconds(ms);
+    }
+    const auto actor = std::string(path.substr(0, slash));
+    const auto node = request.header("Falaj-Node");
+    const auto to = node.empty() ? options.host->find(actor) : options.host->at(ActorAddress{node_id(node), {}, {}, actor});
+    ask_any(to, std::move(body).value(), send, std::move(exchange), [](const Message& answer) {
+      const auto json = message_to_json(answer, false);
+      return json ? HttpResponse::json(200, *json) : error_response(json.error());
+    });
   }
 
   // The token is the right: the message goes to the authority as this node's own.
@@ -374,6 +412,11 @@ struct Gateway::State {
     if (path.starts_with(kPredict) && path.size() > kPredict.size()) {
       if (request.method != "POST") return exchange.respond(wrong_method());
       return predict(request, std::move(exchange), path.substr(kPredict.size()));
+    }
+    constexpr std::string_view kActors = "/v1/actors/";
+    if (path.starts_with(kActors)) {
+      if (request.method != "POST") return exchange.respond(wrong_method());
+      return message(request, std::move(exchange), path.substr(kActors.size()));
     }
     const auto segments = segments_after(path, "v2");
     if (!segments) return exchange.respond(not_found());

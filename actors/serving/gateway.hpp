@@ -1,10 +1,11 @@
-// The HTTP door of a gateway node: Open Inference Protocol v2, predictions by entity, metrics, joining. Not an actor: requests come on
-// the server's IO threads, become asks to `serving/router`, and are answered from the host's threads.
+// The HTTP door of a gateway node: Open Inference Protocol v2, predictions by entity, messages to any actor as JSON
+// (POST /v1/actors/NAME/MESSAGE), metrics, joining. Not an actor: requests come on the server's IO threads, become asks, most of them to
+// `serving/router`, and are answered from the host's threads.
 //
 // Who asks: the principal of a client certificate, of a bearer token, or, in clear on loopback only, spiffe://<cluster>/anonymous. Over
 // TLS nobody is anonymous, but for joining (the join token is the right) and for the question whether the gateway lives. What the
 // principal may do is decided by the host's Authorizer, from the verb of the message that the request becomes. Headers: Falaj-Tenant,
-// Falaj-Purpose, Idempotency-Key, traceparent (answered with this request's own), X-Request-Id (echoed).
+// Falaj-Purpose, Falaj-Node, Falaj-Timeout-Ms, Idempotency-Key, traceparent (answered with this request's own), X-Request-Id (echoed).
 #pragma once
 #include <memory>
 #include <string>

@@ -197,12 +197,12 @@ def test_a_damaged_row_is_refused_and_the_others_are_given(stopped, seed):
 # ---- who may not -----------------------------------------------------------------------------------------------------------------
 
 
-def over_https(cluster, who, path, body):
+def over_https(cluster, who, path, body, **headers):
     context = ssl.create_default_context(cafile=cluster.dir / "ca/ca.crt")
     context.check_hostname = False  # nodes are named by SPIFFE ids
     context.load_cert_chain(*person(cluster, who))
     connection = http.client.HTTPSConnection(cluster.file["https"], context=context, timeout=30 * SLOW)
-    connection.request("POST", path, json.dumps(body))
+    connection.request("POST", path, json.dumps(body), headers)
     answer = connection.getresponse()
     return answer.status, answer.read().decode()
 
@@ -238,6 +238,34 @@ def test_who_has_not_the_verb_is_refused_at_each_door_and_audited(marked):
     assert done.returncode == 4 and done.stdout == "" and "features.read" in done.stderr, done
     marked.audited("refused", "person/by-command", "features.read")
     marked.run("audit", "verify")
+
+
+def test_any_message_over_http_by_who_has_its_verb(marked):
+    status, told = over_https(marked, "admin", "/v1/actors/control/membership/GetStatus", {})
+    assert status == 200, told
+    assert len(json.loads(told)["view"]["nodes"]) == 7, told
+    # An actor that only its own node knows by name.
+    status, told = over_https(marked, "admin", "/v1/actors/node/agent/features-1/GetNodeStats", {}, **{"Falaj-Node": "features-1", "Falaj-Timeout-Ms": "3000"})
+    assert status == 200 and json.loads(told)["node"] == "features-1", told
+    ask = {"view": "marked", "entities": [f"{MARK}-1"]}
+    status, told = over_https(marked, "admin", "/v1/actors/features/front/GetFeatures", ask, **{"Falaj-Purpose": PURPOSE})
+    assert status == 200 and MARK in told, told
+
+    status, told = over_https(marked, "by-http", "/v1/actors/control/membership/GetStatus", {})
+    assert status == 403 and "cluster.read" in told, told
+    marked.audited("refused", "person/by-http", "cluster.read")
+    status, told = over_https(marked, "admin", "/v1/actors/features/front/GetFeatures", ask, **{"Falaj-Purpose": "by-http-message"})
+    assert status == 403 and "'by-http-message'" in told, told
+    for path, body, headers, expected, words in [
+        ("control/membership/ClusterView", {}, {}, 404, "ClusterView"),  # a message without a verb is for nodes
+        ("control/membership/Nonsense", {}, {}, 404, "Nonsense"),
+        ("nobody/GetStatus", {}, {}, 404, "no actor"),
+        ("GetStatus", {}, {}, 404, "Not Found"),
+        ("control/membership/GetStatus", {"nonsense": 1}, {}, 400, "nonsense"),
+        ("control/membership/GetStatus", {}, {"Falaj-Timeout-Ms": "soon"}, 400, "Falaj-Timeout-Ms"),
+    ]:
+        status, told = over_https(marked, "admin", f"/v1/actors/{path}", body, **headers)
+        assert status == expected and words in told, (path, status, told)
 
 
 def test_a_read_without_the_purpose_is_refused_at_each_door_and_audited(marked):
