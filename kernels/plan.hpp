@@ -39,6 +39,18 @@ const Backend& cpu_backend();        // AVX2 and oneDNN, chosen at run time
 const Backend& reference_backend();  // plain loops for every op
 std::span<const Backend* const> default_backends();
 
+// While this lives, the default backends of this thread are the reference ones alone: the same bits on any machine, for simulations.
+class ReferenceKernels {
+ public:
+  ReferenceKernels() noexcept;
+  ~ReferenceKernels();
+  ReferenceKernels(const ReferenceKernels&) = delete;
+  ReferenceKernels& operator=(const ReferenceKernels&) = delete;
+
+ private:
+  bool before_;
+};
+
 struct CompileOptions {
   std::vector<const Backend*> backends = {};   // empty: default_backends()
   bool fold = true;                            // evaluate what does not depend on inputs

@@ -56,6 +56,7 @@ void add_model_file_commands(CLI::App& app, Cli& cli);  // model info|run
 void add_request_commands(CLI::App& app, Cli& cli);     // predict, call
 void add_look_commands(CLI::App& app, Cli& cli);        // status, top, actors, audit, store, version
 void add_bench_command(CLI::App& app, Cli& cli);        // bench
+void add_simulate_commands(CLI::App& app, Cli& cli);    // simulate faults
 void add_demo_command(CLI::App& app, Cli& cli);         // demo
 void add_completion_command(CLI::App& app, Cli& cli);   // completion; last: it walks the others
 

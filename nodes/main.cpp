@@ -34,6 +34,7 @@ int main(int argc, char** argv) {
   add_request_commands(app, cli);
   add_look_commands(app, cli);
   add_bench_command(app, cli);
+  add_simulate_commands(app, cli);
   add_demo_command(app, cli);
   add_completion_command(app, cli);
   try {

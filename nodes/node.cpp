@@ -9,22 +9,11 @@
 #include <fstream>
 #include <optional>
 
-#include "actors/artifacts/store.hpp"
-#include "actors/control/agent.hpp"
 #include "actors/control/authority.hpp"
-#include "actors/control/membership.hpp"
-#include "actors/control/resources.hpp"
-#include "actors/features/front.hpp"
-#include "actors/features/shard.hpp"
 #include "actors/governance/audit.hpp"
-#include "actors/governance/log.hpp"
 #include "actors/governance/policy.hpp"
-#include "actors/mlops/registry.hpp"
+#include "actors/roles.hpp"
 #include "actors/serving/gateway.hpp"
-#include "actors/serving/replica.hpp"
-#include "actors/serving/router.hpp"
-#include "actors/training/evaluate.hpp"
-#include "actors/training/jobs.hpp"
 #include "messages/json.hpp"
 #include "nodes/stores.hpp"
 #include "nodes/version.hpp"
@@ -40,6 +29,46 @@ namespace falaj::nodes {
 
 using messages::NodeConfig;
 using messages::Role;
+
+namespace {
+
+// Workers as child processes of this one.
+class ChildWorkers final : public control::WorkerProcesses {
+ public:
+  ChildWorkers(NodeDir dir, std::string cluster, std::string node)
+      : dir_(std::move(dir)), cluster_(std::move(cluster)), node_(std::move(node)) {}
+  Result<net::SigningRequest> make_request(std::uint32_t slot) override {
+    return net::make_signing_request(net::SpiffeId::worker(cluster_, node_, slot).value());
+  }
+  Result<pid_t> start(messages::WorkerSpec::Reader spec, std::uint32_t slot, const net::Credentials& credentials,
+                      std::function<void(const std::string&)> on_exit) override {
+    const auto base = dir_.workers() / std::to_string(slot);
+    FALAJ_TRY(net::write_private_file(base.string() + ".crt", credentials.certificate_pem));
+    FALAJ_TRY(net::write_private_file(base.string() + ".key", credentials.key_pem));
+    ProcessSpec process;
+    process.arguments = {self_executable(), "node",
+                         "--dir",           dir_.root.string(),
+                         "--slot",          std::to_string(slot),
+                         "--job",           std::string(text(spec.getJob())),
+                         "--run",           std::string(text(spec.getRun())),
+                         "--index",         std::to_string(spec.getIndex())};
+    process.log_file = base.string() + ".log";
+    return processes_.start(process, [on_exit = std::move(on_exit)](const ProcessExit& exit) { on_exit(describe(exit)); });
+  }
+  void end(pid_t pid) override { processes_.signal(pid, SIGTERM); }
+  [[nodiscard]] bool runs(pid_t pid) const override {
+    const auto pids = processes_.running();
+    return std::ranges::find(pids, pid) != pids.end();
+  }
+  void stop_all(const Clock& clock, Duration grace) { processes_.stop_all(clock, grace); }
+
+ private:
+  const NodeDir dir_;
+  const std::string cluster_, node_;
+  ProcessTable processes_;
+};
+
+}  // namespace
 
 // Declared in the order they are made; destroyed in reverse.
 struct Node::Parts {
@@ -63,14 +92,18 @@ struct Node::Parts {
   std::shared_ptr<governance::RefusalQueue> refusals = std::make_shared<governance::RefusalQueue>();
   std::unique_ptr<governance::Policy> policy;
   cluster::ClusterViewHolder view;
-  ProcessTable processes;
+  ChildWorkers workers;
   std::unique_ptr<Host> host;
   std::unique_ptr<cluster::LinkTransport> transport;
   std::unique_ptr<net::Links> links;
   std::unique_ptr<serving::Gateway> gateway;
   std::string address;  // of the links
 
-  explicit Parts(NodeDir d, View<NodeConfig> c) : dir(std::move(d)), config(std::move(c)), name(text(config->getName())) {}
+  explicit Parts(NodeDir d, View<NodeConfig> c)
+      : dir(std::move(d)),
+        config(std::move(c)),
+        name(text(config->getName())),
+        workers(dir, std::string(text(config->getCluster())), name) {}
 
   [[nodiscard]] bool has(Role role) const {
     for (const auto r : config->getRoles()) {
@@ -86,16 +119,12 @@ struct Node::Parts {
   void give_up(int exit_code);
   Status open_stores();
   Status make_host();
-  Status start_control();
-  Status start_roles();
-  Status start_agent();
+  Status start_actors();
   Status start_gateway();
   Status write_ready_file() const;
   Status write_cluster_file() const;
   void view_changed(const std::shared_ptr<const cluster::ClusterSnapshot>& snapshot);
-  Result<ProcessSpec> worker_process(messages::WorkerSpec::Reader spec, std::uint32_t slot, const net::Credentials& credentials) const;
   void fill_stats(messages::NodeStats::Builder b) const;
-  [[nodiscard]] Message registration() const;
 };
 
 Status Node::Parts::check_certificate() const {
@@ -178,53 +207,41 @@ Status Node::Parts::make_host() {
   return {};
 }
 
-Status Node::Parts::start_control() {
-  governance::LogOptions log_options;
-  log_options.log = audit;
-  log_options.dir = dir.audit();
-  log_options.keys = keys.get();
-  log_options.marks = as_kv(control_kv);
-  host->spawn(governance::log(std::move(log_options)));
-  FALAJ_ASSIGN(const auto epoch, control::next_epoch(*control));
-  host->spawn(control::membership({std::string(text(config->getCluster())), epoch, control.get()}));
-  FALAJ_ASSIGN(auto rights, config::read_file(dir.rights()));
-  host->spawn(control::authority({authority, control.get(), name, address, std::string(text(config->getHttps())), std::move(rights)}));
-  host->spawn(artifacts::store({artifacts}));
-  const auto principal = net::SpiffeId::node(text(config->getCluster()), name).value().uri();
-  const auto evaluate = [principal](Context& ctx, std::string artifact, std::string snapshot, Message spec) {
-    return training::evaluate(ctx, std::move(artifact), std::move(snapshot), std::move(spec), principal);
-  };
-  host->spawn(mlops::registry({control.get(), evaluate}));
-  training::JobsOptions jobs_options;
-  jobs_options.store = &control_kv->kv();
-  jobs_options.view = &view;
-  jobs_options.control_epoch = epoch;
-  jobs_options.build = kVersion;
-  jobs_options.principal = principal;
-  host->spawn(training::jobs(std::move(jobs_options)));
-  host->spawn(control::resources({control.get(), &view, epoch}));
-  return {};
-}
-
-Status Node::Parts::start_roles() {
-  governance::AuditOptions audit_options;
-  audit_options.spool = as_kv(spool);
-  audit_options.refusals = refusals;
-  audit_options.incarnation = incarnation;
-  host->spawn(governance::audit(std::move(audit_options)));
-  if (has(Role::CONTROL)) FALAJ_TRY(start_control());
-  features::FrontOptions front_options;
-  front_options.cluster = &view;
-  host->spawn(features::front(front_options));
-  if (has(Role::FEATURES)) {
-    features::ShardOptions shard_options;
-    shard_options.node = name;
-    shard_options.rows = rows;
-    shard_options.cluster = &view;
-    host->spawn(features::shard(std::move(shard_options)));
+Status Node::Parts::start_actors() {
+  actors::NodeParts parts;
+  parts.name = name;
+  parts.cluster = text(config->getCluster());
+  parts.control_node = text(config->getControlNode());
+  parts.address = address;
+  parts.version = kVersion;
+  parts.residency = text(config->getResidency());
+  for (const auto role : config->getRoles()) parts.roles.push_back(role);
+  parts.incarnation = incarnation;
+  parts.cores = static_cast<std::uint32_t>(hardware_threads());
+  parts.pid = static_cast<std::uint32_t>(getpid());
+  parts.view = &view;
+  parts.refusals = refusals;
+  parts.spool = as_kv(spool);
+  if (has(Role::CONTROL)) {
+    parts.control_kv = as_kv(control_kv);
+    parts.control = control.get();
+    parts.artifacts = artifacts;
+    parts.audit = audit;
+    parts.audit_dir = dir.audit();
+    parts.keys = keys.get();
+    FALAJ_ASSIGN(auto rights, config::read_file(dir.rights()));
+    parts.authority =
+        control::authority({authority, control.get(), name, address, std::string(text(config->getHttps())), std::move(rights)});
   }
-  if (has(Role::GATEWAY)) host->spawn(serving::router({&view}));
-  return {};
+  parts.rows = rows;
+  parts.workers = &workers;
+  parts.on_view = [this](const std::shared_ptr<const cluster::ClusterSnapshot>& snapshot) { view_changed(snapshot); };
+  parts.revoke = [list = std::make_shared<net::RevocationList>(dir.revocations())](const std::vector<std::string>& entries) -> Status {
+    for (const auto& entry : entries) FALAJ_TRY(list->add(entry, "told by control"));
+    return {};
+  };
+  parts.fill_stats = [this](messages::NodeStats::Builder b) { fill_stats(b); };
+  return actors::start(*host, parts);
 }
 
 void Node::Parts::view_changed(const std::shared_ptr<const cluster::ClusterSnapshot>& snapshot) {
@@ -236,43 +253,6 @@ void Node::Parts::view_changed(const std::shared_ptr<const cluster::ClusterSnaps
     // One side dials, so that no pair of connections has to be thrown away.
     if (where && name < peer_name) links->connect(*where);
   }
-}
-
-Message Node::Parts::registration() const {
-  return Message::build<messages::Register>([this](messages::Register::Builder b) {
-    auto node = b.initNode();
-    node.setName(name);
-    node.setIncarnation(incarnation.value());
-    node.setAddress(address);
-    node.setRoles(config->getRoles());
-    node.setCores(static_cast<std::uint32_t>(hardware_threads()));
-    node.setResidency(config->getResidency());
-    node.setPid(static_cast<std::uint32_t>(getpid()));
-    node.setVersion(kVersion);
-    std::vector<std::string> names = {control::agent_name(name)};
-    if (has(Role::CONTROL))
-      names.insert(names.end(), {"control/membership", "control/resources", "control/authority", "artifacts/store", "mlops/registry",
-                                 "training/jobs", "governance/log"});
-    if (has(Role::FEATURES)) names.push_back(features::shard_name(name));
-    auto running = b.initRunning(static_cast<unsigned>(names.size()));
-    for (unsigned i = 0; i < names.size(); ++i) running[i].setName(names[i]);
-  });
-}
-
-Result<ProcessSpec> Node::Parts::worker_process(messages::WorkerSpec::Reader spec, std::uint32_t slot,
-                                                const net::Credentials& credentials) const {
-  const auto base = dir.workers() / std::to_string(slot);
-  FALAJ_TRY(net::write_private_file(base.string() + ".crt", credentials.certificate_pem));
-  FALAJ_TRY(net::write_private_file(base.string() + ".key", credentials.key_pem));
-  ProcessSpec process;
-  process.arguments = {self_executable(), "node",
-                       "--dir",           dir.root.string(),
-                       "--slot",          std::to_string(slot),
-                       "--job",           std::string(text(spec.getJob())),
-                       "--run",           std::string(text(spec.getRun())),
-                       "--index",         std::to_string(spec.getIndex())};
-  process.log_file = base.string() + ".log";
-  return process;
 }
 
 namespace {
@@ -303,33 +283,6 @@ void Node::Parts::fill_stats(messages::NodeStats::Builder b) const {
   b.setResidentBytes(resident_bytes());
   b.setUptimeNs(static_cast<std::uint64_t>((clock.now() - started).count()));
   if (gateway) gateway->fill_stats(b);
-}
-
-Status Node::Parts::start_agent() {
-  control::AgentOptions options;
-  options.self = registration();
-  options.control_node = text(config->getControlNode());
-  options.view = &view;
-  options.on_view = [this](const std::shared_ptr<const cluster::ClusterSnapshot>& snapshot) { view_changed(snapshot); };
-  options.revoke = [list = std::make_shared<net::RevocationList>(dir.revocations())](const std::vector<std::string>& entries) -> Status {
-    for (const auto& entry : entries) FALAJ_TRY(list->add(entry, "told by control"));
-    return {};
-  };
-  options.make_replica = [this](const Message& spec) -> Result<ChildSpec> {
-    if (!has(Role::SERVING)) return error(ErrorCode::denied, format("node {} has not the role `serving`", name));
-    return serving::replica({spec, control::agent_name(name)});
-  };
-  options.make_worker = [this](messages::WorkerSpec::Reader spec, std::uint32_t slot,
-                               const net::Credentials& credentials) -> Result<ProcessSpec> {
-    if (!has(Role::COMPUTE)) return error(ErrorCode::denied, format("node {} has not the role `compute`", name));
-    return worker_process(spec, slot, credentials);
-  };
-  options.worker_id = [this](std::uint32_t slot) { return net::SpiffeId::worker(text(config->getCluster()), name, slot).value(); };
-  options.processes = &processes;
-  options.fill_stats = [this](messages::NodeStats::Builder b) { fill_stats(b); };
-  options.look = [this] { return std::pair(host->actors(), host->dead_letters()); };
-  host->spawn(control::agent(std::move(options)));
-  return {};
 }
 
 Status Node::Parts::start_gateway() {
@@ -377,7 +330,7 @@ Node::~Node() {
     const auto left = p.host->shutdown(limits::kShutdown);
     for (const auto& type : left) log::warn("node", "still alive at the deadline", {{"actor", type}});
   }
-  p.processes.stop_all(p.clock, std::chrono::seconds(5));
+  p.workers.stop_all(p.clock, std::chrono::seconds(5));
   if (p.links) p.links->stop();
   std::error_code ignored;
   fs::remove(p.dir.root / "ready", ignored);
@@ -394,8 +347,7 @@ Result<std::unique_ptr<Node>> Node::start(const NodeDir& dir, bool by_launcher) 
   FALAJ_TRY(p.check_certificate());
   FALAJ_TRY(p.open_stores());
   FALAJ_TRY(p.make_host());
-  FALAJ_TRY(p.start_roles());
-  FALAJ_TRY(p.start_agent());
+  FALAJ_TRY(p.start_actors());
   FALAJ_TRY(p.start_gateway());
   FALAJ_TRY(p.write_ready_file());
   if (!by_launcher && p.has(messages::Role::CONTROL)) {

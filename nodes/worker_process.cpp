@@ -8,6 +8,7 @@
 #include "nodes/linked_host.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/log.hpp"
+#include "runtime/cluster/view.hpp"
 
 namespace falaj::nodes {
 namespace {
@@ -22,18 +23,6 @@ class Dialler final : public training::WorkerLinks {
 
  private:
   net::Links& links_;
-};
-
-// A worker is linked to control and to its fellows only: every name that is not its own is the control node's.
-class ControlDirectory final : public Directory {
- public:
-  explicit ControlDirectory(std::string_view control_node) : node_(node_id(control_node)) {}
-  [[nodiscard]] std::optional<ActorAddress> find(std::string_view name) const override {
-    return ActorAddress{node_, {}, {}, std::string(name)};
-  }
-
- private:
-  NodeId node_;
 };
 
 Result<net::Identity> worker_identity(const NodeDir& dir, std::uint32_t slot) {
@@ -55,7 +44,7 @@ Status serve(const NodeDir& dir, const WorkerPlan& plan) {
   FALAJ_ASSIGN(auto side, LinkedHost::make(std::string(text(config->getCluster())), std::move(identity), options, clock));
   auto& host = side->host();
   auto& links = side->links();
-  host.set_directory(std::make_shared<const ControlDirectory>(text(config->getControlNode())));
+  host.set_directory(std::make_shared<const cluster::ControlDirectory>(text(config->getControlNode())));
   FALAJ_ASSIGN(const auto listen, parse_host_port("listen", text(config->getListen())));
   FALAJ_ASSIGN(const auto port, links.listen(listen.host, 0));
   // The control node itself may be the parent.

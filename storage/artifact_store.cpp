@@ -87,16 +87,15 @@ Result<Bytes> unpack(ByteView packed, std::uint64_t bytes_max) {
 
 template <class Visit>
 Status each_file(const fs::path& dir, Visit&& visit) {
-  std::error_code code;
-  for (fs::directory_iterator outer(dir, code), end; !code && outer != end; outer.increment(code)) {
-    if (!outer->is_directory()) continue;
-    for (fs::directory_iterator inner(outer->path(), code); !code && inner != end; inner.increment(code)) {
-      const auto name = Digest::from_hex(outer->path().filename().string() + inner->path().filename().string());
-      if (name) FALAJ_TRY(visit(*name, inner->path()));
+  FALAJ_ASSIGN(const auto outer, list_dir(dir));
+  for (const auto& half : outer) {
+    if (!folder_exists(half)) continue;
+    FALAJ_ASSIGN(const auto inner, list_dir(half));
+    for (const auto& file : inner) {
+      const auto name = Digest::from_hex(half.filename().string() + file.filename().string());
+      if (name) FALAJ_TRY(visit(*name, file));
     }
-    if (code) break;
   }
-  if (code) return errno_error(code.value(), "list", dir);
   return {};
 }
 
@@ -335,8 +334,8 @@ Result<std::unique_ptr<ArtifactStore>> ArtifactStore::open(const fs::path& dir, 
   FALAJ_ASSIGN(auto lock, DirLock::take(dir, "LOCK", DirLock::Kind::shared, DirLock::Wait::yes));
   FALAJ_TRY(claim_format(dir, kStoreName, kArtifactFormat));
   if (lock.upgrade()) {  // alone: nobody's temporary files but those of the dead
-    std::error_code ignored;
-    for (const auto& left : fs::directory_iterator(dir / "temp", ignored)) fs::remove(left.path(), ignored);
+    FALAJ_ASSIGN(const auto left, list_dir(dir / "temp"));
+    for (const auto& file : left) static_cast<void>(remove_file(file));
     lock.downgrade();
   }
   FALAJ_ASSIGN(auto ring, open_keyring_file(dir / "keys", std::string(kStoreName), provider, kReserve));
@@ -428,9 +427,10 @@ Status ArtifactStore::verify(const Digest& id) {
 
 Status ArtifactStore::remove(const Digest& id) {
   const auto path = state_->manifest_path(id);
-  if (::unlink(path.c_str()) != 0) {
-    if (errno == ENOENT) return error(ErrorCode::not_found, format("artifact {} is not in {}", id.hex(), state_->dir.string()));
-    return errno_error(errno, "remove", path);
+  if (auto gone = remove_file(path); !gone) {
+    if (gone.error().code == ErrorCode::not_found)
+      return error(ErrorCode::not_found, format("artifact {} is not in {}", id.hex(), state_->dir.string()));
+    return gone;
   }
   return sync_dir(path.parent_path());
 }
@@ -463,20 +463,16 @@ Result<CollectReport> ArtifactStore::collect() {
       ++report.chunks_kept;
       return {};
     }
-    std::error_code code;
-    const auto bytes = fs::file_size(path, code);
-    if (::unlink(path.c_str()) != 0) return errno_error(errno, "remove", path);
+    const auto bytes = bytes_of_file(path);
+    if (auto gone = remove_file(path); !gone) return gone;
     ++report.chunks_removed;
-    report.bytes_freed += code ? 0 : bytes;
+    report.bytes_freed += bytes;
     return {};
   }));
   return report;
 }
 
-bool ArtifactStore::has_chunk(const Digest& digest) const {
-  std::error_code ignored;
-  return fs::exists(state_->chunk_path(digest), ignored);
-}
+bool ArtifactStore::has_chunk(const Digest& digest) const { return file_exists(state_->chunk_path(digest)); }
 
 Result<Bytes> ArtifactStore::read_chunk(const Digest& digest) { return state_->load_chunk(digest); }
 

@@ -137,12 +137,11 @@ std::string segment_name(std::uint64_t first) { return format("audit-{:016}.log"
 
 Result<std::vector<fs::path>> segments(const fs::path& dir) {
   std::vector<fs::path> out;
-  std::error_code code;
-  for (fs::directory_iterator it(dir, code), end; !code && it != end; it.increment(code)) {
-    const auto name = it->path().filename().string();
-    if (name.starts_with("audit-") && name.ends_with(".log")) out.push_back(it->path());
+  FALAJ_ASSIGN(const auto files, list_dir(dir));
+  for (const auto& file : files) {
+    const auto name = file.filename().string();
+    if (name.starts_with("audit-") && name.ends_with(".log")) out.push_back(file);
   }
-  if (code) return errno_error(code.value(), "list", dir);
   std::ranges::sort(out);
   return out;
 }
@@ -239,8 +238,7 @@ Result<End> walk(const fs::path& dir, Extent extent, const Visit& visit) {
   FALAJ_ASSIGN(auto paths, segments(dir));
   // A crash may have left a last segment without a whole header: the one before it is then the last.
   if (extent == Extent::last_only && paths.size() > 1) {
-    std::error_code ignored;
-    const auto keep = fs::file_size(paths.back(), ignored) < kHeaderBytes ? 2 : 1;
+    const auto keep = bytes_of_file(paths.back()) < kHeaderBytes ? 2 : 1;
     paths.erase(paths.begin(), paths.end() - keep);
   }
   End end;

@@ -230,10 +230,10 @@ Status AuditLog::State::write_part(const Part& part) {
     file_bytes = 0;
     FALAJ_TRY(sync_dir(dir));
   }
-  if (::lseek(file.get(), static_cast<off_t>(file_bytes), SEEK_SET) < 0) return errno_error(errno, "seek", path);
+  FALAJ_TRY(seek_file(file.get(), file_bytes, path));
   if (auto status = write_all(file.get(), part.bytes, path); !status) {
     // Nothing of it may stay: the same bytes are written again when there is room.
-    if (::ftruncate(file.get(), static_cast<off_t>(file_bytes)) != 0) return give_up(errno_error(errno, "cut back", path));
+    if (auto back = cut_file(file.get(), file_bytes, path); !back) return give_up(back.error());
     return status;
   }
   if (auto status = sync_file(file.get(), path); !status) {
@@ -301,11 +301,11 @@ Status AuditLog::State::set_aside(const audit::End& end) {
   const auto name = format("torn-{}-{}.bin", end.bad->index, sha256(torn).hex().substr(0, 16));
   FALAJ_TRY(replace_file(dir / name, torn));
   if (cut_at < audit::kHeaderBytes) {
-    if (::unlink(path.c_str()) != 0) return errno_error(errno, "remove", path);
+    FALAJ_TRY(remove_file(path));
     FALAJ_TRY(sync_dir(dir));
   } else {
     FALAJ_ASSIGN(const auto fd, open_file(path, O_WRONLY));
-    if (::ftruncate(fd.get(), static_cast<off_t>(cut_at)) != 0) return errno_error(errno, "cut", path);
+    FALAJ_TRY(cut_file(fd.get(), cut_at, path));
     FALAJ_TRY(sync_file(fd.get(), path));
   }
   return {};

@@ -5,6 +5,7 @@
 #include <functional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "runtime/base/bytes.hpp"
 #include "runtime/base/result.hpp"
@@ -34,6 +35,13 @@ Status write_all(int fd, ByteView bytes, const std::filesystem::path& path);
 Status sync_file(int fd, const std::filesystem::path& path);
 Status sync_dir(const std::filesystem::path& dir);
 Status make_dirs(const std::filesystem::path& dir);  // 0700, synced
+Status seek_file(int fd, std::uint64_t position, const std::filesystem::path& path);
+Status cut_file(int fd, std::uint64_t size, const std::filesystem::path& path);
+Status remove_file(const std::filesystem::path& path);
+bool folder_exists(const std::filesystem::path& path);
+bool file_exists(const std::filesystem::path& path);
+std::uint64_t bytes_of_file(const std::filesystem::path& path);                         // 0: not there
+Result<std::vector<std::filesystem::path>> list_dir(const std::filesystem::path& dir);  // sorted
 Result<Bytes> read_file(const std::filesystem::path& path, std::uint64_t bytes_max = 1ULL << 30);
 // Temporary file in `temp_dir` (same file system), fsync, rename over `path`, fsync of the folder. On error nothing is left.
 Status replace_file(const std::filesystem::path& path, ByteView bytes, const std::filesystem::path& temp_dir, unsigned mode = 0600);

@@ -80,13 +80,31 @@ Secret& Secret::operator=(Secret&& other) noexcept {
   }
   return *this;
 }
+
+namespace {
+constinit thread_local Random* g_random = nullptr;
+}
+
+SimulatedEntropy::SimulatedEntropy(Random& random) noexcept : before_(std::exchange(g_random, &random)) {}
+SimulatedEntropy::~SimulatedEntropy() { g_random = before_; }
+
 Secret Secret::random() {
   Secret out;
+  if (g_random != nullptr) {
+    random_bytes(out.bytes_);
+    return out;
+  }
   must(RAND_priv_bytes(out.bytes_.data(), length(out.bytes_.size())), "RAND_priv_bytes");
   return out;
 }
 
-void random_bytes(std::span<std::uint8_t> out) { must(RAND_bytes(out.data(), length(out.size())), "RAND_bytes"); }
+void random_bytes(std::span<std::uint8_t> out) {
+  if (g_random != nullptr) {
+    for (auto& byte : out) byte = static_cast<std::uint8_t>(g_random->next());
+    return;
+  }
+  must(RAND_bytes(out.data(), length(out.size())), "RAND_bytes");
+}
 
 std::string random_name() {
   std::array<std::uint8_t, 16> bytes{};

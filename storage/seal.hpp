@@ -19,6 +19,7 @@
 #include <string_view>
 
 #include "runtime/base/bytes.hpp"
+#include "runtime/base/random.hpp"
 #include "runtime/base/result.hpp"
 
 namespace falaj::storage {
@@ -46,6 +47,19 @@ class Secret {
 
 void random_bytes(std::span<std::uint8_t> out);  // from the operating system's generator; for keys, nonces, tokens
 std::string random_name();                       // 32 hexadecimal digits; for temporary files
+
+// Keys and nonces made by this thread come from `random` while this lives: for simulations, whose runs must repeat. Such keys are no
+// secret.
+class SimulatedEntropy {
+ public:
+  explicit SimulatedEntropy(Random& random) noexcept;
+  ~SimulatedEntropy();
+  SimulatedEntropy(const SimulatedEntropy&) = delete;
+  SimulatedEntropy& operator=(const SimulatedEntropy&) = delete;
+
+ private:
+  Random* before_;
+};
 
 // nonce | ciphertext | tag.
 Bytes aes_seal(ByteView key, ByteView aad, ByteView plain);

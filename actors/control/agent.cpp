@@ -1,10 +1,8 @@
 #include "actors/control/agent.hpp"
 
-#include <algorithm>
-#include <csignal>
-
 #include "messages/control_internal.capnp.h"
 #include "messages/envelope.capnp.h"
+#include "runtime/base/fault.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/log.hpp"
 #include "runtime/base/retry.hpp"
@@ -49,7 +47,7 @@ class Agent final : public ActorOf<Agent> {
 
   void on_stop(Context&) override {
     for (const auto& [name, running] : running_) {
-      if (running.pid != 0) options_.processes->signal(running.pid, SIGTERM);
+      if (running.pid != 0) options_.workers->end(running.pid);
     }
   }
 
@@ -153,8 +151,20 @@ class Agent final : public ActorOf<Agent> {
   Task<Status> start_worker(Context& ctx, const Msg<EnsureActor>& m) {
     const auto spec = m->getActor();
     const std::string name(text(spec.getName()));
+    if (options_.workers == nullptr) co_return error(ErrorCode::denied, format("node {} has not the role `compute`", ctx.node_name()));
+    // Who asks again while this waits for the certificate must not get a second process of that name.
+    if (!starting_.emplace(name, spec.getGeneration()).second) co_return error(ErrorCode::overloaded, format("{} is being started", name));
+    auto starting = certify_and_run(ctx, m, name);
+    auto started = co_await std::move(starting);
+    if (is_starting(name, spec.getGeneration())) starting_.erase(name);
+    co_return started;
+  }
+
+  Task<Status> certify_and_run(Context& ctx, const Msg<EnsureActor>& m, std::string name) {
+    const auto spec = m->getActor();
+    if (fault::rarely("worker-not-started", 0.25)) co_return error(ErrorCode::overloaded, "no process can be started just now");
     const auto slot = free_slot();
-    const auto request = net::make_signing_request(options_.worker_id(slot));
+    const auto request = options_.workers->make_request(slot);
     if (!request) co_return request.error();
     const auto question = Message::build<SignWorker>(
         [&](SignWorker::Builder b) {
@@ -167,23 +177,27 @@ class Agent final : public ActorOf<Agent> {
     auto asked = ctx.ask<Signed>(authority, question, {.lane = Lane::control});
     const auto certificate = co_await asked;
     if (!certificate) co_return certificate.error();
+    if (!is_starting(name, spec.getGeneration())) co_return error(ErrorCode::gone, format("{} was stopped before it ran", name));
     const net::Credentials credentials{std::string(as_text(bytes((*certificate)->getCertificate()))), request->key_pem};
-    const auto process = options_.make_worker(spec.getWorker(), slot, credentials);
-    if (!process) co_return process.error();
     // The exit comes on a waiting thread: it becomes a message like any other.
     const auto self = ctx.self();
-    const auto pid = options_.processes->start(*process, [self, name](const ProcessExit& exit) {
+    const auto pid = options_.workers->start(spec.getWorker(), slot, credentials, [self, name](const std::string& how) {
       auto delivery = std::make_unique<Delivery>();
       delivery->lane = Lane::control;
       delivery->body = Message::build<ProcessEnded>([&](ProcessEnded::Builder b) {
         b.setName(name);
-        b.setHow(describe(exit));
+        b.setHow(how);
       });
       self.get()->deliver(std::move(delivery));
     });
     if (!pid) co_return pid.error();
     running_[name] = Running{m.message(), spec.getGeneration(), *pid, slot};
     co_return Status{};
+  }
+
+  [[nodiscard]] bool is_starting(const std::string& name, std::uint64_t generation) const {
+    const auto found = starting_.find(name);
+    return found != starting_.end() && found->second == generation;
   }
 
   // Counted up for ever: a slot is not used again while an old process may still be dying.
@@ -194,17 +208,12 @@ class Agent final : public ActorOf<Agent> {
     log::warn("agent", "worker process ended", {{"worker", name}, {"how", text(m->getHow())}});
     const auto known = running_.find(name);
     // A newer process of that name may already run.
-    if (known != running_.end() && known->second.pid != 0 && !alive(known->second.pid)) running_.erase(known);
-  }
-
-  [[nodiscard]] bool alive(pid_t pid) const {
-    const auto pids = options_.processes->running();
-    return std::ranges::find(pids, pid) != pids.end();
+    if (known != running_.end() && known->second.pid != 0 && !options_.workers->runs(known->second.pid)) running_.erase(known);
   }
 
   void end(Context& ctx, const std::string& name, const Running& running) {
     if (running.pid != 0) {
-      options_.processes->signal(running.pid, SIGTERM);
+      options_.workers->end(running.pid);
     } else {
       ctx.stop_child(name);
     }
@@ -214,6 +223,7 @@ class Agent final : public ActorOf<Agent> {
     if (m->getEpoch() < epoch_) return m.refuse(error(ErrorCode::gone, "a newer control has spoken"));
     epoch_ = m->getEpoch();
     const std::string name(text(m->getName()));
+    starting_.erase(name);
     const auto known = running_.find(name);
     if (known != running_.end()) {
       end(ctx, name, known->second);
@@ -263,7 +273,8 @@ class Agent final : public ActorOf<Agent> {
 
   AgentOptions options_;
   std::map<std::string, Running> running_;
-  std::vector<std::string> revoked_;  // entries of the last view that was written down
+  std::vector<std::string> revoked_;               // entries of the last view that was written down
+  std::map<std::string, std::uint64_t> starting_;  // workers whose certificate is under way: generation
   std::uint64_t epoch_ = 0;
   std::uint32_t next_slot_ = 0;
   bool registering_ = false;

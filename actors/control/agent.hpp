@@ -3,18 +3,32 @@
 //
 // A node goes on with its last view while control is away: nothing here stops because control is silent.
 #pragma once
+#include <sys/types.h>
+
 #include <functional>
 #include <map>
 #include <memory>
 #include <string>
 
 #include "messages/control.capnp.h"
-#include "runtime/base/process.hpp"
 #include "runtime/cluster/view.hpp"
 #include "runtime/host/host.hpp"
 #include "runtime/net/identity.hpp"
 
 namespace falaj::control {
+
+// How a node runs its worker processes: as children of its own process, or as nodes of a simulation.
+class WorkerProcesses {
+ public:
+  virtual ~WorkerProcesses() = default;
+  virtual Result<net::SigningRequest> make_request(std::uint32_t slot) = 0;
+  // Runs a worker with these credentials; blocks shortly (they are written to a file). `on_exit` is called once, on any thread.
+  // `slot`: the worker's number on this node, its name in the certificate; no other worker process has it meanwhile.
+  virtual Result<pid_t> start(messages::WorkerSpec::Reader spec, std::uint32_t slot, const net::Credentials& credentials,
+                              std::function<void(const std::string& how)> on_exit) = 0;
+  virtual void end(pid_t pid) = 0;
+  [[nodiscard]] virtual bool runs(pid_t pid) const = 0;
+};
 
 struct AgentOptions {
   Message self;              // Register: this node's NodeInfo
@@ -25,11 +39,7 @@ struct AgentOptions {
   std::function<Status(const std::vector<std::string>& entries)> revoke;
   // A replica as a child of this agent; an error refuses the placement.
   std::function<Result<ChildSpec>(const Message& actor_spec)> make_replica;
-  // The command that runs a worker process with these credentials (blocks shortly: it writes them to a file).
-  // `slot`: the worker's number on this node, its name in the certificate; no other worker process has it meanwhile.
-  std::function<Result<ProcessSpec>(messages::WorkerSpec::Reader, std::uint32_t slot, const net::Credentials&)> make_worker;
-  std::function<net::SpiffeId(std::uint32_t slot)> worker_id;
-  ProcessTable* processes = nullptr;
+  WorkerProcesses* workers = nullptr;  // null: this node runs no workers
   std::function<void(messages::NodeStats::Builder)> fill_stats;
   std::function<std::pair<std::vector<ActorInfo>, std::vector<DeadLetter>>()> look;
 };

@@ -4,6 +4,7 @@
 
 #include "messages/control_internal.capnp.h"
 #include "messages/envelope.capnp.h"
+#include "runtime/base/fault.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/limits.hpp"
 #include "runtime/base/log.hpp"
@@ -163,6 +164,7 @@ class Membership final : public ActorOf<Membership> {
     ++revision_;
     view_ = Message::build<ClusterView>([this](ClusterView::Builder b) { fill(b); }, 1024);
     for (const auto& [name, member] : members_) {
+      if (fault::planted("last-node-not-told") && name == members_.rbegin()->first) break;
       if (member.up) ctx.tell(member.agent, view_, {.lane = Lane::control});
     }
     ctx.tell(ctx.find("control/resources"), Message::build<ViewChanged>([this](ViewChanged::Builder b) { b.setRevision(revision_); }));
@@ -218,6 +220,7 @@ Result<Epoch> next_epoch(storage::ControlStore& store) {
     for (const auto digit : as_text(stored->value)) epoch = epoch * 10 + static_cast<std::uint64_t>(digit - '0');
   }
   ++epoch;
+  if (fault::planted("epoch-not-stored")) return Epoch(epoch);
   auto written = store.put(std::string(kEpochKey), to_bytes(std::to_string(epoch)), stored ? stored->modified : Revision(0));
   if (!written) return written.error();
   return Epoch(epoch);

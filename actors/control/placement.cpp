@@ -7,6 +7,7 @@
 #include "actors/control/agent.hpp"
 #include "messages/envelope.capnp.h"
 #include "messages/registry.capnp.h"
+#include "runtime/base/fault.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/log.hpp"
 
@@ -54,7 +55,6 @@ void Placer::load() {
           b.getActor().setEpoch(epoch_.value());
         },
         128);
-    generation_ = std::max(generation_, placed.generation);
     placed_.insert_or_assign(std::string(text(actor.getName())), std::move(placed));
   }
 }
@@ -73,6 +73,7 @@ Task<> Placer::begin(Context& ctx) {
   std::vector<std::pair<std::string, std::string>> strays;
   for (const auto entry : view->view().getDirectory()) {
     const std::string name(text(entry.getName()));
+    if (fault::planted("strays-forgotten")) break;
     if (name.starts_with(kReplicas) && !placed_.contains(name)) strays.emplace_back(name, text(entry.getNode()));
   }
   for (const auto& [name, node] : strays) {
@@ -151,7 +152,8 @@ Task<Status> Placer::place(Context& ctx, Message record, Target target, std::uin
   Placed placed;
   placed.deployment = text(wanted.getName());
   placed.index = index;
-  placed.generation = ++generation_;
+  // The revision that storing this brings: never given before, also when the placements that had the greatest are gone by now.
+  placed.generation = store_.revision().value() + 1;
   placed.node = node;
   const std::string name = format("{}{}/{}.{}", kReplicas, placed.deployment, index, placed.generation);
   placed.spec = Message::build<EnsureActor>(

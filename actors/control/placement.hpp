@@ -55,7 +55,6 @@ class Placer {
   cluster::ClusterViewHolder& view_;
   Epoch epoch_;
   std::map<std::string, Placed> placed_;
-  std::uint64_t generation_ = 0;
 };
 
 }  // namespace falaj::control

@@ -10,6 +10,7 @@
 #include "messages/envelope.capnp.h"
 #include "messages/registry.capnp.h"
 #include "messages/training.capnp.h"
+#include "runtime/base/fault.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/log.hpp"
 #include "runtime/base/retry.hpp"
@@ -85,7 +86,10 @@ class Resources final : public ActorOf<Resources> {
         },
         256);
     auto* store = options_.store;
-    auto write = ctx.blocking([store, key, now, bytes = record_bytes(record)] { return store->put(key, bytes, now); });
+    auto write = ctx.blocking([store, key, now, bytes = record_bytes(record)]() -> Result<Revision> {
+      if (fault::planted("command-not-stored")) return Revision(now.value() + 1);
+      return store->put(key, bytes, now);
+    });
     const auto revision = co_await write;
     if (!revision) co_return m.refuse(revision.error());
     auto stored = open_record(storage::KeyValue{key, record_bytes(record), now, *revision, {}});

@@ -6,6 +6,7 @@
 
 #include "actors/features/values.hpp"
 #include "messages/features.capnp.h"
+#include "runtime/base/fault.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/limits.hpp"
 
@@ -259,7 +260,8 @@ class Shard final : public ActorOf<Shard> {
 
   std::vector<Put> take_batch() {
     std::size_t rows = 0, count = 0;
-    while (count < puts_.size() && rows < options_.commit_rows_max) rows += puts_[count++].from->getRows().size();
+    const std::size_t rows_max = fault::rarely("shard-commit-one", 0.25) ? 1 : options_.commit_rows_max;
+    while (count < puts_.size() && rows < rows_max) rows += puts_[count++].from->getRows().size();
     std::vector<Put> batch(std::make_move_iterator(puts_.begin()),
                            std::make_move_iterator(puts_.begin() + static_cast<std::ptrdiff_t>(count)));
     puts_.erase(puts_.begin(), puts_.begin() + static_cast<std::ptrdiff_t>(count));
@@ -274,6 +276,10 @@ class Shard final : public ActorOf<Shard> {
       std::vector<std::pair<Target, Message>> messages;
       for (const auto& one : batch) messages.emplace_back(one.target, one.from.message());
       auto work = [store = options_.rows, messages = std::move(messages), now = ctx.wall()] { return commit_rows(*store, messages, now); };
+      if (fault::planted("row-acknowledged-early")) {
+        for (auto& one : batch)
+          one.from.reply(Message::build<messages::PutRowsReply>([](messages::PutRowsReply::Builder out) { out.setWritten(1); }, 4));
+      }
       const auto done = co_await ctx.blocking(std::move(work));
       for (auto& one : batch) {
         if (!done.has_value()) {

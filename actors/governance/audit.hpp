@@ -38,7 +38,7 @@ Message audit_message(const AuditRecord& record);
 AuditRecord record_of(const ScopeRef& scope, const TraceContext& trace, std::string_view node_name, std::string_view verb,
                       std::string_view target);
 void audit_tell(Context& ctx, const AuditRecord& record);
-// Waits until it is on this node's disk. not_found: this node has no governance/audit.
+// Waits until it is on this node's disk. unreachable: governance/audit does not run just now; what was asked for may be asked again.
 Task<Status> audit_ask(Context& ctx, AuditRecord record);
 
 // The spool's tables, for the SealedKv that holds them: entries are sealed, their order is not.

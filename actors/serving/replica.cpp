@@ -6,6 +6,7 @@
 #include "actors/serving/batch_policy.hpp"
 #include "actors/serving/model.hpp"
 #include "messages/envelope.capnp.h"
+#include "runtime/base/fault.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/log.hpp"
 #include "runtime/base/retry.hpp"
@@ -100,6 +101,7 @@ class Replica final : public ActorOf<Replica> {
     auto fetch = artifacts::fetch_artifact(ctx, digest);
     auto content = co_await std::move(fetch);
     if (!content) co_return within("model artifact " + digest, content.error());
+    if (fault::rarely("model-not-loaded", 0.25)) co_return error(ErrorCode::overloaded, "there is no memory for the model just now");
     const std::string name = format("{}:{}", text(spec().getDeployment().getName()), spec().getVersion());
     auto compile =
         ctx.blocking([content = std::move(content).value(), name, rows = limits_.max_batch]() -> Result<std::shared_ptr<Session>> {
@@ -136,7 +138,7 @@ class Replica final : public ActorOf<Replica> {
     for (;;) {
       auto asked = ctx.ask<Empty>(ctx.find(options_.agent), ready, {.lane = Lane::control});
       const auto known = co_await asked;
-      if (known) co_return;
+      if (known || fault::planted("ready-said-once")) co_return;
       co_await ctx.sleep(wait.next(ctx.random()));
     }
   }

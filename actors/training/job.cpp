@@ -13,6 +13,7 @@
 #include "messages/envelope.capnp.h"
 #include "messages/features.capnp.h"
 #include "messages/registry.capnp.h"
+#include "runtime/base/fault.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/log.hpp"
 
@@ -87,8 +88,8 @@ class Job final : public ActorOf<Job> {
   // ---- from nothing to workers -----------------------------------------------------------------------------------------------------
 
   Task<> begin(Context& ctx) {
-    auto loading = ctx.blocking([store = options_.store, run = run_] { return load_run(*store, run); });
-    auto loaded = co_await loading;
+    auto loading = load(ctx);
+    auto loaded = co_await std::move(loading);
     if (!loaded.has_value()) {
       log::error("training", "a run cannot be read", {{"run", run_}, {"reason", loaded.error().message}});
       co_return ctx.stop();
@@ -617,12 +618,26 @@ class Job final : public ActorOf<Job> {
 
   // ---- small things -------------------------------------------------------------------------------------------------------------------
 
+  Task<Result<RunState>> load(Context& ctx) {
+    for (Duration wait = kRetryMin;; wait = std::min(wait * 2, kRetryMax)) {
+      auto loading = ctx.blocking([store = options_.store, run = run_] { return load_run(*store, run); });
+      auto loaded = co_await loading;
+      if (loaded.has_value() || !passes(loaded.error())) co_return loaded;
+      co_await ctx.sleep(wait);
+    }
+  }
+
+  // A pool that is busy does not end a run.
   Task<Status> save(Context& ctx) {
-    ++state_.sequence;
-    auto saving = ctx.blocking([store = options_.store, run = run_, sequence = state_.sequence, record = state_.record()] {
-      return save_run(*store, run, sequence, record);
-    });
-    co_return co_await saving;
+    for (Duration wait = kRetryMin;; wait = std::min(wait * 2, kRetryMax)) {
+      ++state_.sequence;
+      auto saving = ctx.blocking([store = options_.store, run = run_, sequence = state_.sequence, record = state_.record()] {
+        return save_run(*store, run, sequence, record);
+      });
+      const auto saved = co_await saving;
+      if (saved.has_value() || !passes(saved.error()) || fault::planted("run-ended-by-busy-pool")) co_return saved;
+      co_await ctx.sleep(wait);
+    }
   }
 
   Task<> save_quietly(Context& ctx) {

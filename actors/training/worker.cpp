@@ -8,6 +8,7 @@
 #include "actors/training/wire.hpp"
 #include "kernels/collective/collective.hpp"
 #include "messages/envelope.capnp.h"
+#include "runtime/base/fault.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/log.hpp"
 
@@ -132,7 +133,7 @@ class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
       reduced_ = std::move(status);
       reduction_.open();
     };
-    if (deterministic_) {
+    if (deterministic_ && !fault::planted("sum-out-of-order")) {
       std::vector<std::span<const float>> shards(buffers_->contributions.begin(), buffers_->contributions.end());
       FALAJ_CO_TRY(collectives_.fold(sequence, std::move(shards), buffers_->sum, deadline, done));
     } else {
@@ -171,7 +172,7 @@ class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
       if (outcome.has_value()) {
         ctx.start(hand_in(ctx, epoch, fold, progress, std::move(outcome).value()));
       } else {
-        ctx.start(give_up(ctx, epoch, fold, outcome.error()));
+        fit_trouble(ctx, epoch, outcome.error());
       }
     }
   }
@@ -502,6 +503,7 @@ class Worker final : public ActorOf<Worker>, kernels::PeerLinks {
     const std::uint64_t epoch = plan.getEpoch();
     const bool here = learner_ && fold_ == plan.getFold();
     if (here && at_.step == plan.getStep()) co_return Status{};
+    if (fault::planted("state-not-reset") && learner_) co_return Status{};
     if (!here || plan.getStep() == 0) {
       auto making = make_learner(ctx, plan.getFold());
       FALAJ_CO_TRY(co_await std::move(making));

@@ -42,6 +42,18 @@ class ClusterSnapshot final : public Directory {
   std::unordered_map<std::string, messages::Deployment::Reader> deployments_;
 };
 
+// For who is linked to control and knows no view (training workers): every name that is not its own is the control node's.
+class ControlDirectory final : public Directory {
+ public:
+  explicit ControlDirectory(std::string_view control_node) : node_(node_id(control_node)) {}
+  [[nodiscard]] std::optional<ActorAddress> find(std::string_view name) const override {
+    return ActorAddress{node_, {}, {}, std::string(name)};
+  }
+
+ private:
+  NodeId node_;
+};
+
 // The newest snapshot. Thread-safe; get() is null until the first view came.
 class ClusterViewHolder {
  public:

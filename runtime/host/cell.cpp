@@ -205,6 +205,7 @@ void Cell::handle(std::unique_ptr<Delivery> delivery) {
     node_->undeliverable(std::move(delivery), *this, kGone);
     return;
   }
+  if (node_->executor.observes) node_->executor.observe(*this, *delivery);
   switch (delivery->kind) {
     case Kind::tell:
     case Kind::ask:
@@ -276,7 +277,6 @@ void Cell::dispatch(std::unique_ptr<Delivery> delivery) {
     }
   }
   if (t_turn_mark != nullptr) t_turn_mark->handling(*entry);
-  if (node_->executor.observes) node_->executor.observe(*this, *delivery);
   ++turn_handled_;
   handled_.store(handled_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   Message body = std::move(delivery->body);

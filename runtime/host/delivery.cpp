@@ -1,6 +1,7 @@
 #include "runtime/host/delivery.hpp"
 
 #include "messages/envelope.capnp.h"
+#include "runtime/base/fault.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/host/unanswered.hpp"
 
@@ -65,6 +66,14 @@ void Inbound::answer(Kind kind, Message body) {
   delivery->body = std::move(body);
   delivery->correlation = correlation_;
   delivery->trace = trace_;
+  if (fault::planted("reply-twice")) {
+    auto again = std::make_unique<Delivery>();
+    again->kind = kind;
+    again->lane = lane_;
+    again->body = delivery->body;
+    again->correlation = correlation_;
+    from_.get()->deliver(std::move(again));
+  }
   from_.get()->deliver(std::move(delivery));
 }
 

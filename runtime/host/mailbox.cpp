@@ -1,4 +1,5 @@
 // The thread-safe half of Cell: senders push, the turn pops.
+#include "runtime/base/fault.hpp"
 #include "runtime/base/limits.hpp"
 #include "runtime/host/cell.hpp"
 #include "runtime/host/watchdog.hpp"
@@ -15,7 +16,7 @@ bool Cell::admit(Delivery& delivery, LaneQueue& lane) {
   const std::uint32_t produced = lane.produced.fetch_add(1, std::memory_order_relaxed);
   // The counts wrap, their difference does not; it is negative when this sender was held up here while others were served.
   const auto waiting = static_cast<std::int32_t>(produced - lane.consumed.load(std::memory_order_relaxed));
-  if (waiting >= 0 && static_cast<std::uint32_t>(waiting) >= lane.limit) {
+  if (waiting >= 0 && static_cast<std::uint32_t>(waiting) >= lane.limit && !fault::planted("mailbox-unbounded")) {
     lane.produced.fetch_sub(1, std::memory_order_relaxed);
     return false;
   }
@@ -37,7 +38,8 @@ void Cell::deliver(std::unique_ptr<Delivery> delivery) {
     return;
   }
   const bool counted = delivery->kind == Kind::tell || delivery->kind == Kind::ask;
-  if (counted && !admit(*delivery, lanes_[static_cast<std::size_t>(delivery->lane)])) {
+  const bool refused = delivery->lane != Lane::control && fault::rarely("mailbox-full", 0.01);
+  if (counted && (refused || !admit(*delivery, lanes_[static_cast<std::size_t>(delivery->lane)]))) {
     static const Error kFull = error(ErrorCode::overloaded, "the actor's mailbox is full; back off, then retry");
     node_->undeliverable(std::move(delivery), *this, kFull);
     return;

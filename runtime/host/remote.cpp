@@ -1,6 +1,7 @@
 #include "runtime/host/remote.hpp"
 
 #include "messages/envelope.capnp.h"
+#include "runtime/base/fault.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/limits.hpp"
 #include "runtime/base/log.hpp"
@@ -238,7 +239,7 @@ void Remote::inbound_request(const Host::Peer& sender, Lane lane, const Parsed& 
 
 Result<ActorRef> Remote::receiver(const Host::Peer& sender, const Parsed& p) {
   if (p.to.node.value() != 0 && p.to.node != node_.id) return error(ErrorCode::not_found, "the message is addressed to another node");
-  if (p.to.incarnation.value() != 0 && p.to.incarnation != node_.options.incarnation)
+  if (p.to.incarnation.value() != 0 && p.to.incarnation != node_.options.incarnation && !fault::planted("incarnation-unchecked"))
     return error(ErrorCode::gone, "that incarnation of the node has ended; look the name up again");
   if (!sender.is_node && (p.kind == messages::Kind::WATCH || p.kind == messages::Kind::UNWATCH))
     return error(ErrorCode::denied, "only nodes may watch actors");
@@ -375,6 +376,7 @@ void Remote::fail_peer(NodeId id, Incarnation incarnation, const Error& why) {
     d->correlation = correlation;
     waiting.asker.get()->deliver(std::move(d));
   }
+  if (fault::planted("down-lost")) watches.clear();
   for (auto& watch : watches) {
     auto d = std::make_unique<Delivery>();
     d->kind = Kind::down;

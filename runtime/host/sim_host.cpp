@@ -4,6 +4,7 @@
 #include <array>
 #include <stdexcept>
 
+#include "runtime/base/fault.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/limits.hpp"
 #include "runtime/host/cell.hpp"
@@ -40,7 +41,7 @@ class SimWorld::NodeClock final : public Clock {
 
 class SimWorld::NodeExecutor final : public Executor {
  public:
-  NodeExecutor(SimWorld& world, NodeId node, std::size_t threads, std::size_t queue)
+  NodeExecutor(SimWorld& world, SimNode& node, std::size_t threads, std::size_t queue)
       : free_at_(std::max<std::size_t>(threads, 1)), world_(world), node_(node), queue_(queue) {
     observes = true;
   }
@@ -57,33 +58,15 @@ class SimWorld::NodeExecutor final : public Executor {
   }
   void cancel(std::uint64_t timer) noexcept override { world_.cancel(timer); }
   // As many pieces of work at a time as the pool has threads; the work itself is done at the moment it ends.
-  bool run_blocking(std::move_only_function<void()> work) override {
-    if (down || in_flight_ >= free_at_.size() + queue_) return false;
-    ++in_flight_;
-    const auto& o = world_.options_;
-    const auto spread = static_cast<std::uint64_t>((o.blocking_max - o.blocking_min).count()) + 1;
-    const auto cost = o.blocking_min + Duration(static_cast<Duration::rep>(world_.choices_.below(spread)));
-    auto& thread = *std::min_element(free_at_.begin(), free_at_.end());
-    thread = std::max(thread, world_.now_) + cost;
-    world_.schedule(thread, this, [this, work = std::move(work)]() mutable {
-      --in_flight_;
-      work();
-    });
-    return true;
-  }
-  void observe(const Cell& cell, const Delivery& d) override {
-    world_.fold(static_cast<std::uint64_t>(world_.now_.time_since_epoch().count()));
-    world_.fold(node_.value() ^ cell.id().value());
-    world_.fold(d.body.type().value() ^ static_cast<std::uint64_t>(d.kind));
-    world_.fold(crc32c(d.body.bytes()));
-  }
+  bool run_blocking(std::move_only_function<void()> work) override;
+  void observe(const Cell& cell, const Delivery& d) override;
 
   bool down = false;
 
  private:
   std::vector<Instant> free_at_;
   SimWorld& world_;
-  NodeId node_;
+  SimNode& node_;
   std::size_t queue_;
   std::size_t in_flight_ = 0;
 };
@@ -145,6 +128,9 @@ struct SimWorld::SimNode {
   [[nodiscard]] bool up() const noexcept { return host != nullptr; }
   std::string name;
   NodeId id;
+  std::string principal;
+  bool is_node = true;
+  double slowness = 1;
   HostOptions options;
   std::function<void(Host&)> setup;
   NodeClock clock;
@@ -154,12 +140,39 @@ struct SimWorld::SimNode {
   std::unique_ptr<NodeHost> host;                        // null: crashed
 };
 
+// Ends and directions are numbered alike: 0 is the node with the smaller id, and what it sends.
 struct SimWorld::Link {
-  bool partitioned = false;
-  bool connected = true;  // as both ends believe
+  std::array<bool, 2> cut{};                  // what is sent vanishes
+  std::array<bool, 2> connected{true, true};  // as each end believes
+  std::array<Instant, 2> clogged{};           // until
+  std::array<Duration, 2> lag{};
   std::uint64_t generation = 1;
   std::array<std::array<Instant, kLanes>, 2> last{};  // arrival of the last message, for each direction and lane
 };
+
+// As many pieces of work at a time as the pool has threads; the work itself is done at the moment it ends.
+bool SimWorld::NodeExecutor::run_blocking(std::move_only_function<void()> work) {
+  if (down || in_flight_ >= free_at_.size() + queue_ || fault::rarely("pool-full", 0.01)) return false;
+  ++in_flight_;
+  const auto& o = world_.options_;
+  const auto spread = static_cast<std::uint64_t>((o.blocking_max - o.blocking_min).count()) + 1;
+  const auto cost = o.blocking_min + Duration(static_cast<Duration::rep>(world_.choices_.below(spread)));
+  auto& thread = *std::min_element(free_at_.begin(), free_at_.end());
+  thread = std::max(thread, world_.now_) + std::chrono::duration_cast<Duration>(cost * node_.slowness);
+  world_.schedule(thread, this, [this, work = std::move(work)]() mutable {
+    --in_flight_;
+    work();
+  });
+  return true;
+}
+
+void SimWorld::NodeExecutor::observe(const Cell& cell, const Delivery& d) {
+  world_.fold(static_cast<std::uint64_t>(world_.now_.time_since_epoch().count()));
+  world_.fold(node_.id.value() ^ cell.id().value());
+  world_.fold(d.body.type().value() ^ static_cast<std::uint64_t>(d.kind));
+  world_.fold(crc32c(d.body.bytes()));
+  if (world_.watcher_) world_.watcher_(SimSeen{world_.now_, node_.name, cell.id(), cell.name(), &d});
+}
 
 SimWorld::SimWorld(std::uint64_t seed, const SimOptions& options)
     : options_(options), root_(seed), choices_(root_.split("choices")), network_(root_.split("network")), digest_(stable_hash("falaj")) {}
@@ -188,6 +201,8 @@ Host& SimWorld::add_node(const std::string& name, std::function<void(Host&)> set
   node = std::make_unique<SimNode>(*this);
   node->name = name;
   node->id = node_id(name);
+  node->principal = "spiffe://sim/node/" + name;
+  by_id_[node->id.value()] = node.get();
   node->options = base;
   node->setup = std::move(setup);
   node->options.clock = &node->clock;
@@ -199,7 +214,7 @@ Host& SimWorld::add_node(const std::string& name, std::function<void(Host&)> set
 
 void SimWorld::start(SimNode& node) {
   node.options.incarnation = Incarnation(node.options.incarnation.value() + 1);
-  node.executors.push_back(std::make_unique<NodeExecutor>(*this, node.id, node.options.blocking_threads, node.options.blocking_queue));
+  node.executors.push_back(std::make_unique<NodeExecutor>(*this, node, node.options.blocking_threads, node.options.blocking_queue));
   node.host = std::make_unique<NodeHost>(*this, node.options, *node.executors.back());
   node.host->set_transport(node.transport.get());
   if (node.setup) node.setup(*node.host);
@@ -212,10 +227,14 @@ SimWorld::SimNode& SimWorld::node(std::string_view name) {
 }
 
 SimWorld::SimNode* SimWorld::by_id(NodeId id) noexcept {
-  for (auto& [name, node] : nodes_) {
-    if (node->id == id) return node.get();
-  }
-  return nullptr;
+  const auto found = by_id_.find(id.value());
+  return found == by_id_.end() ? nullptr : found->second;
+}
+
+void SimWorld::introduce(std::string_view name, std::string principal, bool is_node) {
+  auto& known = node(name);
+  known.principal = std::move(principal);
+  known.is_node = is_node;
 }
 
 Host& SimWorld::host(std::string_view name) {
@@ -268,6 +287,14 @@ bool SimWorld::step() {
   return true;
 }
 
+bool SimWorld::step_until(Instant limit) {
+  if (ready_.empty() && (events_.empty() || events_.begin()->first.first > limit)) {
+    now_ = std::max(now_, limit);
+    return false;
+  }
+  return step();
+}
+
 void SimWorld::run_for(Duration duration) {
   const auto until = now_ + duration;
   while (!ready_.empty() || (!events_.empty() && events_.begin()->first.first <= until)) step();
@@ -301,19 +328,23 @@ SimWorld::Link& SimWorld::link(const SimNode& a, const SimNode& b) {
   return links_[{std::min(a.id.value(), b.id.value()), std::max(a.id.value(), b.id.value())}];
 }
 
+std::size_t SimWorld::end_of(const SimNode& of, const SimNode& other) noexcept { return of.id < other.id ? 0 : 1; }
+
 Status SimWorld::send(SimNode& from, NodeId to_id, Lane lane, const Message& envelope, const Message& body) {
   auto* to = by_id(to_id);
   if (to == nullptr || !from.host || from.executors.back()->down) return error(ErrorCode::unreachable, "no such node");
   auto& l = link(from, *to);
-  if (!l.connected) return error(ErrorCode::unreachable, format("no connection to {}", to->name));
-  if (l.partitioned || !to->up()) return {};  // on its way to nowhere
+  const auto end = end_of(from, *to);
+  if (!l.connected[end]) return error(ErrorCode::unreachable, format("no connection to {}", to->name));
+  if (l.cut[end] || !l.connected[1 - end] || !to->up()) return {};  // on its way to nowhere
   if (options_.loss > 0 && network_.chance(options_.loss)) {
     at(now_, [this, &from, to] { lose(from, *to, "connection reset"); });
     return {};
   }
   const auto spread = static_cast<std::uint64_t>((options_.delay_max - options_.delay_min).count()) + 1;
-  auto& last = l.last[from.id < to->id ? 0 : 1][static_cast<std::size_t>(lane)];
-  last = std::max(last, now_ + options_.delay_min + Duration(static_cast<Duration::rep>(network_.below(spread))));
+  auto& last = l.last[end][static_cast<std::size_t>(lane)];
+  const auto arrival = now_ + options_.delay_min + l.lag[end] + Duration(static_cast<Duration::rep>(network_.below(spread)));
+  last = std::max({last, arrival, l.clogged[end]});
   schedule(last, nullptr,
            [this, &from, to, lane, generation = l.generation, envelope, body] { arrive(from, *to, lane, generation, envelope, body); });
   return {};
@@ -321,31 +352,49 @@ Status SimWorld::send(SimNode& from, NodeId to_id, Lane lane, const Message& env
 
 void SimWorld::arrive(SimNode& from, SimNode& to, Lane lane, std::uint64_t generation, const Message& envelope, const Message& body) {
   const auto& l = link(from, to);
-  if (l.generation != generation || l.partitioned || !to.up()) return;
+  if (l.generation != generation || l.cut[end_of(from, to)] || !l.connected[end_of(to, from)] || !to.up()) return;
   // As from a socket: copied, and read with limits.
   auto envelope_copy = message_from_bytes(envelope.type(), envelope.bytes());
   auto body_copy = message_from_bytes(body.type(), body.bytes());
   if (!envelope_copy.has_value() || !body_copy.has_value()) throw std::logic_error("a message that was sent cannot be read");
-  const Host::Peer peer{from.id, from.options.incarnation, "spiffe://sim/node/" + from.name, true};
+  const Host::Peer peer{from.id, from.options.incarnation, from.principal, from.is_node};
   to.host->on_message(peer, lane, *envelope_copy, std::move(*body_copy));
 }
 
 // Nothing gets through from now on; what is under way is lost, and the ends find out later.
 void SimWorld::silence(SimNode& a, SimNode& b) {
   const auto generation = ++link(a, b).generation;
-  at(now_ + options_.detect, [this, &a, &b, generation] {
-    if (link(a, b).generation == generation) lose(a, b, "silent for too long");
-  });
+  const auto later = [&] {
+    const auto most = static_cast<std::uint64_t>(static_cast<double>(options_.detect.count()) * options_.uneven);
+    return now_ + options_.detect + (most == 0 ? Duration(0) : Duration(static_cast<Duration::rep>(network_.below(most))));
+  };
+  const auto notice = [this, generation](SimNode& end, SimNode& peer) {
+    if (link(end, peer).generation != generation) return;
+    drop(end, peer, "silent for too long");
+    reconnect(end, peer);
+  };
+  at(later(), [notice, &a, &b] { notice(a, b); });
+  at(later(), [notice, &a, &b] { notice(b, a); });
+}
+
+// The peer as it was while the link stood: a crashed one has not yet started again, or restart() would have dropped it first.
+void SimWorld::drop(SimNode& end, SimNode& peer, const std::string& why) {
+  auto& connected = link(end, peer).connected[end_of(end, peer)];
+  if (!std::exchange(connected, false)) return;
+  if (end.host) end.host->on_peer_down(peer.id, peer.options.incarnation, error(ErrorCode::unreachable, why));
 }
 
 void SimWorld::lose(SimNode& a, SimNode& b, const std::string& why) {
   auto& l = link(a, b);
-  if (!l.connected) return;
-  l.connected = false;
+  if (!l.connected[0] && !l.connected[1]) return;
   ++l.generation;
-  // The peer as it was while the link stood: a crashed one has not yet started again, or reconnect() would have come first.
-  if (a.host) a.host->on_peer_down(b.id, b.options.incarnation, error(ErrorCode::unreachable, why));
-  if (b.host) b.host->on_peer_down(a.id, a.options.incarnation, error(ErrorCode::unreachable, why));
+  if (options_.uneven > 0 && network_.chance(0.5)) {  // one end only, for now
+    auto& first = network_.chance(0.5) ? a : b;
+    drop(first, &first == &a ? b : a, why);
+  } else {
+    drop(a, b, why);
+    drop(b, a, why);
+  }
   reconnect(a, b);
 }
 
@@ -353,23 +402,48 @@ void SimWorld::reconnect(SimNode& a, SimNode& b) {
   const auto generation = link(a, b).generation;
   at(now_ + options_.reconnect, [this, &a, &b, generation] {
     auto& l = link(a, b);
-    if (l.generation != generation || l.partitioned || !a.up() || !b.up()) return;
-    l.connected = true;
+    if (l.generation != generation || l.cut[0] || l.cut[1] || !a.up() || !b.up() || (l.connected[0] && l.connected[1])) return;
+    drop(a, b, "the connection was replaced");
+    drop(b, a, "the connection was replaced");
+    ++l.generation;
+    l.connected = {true, true};
     l.last = {};
   });
 }
 
-void SimWorld::partition(std::string_view a, std::string_view b) {
-  if (a == b) return;
-  auto& l = link(node(a), node(b));
-  if (!std::exchange(l.partitioned, true)) silence(node(a), node(b));
+void SimWorld::cut(std::string_view from, std::string_view to) {
+  if (from == to) return;
+  auto& a = node(from);
+  auto& b = node(to);
+  if (!std::exchange(link(a, b).cut[end_of(a, b)], true)) silence(a, b);
 }
+
+void SimWorld::partition(std::string_view a, std::string_view b) {
+  cut(a, b);
+  cut(b, a);
+}
+
+void SimWorld::clog(std::string_view from, std::string_view to, Instant until) {
+  if (from == to) return;
+  auto& a = node(from);
+  auto& b = node(to);
+  link(a, b).clogged[end_of(a, b)] = until;
+}
+
+void SimWorld::lag(std::string_view from, std::string_view to, Duration extra) {
+  auto& a = node(from);
+  auto& b = node(to);
+  link(a, b).lag[end_of(a, b)] = extra;
+}
+
+void SimWorld::slow(std::string_view name, double factor) { node(name).slowness = factor; }
 
 void SimWorld::heal(std::string_view a, std::string_view b) {
   auto& l = link(node(a), node(b));
-  if (!std::exchange(l.partitioned, false)) return;
+  if (!l.cut[0] && !l.cut[1]) return;
+  l.cut = {};
   // Messages were lost in between, so the connection does not live on even if nobody has noticed yet.
-  if (l.connected) {
+  if (l.connected[0] || l.connected[1]) {
     lose(node(a), node(b), "connection reset");
   } else {
     reconnect(node(a), node(b));
@@ -384,7 +458,20 @@ void SimWorld::crash(std::string_view name) {
   down.host->power_off();
   down.host.reset();
   for (auto& [other, peer] : nodes_) {
-    if (peer.get() != &down && link(down, *peer).connected) silence(down, *peer);
+    if (peer.get() != &down && link(down, *peer).connected[end_of(*peer, down)]) silence(down, *peer);
+  }
+}
+
+void SimWorld::kill(std::string_view name) {
+  auto& down = node(name);
+  if (!down.host) return;
+  down.host->power_off();
+  down.host.reset();
+  for (auto& [other, peer] : nodes_) {
+    if (peer.get() == &down) continue;
+    const auto& l = link(down, *peer);
+    if (l.cut[0] || l.cut[1]) continue;  // noticed like any silence
+    lose(down, *peer, "the process has ended");
   }
 }
 
@@ -392,7 +479,11 @@ void SimWorld::restart(std::string_view name) {
   auto& up = node(name);
   if (up.host) crash(name);
   for (auto& [other, peer] : nodes_) {
-    if (peer.get() != &up) lose(up, *peer, "the node has restarted");  // told with its old incarnation
+    if (peer.get() == &up) continue;
+    drop(*peer, up, "the node has restarted");  // told with its old incarnation
+    auto& l = link(up, *peer);
+    l.connected = {};
+    ++l.generation;
   }
   start(up);
   for (auto& [other, peer] : nodes_) {

@@ -11,7 +11,8 @@
 // only when nobody is ready. Equal seeds and equal calls give equal digests, on any machine and in any build.
 //
 // Links behave as TCP connections do: what is sent arrives late, in order on its lane, or the connection is lost with all that was
-// under way. A silent link is noticed after `detect`, by both ends; one that heals connects again after `reconnect`.
+// under way. A silent link is noticed after about `detect`, by each end in its own time; one that heals connects again after `reconnect`,
+// and an end that had not noticed learns then that its connection was replaced.
 #pragma once
 #include <functional>
 #include <map>
@@ -31,9 +32,19 @@ struct SimOptions {
   Duration delay_max = std::chrono::milliseconds(1);
   double loss = 0;  // chance that sending a message loses its connection
   Duration detect = std::chrono::milliseconds(900);
+  double uneven = 0;  // ends notice a lost connection at moments that differ by up to this part of `detect`
   Duration reconnect = std::chrono::milliseconds(50);
   Duration blocking_min = std::chrono::microseconds(20);  // of a piece of work on the pool
   Duration blocking_max = std::chrono::milliseconds(2);
+};
+
+// A message on the turn of the actor that is about to handle it, for whoever watches a simulation.
+struct SimSeen {
+  Instant when;
+  std::string_view node;
+  ActorId actor;
+  std::string_view actor_name;
+  const Delivery* delivery;
 };
 
 class SimWorld {
@@ -47,12 +58,16 @@ class SimWorld {
   Host& add_node(const std::string& name, std::function<void(Host&)> setup = {}, HostOptions base = {});
   [[nodiscard]] Host& host(std::string_view name);  // throws when it is not running
   [[nodiscard]] bool running(std::string_view name) const;
+  // How its peers know a node. Without this: a member of the cluster "sim".
+  void introduce(std::string_view name, std::string principal, bool is_node);
+  void watch(std::function<void(const SimSeen&)> watcher) { watcher_ = std::move(watcher); }
   SimOptions& options() noexcept { return options_; }
 
   [[nodiscard]] Instant now() const noexcept { return now_; }
   [[nodiscard]] Random random(std::string_view consumer) const { return root_.split(consumer); }
   void at(Instant when, std::move_only_function<void()> call);  // an event of the world, e.g. a fault
   bool step();                                                  // one message or one event; false: nothing will ever happen again
+  bool step_until(Instant limit);  // one step, if there is one before the limit; otherwise false, and the limit has come
   void run_for(Duration duration);
   bool run_until(const std::function<bool()>& done, Duration limit);  // false: the limit came first
   Result<Message> ask(Host& from, const ActorRef& to, Message message, const SendOptions& options = {});
@@ -60,10 +75,15 @@ class SimWorld {
   // -- faults
   void partition(std::string_view a, std::string_view b);  // silence, noticed after `detect`
   void heal(std::string_view a, std::string_view b);
-  void reset(std::string_view a, std::string_view b);  // the connection is lost now, both ends notice, and it comes back
-  void crash(std::string_view name);                   // at once and without a word, as power fails
-  void restart(std::string_view name);                 // the next incarnation, with the setup of add_node
-  void skew(std::string_view name, Duration wall);     // shifts its wall clock
+  void cut(std::string_view from, std::string_view to);  // as partition, but one way: what is sent the other way still arrives
+  void clog(std::string_view from, std::string_view to, Instant until);  // nothing arrives before, nothing is lost
+  void lag(std::string_view from, std::string_view to, Duration extra);  // from now on
+  void slow(std::string_view name, double factor);                       // of its work on the pool
+  void reset(std::string_view a, std::string_view b);                    // the connection is lost now, both ends notice, and it comes back
+  void crash(std::string_view name);                                     // at once and without a word, as power fails
+  void kill(std::string_view name);                                      // the process ends: its connections are closed
+  void restart(std::string_view name);                                   // the next incarnation, with the setup of add_node
+  void skew(std::string_view name, Duration wall);                       // shifts its wall clock
 
   [[nodiscard]] std::uint64_t digest() const noexcept { return digest_; }
   [[nodiscard]] std::uint64_t steps() const noexcept { return steps_; }
@@ -88,10 +108,12 @@ class SimWorld {
   SimNode& node(std::string_view name);
   [[nodiscard]] SimNode* by_id(NodeId id) noexcept;
   Link& link(const SimNode& a, const SimNode& b);
+  static std::size_t end_of(const SimNode& of, const SimNode& other) noexcept;
   Status send(SimNode& from, NodeId to, Lane lane, const Message& envelope, const Message& body);
   void arrive(SimNode& from, SimNode& to, Lane lane, std::uint64_t generation, const Message& envelope, const Message& body);
   void silence(SimNode& a, SimNode& b);
   void lose(SimNode& a, SimNode& b, const std::string& why);
+  void drop(SimNode& at, SimNode& peer, const std::string& why);  // one end notices
   void reconnect(SimNode& a, SimNode& b);
 
   SimOptions options_;
@@ -107,6 +129,8 @@ class SimWorld {
   struct Ready;
   std::vector<Ready> ready_;
   std::map<std::string, std::unique_ptr<SimNode>, std::less<>> nodes_;
+  std::unordered_map<std::uint64_t, SimNode*> by_id_;
+  std::function<void(const SimSeen&)> watcher_;
   std::map<std::pair<std::uint64_t, std::uint64_t>, Link> links_;
 };
 

@@ -5,6 +5,7 @@
 #include <set>
 #include <stdexcept>
 
+#include "runtime/base/fault.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/log.hpp"
 #include "runtime/host/cell.hpp"
@@ -168,12 +169,16 @@ void Supervisor::kill_all() noexcept {
 void Supervisor::advance() {
   if (!stopping_all_ && group_ != Group::stopping) return;
   const Order from = stopping_all_ ? 0 : group_from_;
+  const bool at_once = fault::planted("children-stopped-at-once");
+  bool stopping = false;
   for (auto at = children_.upper_bound(stopping_); at != children_.begin();) {
     if ((--at)->first < from) break;
-    stopping_ = at->first;
+    if (!at_once) stopping_ = at->first;
     if (at->second.state == State::running) stop(at->first);
-    if (at->second.state != State::down) return;
+    stopping = stopping || at->second.state != State::down;
+    if (stopping && !at_once) return;
   }
+  if (stopping) return;
   if (stopping_all_) {
     parent_.children_stopped();
     return;
@@ -249,10 +254,11 @@ bool Supervisor::count_restart() {
   const auto now = parent_.now();
   while (!restarts_.empty() && restarts_.front() + supervision_.period < now) restarts_.pop_front();
   restarts_.push_back(now);
-  return restarts_.size() <= supervision_.intensity;
+  return restarts_.size() <= supervision_.intensity + (fault::planted("restart-intensity-off-by-one") ? 1 : 0);
 }
 
 Duration Supervisor::backoff(Child& child) {
+  if (fault::planted("restart-at-once")) return {};
   const auto& b = supervision_.backoff;
   if (parent_.now() - child.started >= supervision_.period) child.in_row = 0;  // it had recovered
   const double grown = static_cast<double>(b.min.count()) * std::pow(b.factor, static_cast<double>(child.in_row++));

@@ -2,6 +2,7 @@
 // timer of the executor for each cell.
 #include <algorithm>
 
+#include "runtime/base/fault.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/limits.hpp"
 #include "runtime/host/cell.hpp"
@@ -137,7 +138,9 @@ void Cell::drop_waits() noexcept {
 }
 
 void Cell::ask_begin(detail::AskState& state, const ActorRef& to, Message message, const SendOptions& options) {
-  const auto deadline = node_->now() + (options.timeout.count() != 0 ? options.timeout : Duration(limits::kAskDefault));
+  auto patience = options.timeout.count() != 0 ? options.timeout : Duration(limits::kAskDefault);
+  if (fault::rarely("ask-ends-early", 0.01)) patience /= 16;
+  const auto deadline = node_->now() + patience;
   const auto token = take_slot(Slot::Use::ask, &state);
   state.correlation = CorrelationId(token);
   state.pending = true;
@@ -150,7 +153,7 @@ void Cell::ask_begin(detail::AskState& state, const ActorRef& to, Message messag
   delivery->deadline = deadline;
   delivery->trace = options.trace;
   delivery->scope = options.scope;
-  add_due(deadline, token);
+  if (!fault::planted("ask-without-deadline")) add_due(deadline, token);
   // A refusal comes through the mailbox like any answer: nothing resumes while it is being suspended.
   if (!to) {
     node_->undeliverable(std::move(delivery), *this, error(ErrorCode::not_found, "no actor of that name is known"));

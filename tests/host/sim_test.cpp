@@ -357,6 +357,35 @@ TEST(Remote, NobodyAnswersUnasked) {
   EXPECT_EQ(code_of(*answer), ErrorCode::unreachable);
 }
 
+// ---- what the simulated network may do -------------------------------------------------------------------------------------------------
+
+TEST(SimNetwork, ACutOneWayLosesAnswersAndIsNoticed) {
+  Pair pair;
+  const auto counter = pair.a().at(named("b", "counter"));
+  pair.world.cut("b", "a");
+  EXPECT_EQ(code_of(pair.world.ask(pair.a(), counter, add(3))), ErrorCode::unreachable) << "silence is taken for loss";
+  EXPECT_EQ(value_of(pair.world.ask(pair.b(), pair.b().find("counter"), Message::build<GetTotal>())), 3) << "but it had come";
+  pair.world.heal("a", "b");
+  pair.world.run_for(1s);
+  EXPECT_EQ(value_of(pair.world.ask(pair.a(), counter, add(4))), 7);
+}
+
+TEST(SimNetwork, AClogDelaysAndLosesNothing) {
+  Pair pair;
+  pair.world.clog("a", "b", pair.world.now() + 300ms);
+  const auto begin = pair.world.now();
+  EXPECT_EQ(value_of(pair.world.ask(pair.a(), pair.a().at(named("b", "counter")), add(3))), 3);
+  EXPECT_GE(pair.world.now() - begin, 300ms);
+}
+
+TEST(SimNetwork, AnEndedProcessIsNoticedAtOnce) {
+  Pair pair;
+  pair.tell_probe("watch");
+  pair.world.kill("b");
+  pair.world.run_for(1ms);
+  EXPECT_EQ(pair.journal->lines(), (std::vector<std::string>{"down unreachable"}));
+}
+
 // ---- equal seeds, equal runs ------------------------------------------------------------------------------------------------------------
 
 std::uint64_t run_world(std::uint64_t seed) {
