@@ -56,7 +56,7 @@ class Models {
   std::string doing_ = "nothing yet", trouble_;
   std::uint64_t rows_put_ = 0;
   std::uint64_t round_ = 0, rounds_after_calm_ = 0;
-  std::uint64_t job_revision_ = 0, version_ = 0;
+  std::uint64_t version_ = 0;
   std::map<std::string, std::uint64_t> revisions_;  // acknowledged, by resource
   std::string weights_, expected_, expected_snapshot_;
   std::map<std::string, Bytes> outputs_;                   // of each entity, once predicted

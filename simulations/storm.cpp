@@ -132,7 +132,7 @@ void Storm::one_way() {
   if (a == b) return;
   said(format("what {} sends {} vanishes", a, b));
   cluster_.cut(a, b);
-  later(between(200ms, 12s), [this, a = a, b = b] { cluster_.heal(a, b); });
+  later(between(200ms, 12s), [this, from = a, to = b] { cluster_.heal(from, to); });
 }
 
 void Storm::partition() {
