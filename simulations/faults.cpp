@@ -207,8 +207,7 @@ const std::vector<std::string>& plants() {
       "restart-at-once",    "children-stopped-at-once", "incarnation-unchecked",  "down-lost",
       "file-not-synced",    "folder-not-synced",        "row-acknowledged-early", "epoch-not-stored",
       "last-node-not-told", "strays-forgotten",         "audit-entry-twice",      "audit-entry-dropped",
-      "sum-out-of-order",   "state-not-reset",          "run-ended-by-busy-pool", "ready-said-once",
-      "command-not-stored",
+      "sum-out-of-order",   "state-not-reset",          "run-ended-by-busy-pool", "command-not-stored",
   };
   return kPlants;
 }

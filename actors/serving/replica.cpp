@@ -138,7 +138,7 @@ class Replica final : public ActorOf<Replica> {
     for (;;) {
       auto asked = ctx.ask<Empty>(ctx.find(options_.agent), ready, {.lane = Lane::control});
       const auto known = co_await asked;
-      if (known || fault::planted("ready-said-once")) co_return;
+      if (known) co_return;
       co_await ctx.sleep(wait.next(ctx.random()));
     }
   }
