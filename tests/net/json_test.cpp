@@ -99,6 +99,13 @@ TEST(JsonReader, NamesTheByteOfAnError) {
   EXPECT_FALSE(reader.parse(std::string_view("[1]\0", 4)).has_value());
 }
 
+TEST(JsonReader, NoBytesAreNoDocument) {
+  JsonReader reader;
+  const auto nothing = reader.parse(ByteView());
+  ASSERT_FALSE(nothing.has_value());
+  EXPECT_EQ(nothing.error().code, ErrorCode::invalid);
+}
+
 TEST(JsonReader, TakesSurrogatesInPairs) {
   JsonReader reader;
   EXPECT_EQ(reader.parse(std::string_view("\"\\uD83D\\ude00\""))->as_string(), "\xf0\x9f\x98\x80");

@@ -291,7 +291,8 @@ Result<JsonValue> JsonReader::parse(ByteView text) {
       return error(ErrorCode::overloaded, "JSON: no memory");
   }
   dom::element root;
-  const auto code = parser.parse(reinterpret_cast<const char*>(text.data()), text.size(), true).get(root);
+  const char* begin = text.empty() ? "" : reinterpret_cast<const char*>(text.data());  // no bytes may be at no place, but not for memcpy
+  const auto code = parser.parse(begin, text.size(), true).get(root);
   if (code == simdjson::SUCCESS && !escapes_surrogates(as_text(text))) return JsonAccess::value(root);
   if (code == simdjson::MEMALLOC) return error(ErrorCode::overloaded, "JSON: no memory");
   // simdjson is fast because it does not know where it is; whoever sent an error can wait for a second, slow look.
