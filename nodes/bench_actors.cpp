@@ -1,12 +1,10 @@
 // `falaj bench actors`: the runtime on one node. Every figure counts messages as their receiver sees them.
-#include <unistd.h>
-
 #include <atomic>
-#include <fstream>
 
 #include "messages/bench.capnp.h"
 #include "nodes/bench.hpp"
 #include "runtime/base/format.hpp"
+#include "runtime/base/process.hpp"
 #include "runtime/base/random.hpp"
 #include "runtime/base/thread.hpp"
 #include "runtime/host/host.hpp"
@@ -118,14 +116,6 @@ class Spawner final : public ActorOf<Spawner> {
   std::atomic<std::uint64_t>* left_;
   Gate* done_;
 };
-
-std::uint64_t resident_bytes() {
-  std::ifstream file("/proc/self/statm");
-  std::uint64_t total = 0;
-  std::uint64_t resident = 0;
-  file >> total >> resident;
-  return resident * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
-}
 
 class Local {
  public:

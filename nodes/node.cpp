@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <atomic>
 #include <csignal>
-#include <fstream>
 #include <optional>
 
 #include "actors/control/authority.hpp"
@@ -254,18 +253,6 @@ void Node::Parts::view_changed(const std::shared_ptr<const cluster::ClusterSnaps
     if (where && name < peer_name) links->connect(*where);
   }
 }
-
-namespace {
-
-std::uint64_t resident_bytes() {
-  std::ifstream file("/proc/self/statm");
-  std::uint64_t total = 0;
-  std::uint64_t resident = 0;
-  file >> total >> resident;
-  return resident * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
-}
-
-}  // namespace
 
 void Node::Parts::fill_stats(messages::NodeStats::Builder b) const {
   const auto actors = host->actors();

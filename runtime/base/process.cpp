@@ -9,6 +9,7 @@
 #include <condition_variable>
 #include <csignal>
 #include <cstring>
+#include <fstream>
 
 #include "runtime/base/format.hpp"
 
@@ -163,6 +164,14 @@ void ProcessTable::stop_all(const Clock& clock, Duration grace) {
     send(SIGKILL);
     state_->changed.wait(lock, all_ended);
   }
+}
+
+std::uint64_t resident_bytes() {
+  std::ifstream file("/proc/self/statm");
+  std::uint64_t total = 0;
+  std::uint64_t resident = 0;
+  file >> total >> resident;
+  return resident * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
 }
 
 }  // namespace falaj

@@ -48,6 +48,7 @@ class ProcessTable {
   std::unique_ptr<State> state_;
 };
 
-std::string self_executable();  // path of this program
+std::string self_executable();   // path of this program
+std::uint64_t resident_bytes();  // memory of this process that is not swapped out
 
 }  // namespace falaj

@@ -4,30 +4,16 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <array>
 #include <cstring>
 
 #include "runtime/base/thread.hpp"
+#include "runtime/net/descriptor.hpp"
 #include "runtime/net/tls.hpp"
 
 namespace falaj::net {
 namespace {
-
-class Socket {
- public:
-  explicit Socket(int fd = -1) : fd_(fd) {}
-  ~Socket() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  Socket(const Socket&) = delete;
-  Socket& operator=(const Socket&) = delete;
-  [[nodiscard]] int get() const { return fd_; }
-
- private:
-  int fd_;
-};
 
 sockaddr_in loopback(std::uint16_t port) {
   sockaddr_in address{};
@@ -81,7 +67,7 @@ Result<tls::Session> shake_hands(SSL_CTX* context, tls::Side side, int fd, WallT
 
 struct BareTlsServer::State {
   const Clock& clock;
-  Socket listener;
+  Descriptor listener;
   std::uint16_t port = 0;
   std::shared_ptr<SSL_CTX> context;
   Thread thread;
@@ -90,7 +76,7 @@ struct BareTlsServer::State {
 
   void run() const {
     for (;;) {
-      const Socket peer(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+      const Descriptor peer(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
       if (peer.get() < 0) return;  // the listener was shut down
       static_cast<void>(serve(peer.get()));
     }
@@ -138,7 +124,7 @@ std::uint16_t BareTlsServer::port() const { return state_->port; }
 
 struct BareTlsClient::State {
   const Clock& clock;
-  Socket socket;
+  Descriptor socket;
   std::shared_ptr<SSL_CTX> context;
   tls::Session session;
 

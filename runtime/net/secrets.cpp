@@ -17,6 +17,7 @@
 #include <sstream>
 
 #include "runtime/base/format.hpp"
+#include "runtime/net/descriptor.hpp"
 #include "runtime/net/tls.hpp"
 
 namespace falaj::net {
@@ -29,20 +30,6 @@ Error system_error(const std::filesystem::path& file, std::string_view what) {
                                                   : ErrorCode::failed,
                format("{}: {}: {}", file.string(), what, std::strerror(code)));
 }
-
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  [[nodiscard]] int get() const { return fd_; }
-
- private:
-  int fd_;
-};
 
 Status write_all(int fd, std::string_view text, const std::filesystem::path& file) {
   while (!text.empty()) {

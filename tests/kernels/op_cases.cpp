@@ -10,28 +10,16 @@ using Ints = std::vector<std::int64_t>;
 using Floats = std::vector<float>;
 using Strings = std::vector<std::string>;
 
-class Maker {
+class Maker : public CaseMaker {
  public:
-  explicit Maker(Random& random) : random_(random) {}
+  using CaseMaker::CaseMaker;
 
-  void add(std::string_view domain, std::string_view op, std::vector<Tensor> inputs, Attributes attributes = {},
-           bool differentiable = false, std::size_t outputs = 1) {
-    OpCase c{Node{std::string(op), std::string(domain), std::string(op), {}, {}, std::move(attributes)}, std::move(inputs), differentiable};
-    for (std::size_t i = 0; i < c.inputs.size(); ++i) c.node.inputs.push_back(c.inputs[i].empty() ? "" : "in" + std::to_string(i));
-    for (std::size_t i = 0; i < outputs; ++i) c.node.outputs.push_back("out" + std::to_string(i));
-    cases.push_back(std::move(c));
-  }
   void smooth(std::string_view op, std::vector<Tensor> inputs, Attributes attributes = {}, std::size_t outputs = 1) {
-    add(kOnnx, op, std::move(inputs), std::move(attributes), true, outputs);
+    add(kOnnx, op, std::move(inputs), std::move(attributes), outputs, true);
   }
-  void plain(std::string_view op, std::vector<Tensor> inputs, Attributes attributes = {}) {
-    add(kOnnx, op, std::move(inputs), std::move(attributes));
-  }
-  Tensor t(const Shape& shape, double low = -2, double high = 2) { return random_tensor(random_, shape, low, high); }
-  static Tensor ints(std::initializer_list<std::int64_t> values) { return Tensor::vector<std::int64_t>(values); }
   Tensor bools(const Shape& shape) {
     Tensor b(DType::boolean, shape);
-    for (bool& v : b.mutable_data<bool>()) v = random_.chance(0.5);
+    for (bool& v : b.mutable_data<bool>()) v = random().chance(0.5);
     return b;
   }
 
@@ -159,7 +147,7 @@ class Maker {
     smooth("Gather", {t({2, 5}), Tensor::of<std::int64_t>({2, 2}, {1, 1, 3, 0})}, {{"axis", std::int64_t{1}}});
     plain("OneHot", {ints({1, -1, 9}), Tensor::scalar<std::int64_t>(4), Tensor::vector<float>({0, 1})});
     plain("OneHot", {ints({1, 2}), Tensor::scalar<std::int64_t>(4), Tensor::vector<float>({0, 1})}, {{"axis", std::int64_t{0}}});
-    add(kOnnxMl, "ArrayFeatureExtractor", {t({3, 4}), ints({2, 0})}, {}, true);
+    add(kOnnxMl, "ArrayFeatureExtractor", {t({3, 4}), ints({2, 0})}, {}, 1, true);
   }
 
   void norms_and_losses() {
@@ -195,18 +183,21 @@ class Maker {
     add(kOnnxMl, "LinearRegressor", {t({3, 2})},
         {{"coefficients", Floats{1, 2, 3, 4}}, {"intercepts", Floats{0, 1}}, {"targets", std::int64_t{2}}});
     Attributes classifier = {{"coefficients", Floats{1, 2, -1, -2}}, {"intercepts", Floats{0, 1}}, {"classlabels_ints", Ints{0, 1}}};
-    add(kOnnxMl, "LinearClassifier", {t({3, 2})}, classifier, false, 2);
+    add(kOnnxMl, "LinearClassifier", {t({3, 2})}, classifier, 2);
     classifier["post_transform"] = std::string("SOFTMAX");
-    add(kOnnxMl, "LinearClassifier", {t({3, 2})}, classifier, false, 2);
+    add(kOnnxMl, "LinearClassifier", {t({3, 2})}, classifier, 2);
   }
-
-  std::vector<OpCase> cases;
-
- private:
-  Random& random_;
 };
 
 }  // namespace
+
+void CaseMaker::add(std::string_view domain, std::string_view op, std::vector<Tensor> inputs, Attributes attributes, std::size_t outputs,
+                    bool differentiable) {
+  OpCase c{Node{std::string(op), std::string(domain), std::string(op), {}, {}, std::move(attributes)}, std::move(inputs), differentiable};
+  for (std::size_t i = 0; i < c.inputs.size(); ++i) c.node.inputs.push_back(c.inputs[i].empty() ? "" : "in" + std::to_string(i));
+  for (std::size_t i = 0; i < outputs; ++i) c.node.outputs.push_back("out" + std::to_string(i));
+  cases.push_back(std::move(c));
+}
 
 Tensor random_tensor(Random& random, const Shape& shape, double low, double high) {
   Tensor t(DType::f64, shape);

@@ -25,4 +25,23 @@ std::vector<OpCase> more_op_cases(Random& random);  // those of op_cases_more.cp
 Tensor random_tensor(Random& random, const Shape& shape, double low = -2, double high = 2);  // f64
 Tensor as_f32(const Tensor& tensor);                                                         // f64 becomes f32; others stay
 
+// Collects cases. An empty input tensor is one that is left out.
+class CaseMaker {
+ public:
+  explicit CaseMaker(Random& random) : random_(random) {}
+  void add(std::string_view domain, std::string_view op, std::vector<Tensor> inputs, Attributes attributes = {}, std::size_t outputs = 1,
+           bool differentiable = false);
+  void plain(std::string_view op, std::vector<Tensor> inputs, Attributes attributes = {}, std::size_t outputs = 1) {
+    add(kOnnx, op, std::move(inputs), std::move(attributes), outputs);
+  }
+  Tensor t(const Shape& shape, double low = -2, double high = 2) { return random_tensor(random_, shape, low, high); }
+  static Tensor ints(std::initializer_list<std::int64_t> values) { return Tensor::vector<std::int64_t>(values); }
+  Random& random() { return random_; }
+
+  std::vector<OpCase> cases;
+
+ private:
+  Random& random_;
+};
+
 }  // namespace falaj::kernels::testing

@@ -9,22 +9,11 @@ using Ints = std::vector<std::int64_t>;
 using Floats = std::vector<float>;
 using Strings = std::vector<std::string>;
 
-class Maker {
+class Maker : public CaseMaker {
  public:
-  explicit Maker(Random& random) : random_(random) {}
+  using CaseMaker::CaseMaker;
 
-  void add(std::string_view domain, std::string_view op, std::vector<Tensor> inputs, Attributes attributes = {}, std::size_t outputs = 1) {
-    OpCase c{Node{std::string(op), std::string(domain), std::string(op), {}, {}, std::move(attributes)}, std::move(inputs), false};
-    for (std::size_t i = 0; i < c.inputs.size(); ++i) c.node.inputs.push_back(c.inputs[i].empty() ? "" : "in" + std::to_string(i));
-    for (std::size_t i = 0; i < outputs; ++i) c.node.outputs.push_back("out" + std::to_string(i));
-    cases.push_back(std::move(c));
-  }
-  void plain(std::string_view op, std::vector<Tensor> inputs, Attributes attributes = {}, std::size_t outputs = 1) {
-    add(kOnnx, op, std::move(inputs), std::move(attributes), outputs);
-  }
-  Tensor t(const Shape& shape, double low = -2, double high = 2) { return random_tensor(random_, shape, low, high); }
   Tensor in(DType dtype, const Shape& shape, double low = 0, double high = 20) { return converted(t(shape, low, high), dtype); }
-  static Tensor ints(std::initializer_list<std::int64_t> values) { return Tensor::vector<std::int64_t>(values); }
 
   void elements() {
     for (const char* op : {"Sin",  "Cos",  "Tan",         "Atan",      "Sinh", "Cosh",  "Asinh",           "Round",  "Softsign", "Elu",
@@ -181,11 +170,6 @@ class Maker {
          {"leaf_targetids", Ints{0, 0}},
          {"leaf_weights", Tensor::vector<double>({1.5, 2.5})}});
   }
-
-  std::vector<OpCase> cases;
-
- private:
-  Random& random_;
 };
 
 }  // namespace
