@@ -175,6 +175,7 @@ Result<Tensor> read_texts(ByteView data, const Shape& shape, std::string_view co
   FALAJ_ASSIGN(std::size_t bytes, byte_size(DType::u8, shape));
   if (each != 0 && bytes > data.size() / each) return damaged("it ends before its last value");
   if (each == 0 && bytes > (1U << 16)) return invalid("too many empty strings");
+  FALAJ_TRY(byte_size(DType::string, shape));
   Tensor t(DType::string, shape);
   std::size_t at = 0;
   for (auto& text : t.mutable_data<std::string>()) {

@@ -18,7 +18,8 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr Duration kCalmMin = 40s;
-constexpr Duration kPatience = 60s;  // of calm, for all that must come about then
+// Of calm, for all that must come about then. A rank waits a minute for a chunk that got lost just before.
+constexpr Duration kPatience = 100s;
 
 class FaultRun {
  public:

@@ -346,19 +346,29 @@ class SealedWrite final : public SealedTxn<WriteTxn> {
  private:
   void finish() noexcept {
     inner_->abort();
+    forget_made();
     if (writer_.owns_lock()) writer_.unlock();
   }
   Status commit_held() {
     auto status = inner_->commit();
     // Also after an error: whether it reached the disk may be unknown, and a forgotten cache entry costs one read.
     for (const auto& id : erased_) kv_.subjects_->erase(id);
-    if (!status) return status;
+    if (!status) {
+      forget_made();
+      return status;
+    }
     if (ring_stored_) {
       kv_.ring_dirty_ = false;
       kv_.reserved_ = kv_.sealed_ + kReserve;
     }
     for (const auto& [id, key] : made_) kv_.subjects_->insert(id, key, ops_.epoch + (erased_.empty() ? 0 : erased_.size()));
+    made_.clear();
     return {};
+  }
+  // A read within this transaction has put the new keys into the cache. If they are not stored now, nothing may be sealed with them.
+  void forget_made() noexcept {
+    for (const auto& [id, key] : made_) kv_.subjects_->erase(id);
+    made_.clear();
   }
   // Messages are counted ahead in blocks, so that a crash can only make the count too high.
   Status count_message() {

@@ -47,18 +47,8 @@ class Membership final : public ActorOf<Membership> {
   void on_start(Context&) override {
     const auto stored = options_.store->get(kPartitionsKey);
     if (!stored.has_value()) throw std::runtime_error(stored.error().message);
-    if (!stored->has_value()) return;
-    std::string name;  // one node name a line, then 256 bytes of indices
-    const auto& bytes = (*stored)->value;
-    const auto table = bytes.size() >= limits::kPartitions ? bytes.size() - limits::kPartitions : 0;
-    for (std::size_t i = 0; i < table; ++i) {
-      if (bytes[i] != '\n') {
-        name.push_back(static_cast<char>(bytes[i]));
-      } else {
-        feature_nodes_.push_back(std::exchange(name, {}));
-      }
-    }
-    partitions_.assign(bytes.begin() + static_cast<std::ptrdiff_t>(table), bytes.end());
+    if (stored->has_value()) read_partitions((*stored)->value);
+    view_ = Message::build<ClusterView>([this](ClusterView::Builder b) { fill(b); }, 1024);
   }
 
   void on_down(Context& ctx, const Down& down) override {
@@ -74,10 +64,27 @@ class Membership final : public ActorOf<Membership> {
   }
 
  private:
+  // One node name a line, then 256 bytes of indices.
+  void read_partitions(const Bytes& bytes) {
+    std::string name;
+    const auto table = bytes.size() >= limits::kPartitions ? bytes.size() - limits::kPartitions : 0;
+    for (std::size_t i = 0; i < table; ++i) {
+      if (bytes[i] != '\n') {
+        name.push_back(static_cast<char>(bytes[i]));
+      } else {
+        feature_nodes_.push_back(std::exchange(name, {}));
+      }
+    }
+    partitions_.assign(bytes.begin() + static_cast<std::ptrdiff_t>(table), bytes.end());
+  }
+
   void enter(Context& ctx, Msg<Register> m) {
     const std::string name(text(m->getNode().getName()));
     const Incarnation incarnation(m->getNode().getIncarnation());
     if (m.from().address().node != node_id(name)) return m.refuse(error(ErrorCode::denied, "a node can register only itself"));
+    // A view without resources would make nodes forget the feature views and deployments that they serve.
+    if (!resources_)
+      return m.refuse(error(ErrorCode::overloaded, "control is starting and has not read its resources yet; register again"));
     const auto known = members_.find(name);
     if (known != members_.end() && Incarnation(known->second.info->getNode().getIncarnation()) > incarnation) {
       return m.refuse(error(ErrorCode::gone, format("node {} is known with a newer incarnation", name)));
@@ -115,8 +122,9 @@ class Membership final : public ActorOf<Membership> {
   }
 
   void publish_resources(Context& ctx, Msg<PublishResources> m) {
+    const bool news = !resources_ || !std::ranges::equal(resources_.bytes(), m.message().bytes());
     resources_ = m.message();
-    changed(ctx);
+    if (news) changed(ctx);
     m.reply(Message::build<Empty>());
   }
 

@@ -237,6 +237,10 @@ class Resources final : public ActorOf<Resources> {
   }
 
   Task<> reconcile(Context& ctx) {
+    // Again each time: control/membership may have been restarted, or been too busy when a command was stored.
+    if (const auto published = co_await publish(ctx); !published) {
+      log::debug("control", "resources not published", {{"reason", published.error().message}});
+    }
     co_await placer_.begin(ctx);
     // Copies of the messages: a command may change records_ while this waits.
     std::vector<std::pair<std::string, Message>> wanted;

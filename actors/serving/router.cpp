@@ -156,7 +156,8 @@ class Router final : public ActorOf<Router> {
   Task<Result<Message>> predict_rows(Context& ctx, const Msg<Predict>& m) {
     const std::string model(text(m->getModel()));
     const auto view = options_.view->get();
-    const auto deployment = view ? view->deployment(model) : std::nullopt;
+    if (!view) co_return error(ErrorCode::unreachable, "this node has no cluster view yet; try again");
+    const auto deployment = view->deployment(model);
     if (!deployment) co_return error(ErrorCode::not_found, format("no deployment '{}'", model));
     if (text(deployment->getView()).empty())
       co_return invalid(format("deployment '{}' names no feature view; set `view`, or send the features with Infer", model));

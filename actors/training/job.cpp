@@ -101,6 +101,7 @@ class Job final : public ActorOf<Job> {
     if (state_.started_ns == 0) state_.started_ns = ctx.wall().unix_ns;
     auto making = make_inputs(ctx);
     const auto made = co_await std::move(making);
+    if (state_.over()) co_return;
     if (!made.has_value()) co_return end(ctx, phase::kFailed, to_string(made.error()));
     if (state_.fold() == fits_of(state_.job())) {
       auto concluding = conclude(ctx);
@@ -161,7 +162,7 @@ class Job final : public ActorOf<Job> {
       const ActorRef to = ctx.find(name);
       auto asked = ctx.ask<Reply>(to, request, how);
       auto answer = co_await asked;
-      if (answer.has_value() || (to && !passes(answer.error()))) co_return answer;
+      if (answer.has_value() || state_.over() || (to && !passes(answer.error()))) co_return answer;
       state_.message = format("waiting for {}: {}", name, answer.error().message);
       publish(ctx);
       co_await ctx.sleep(wait);
@@ -190,7 +191,7 @@ class Job final : public ActorOf<Job> {
           if (!answer.has_value()) started = answer.error();
         }
       }
-      if (started.has_value()) break;
+      if (started.has_value() || state_.over()) break;
       state_.message = format("worker {} cannot be started: {}", index, started.error().message);
       if (!node.empty()) avoid_ = node;
       publish(ctx);
@@ -604,7 +605,7 @@ class Job final : public ActorOf<Job> {
     ctx.start(close(ctx));
   }
 
-  // On disk, then known to training/jobs, which stops this actor.
+  // On disk, then known to training/jobs, which stops this actor: a run whose end got lost would be "running" for ever.
   Task<> close(Context& ctx) {
     for (Duration wait = kRetryMin;; wait = std::min(wait * 2, kRetryMax)) {
       auto saving = save(ctx);
@@ -613,7 +614,12 @@ class Job final : public ActorOf<Job> {
       log::error("training", "the end of a run cannot be stored", {{"run", run_}, {"reason", saved.error().message}});
       co_await ctx.sleep(wait);
     }
-    publish(ctx);
+    for (Duration wait = kRetryMin;; wait = std::min(wait * 2, kRetryMax)) {
+      auto telling = ctx.ask<messages::Empty>(jobs_, state_.info());
+      const auto told = co_await telling;
+      if (told.has_value()) break;
+      co_await ctx.sleep(wait);
+    }
   }
 
   // ---- small things -------------------------------------------------------------------------------------------------------------------

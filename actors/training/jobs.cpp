@@ -194,6 +194,7 @@ class Jobs final : public ActorOf<Jobs> {
   void run_changed(Context& ctx, Msg<RunInfo> m) {
     const std::string run(text(m->getRun()));
     runs_[run] = m.message();
+    m.reply(Message::build<Empty>());
     if (over(*m)) ctx.stop_child(run);
   }
 

@@ -388,7 +388,8 @@ void SimWorld::lose(SimNode& a, SimNode& b, const std::string& why) {
   auto& l = link(a, b);
   if (!l.connected[0] && !l.connected[1]) return;
   ++l.generation;
-  if (options_.uneven > 0 && network_.chance(0.5)) {  // one end only, for now
+  // One end only, for now; not when the other is gone: it would never find out.
+  if (a.up() && b.up() && options_.uneven > 0 && network_.chance(0.5)) {
     auto& first = network_.chance(0.5) ? a : b;
     drop(first, &first == &a ? b : a, why);
   } else {

@@ -425,4 +425,4 @@ def test_bodies_of_100_mb_are_refused_and_the_gateways_memory_stays_bounded(serv
     assert len(answers) == 12 and {status for status, _ in answers} <= {400, 503}, answers
     assert send(served, infer())[0] == 200
     assert served.pid("control") == gateway
-    assert resident_mb(gateway, "VmHWM") - before < 640
+    assert resident_mb(gateway, "VmHWM") - before < 640 * (2 if SLOW > 1 else 1)  # a sanitizer's shadow memory counts too

@@ -79,6 +79,7 @@ TEST(Npy, OtherFilesAreRefusedWithAReason) {
   EXPECT_NE(error_of(file_of(header("|O", "(1,)"), "12345678")), "none");
   EXPECT_NE(error_of(file_of(header("<U99999999", "(1,)"), "1234")), "none");
   EXPECT_NE(error_of(file_of(header("<U0", "(1000000000,)"), "")), "none");
+  EXPECT_NE(error_of(file_of(header("<U2", "(9999999999, 0)"), "")).find("needs more than"), std::string::npos);
   EXPECT_NE(error_of(file_of("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,), }", "1234")).find("records"),
             std::string::npos);
   EXPECT_NE(error_of(file_of("{'shape': (1,)}", "1234")).find("not complete"), std::string::npos);

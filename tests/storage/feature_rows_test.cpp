@@ -61,6 +61,16 @@ TEST_F(Rows, NewestEventTimeWinsAndAllTypesComeBack) {
   EXPECT_FALSE(must(rows->get(kView, "good")).has_value());  // the batch is one transaction
 }
 
+TEST_F(Rows, NothingIsSealedWithTheKeyOfASubjectWhoseCommitFailed) {
+  below.fail_next_commit(error(ErrorCode::no_space, "full"));
+  EXPECT_EQ(code_of(rows->put(kView, std::vector{row("a", 10), row("a", 20)})), ErrorCode::no_space);
+  must(rows->put(kView, std::vector{row("a", 30)}));
+  rows.reset();
+  sealed = must(SealedKv::open(below, "features", *provider, FeatureRows::sealing()));
+  rows = must(FeatureRows::open(*sealed, clock));
+  EXPECT_EQ(must(rows->get(kView, "a")), row("a", 30));
+}
+
 TEST_F(Rows, TimeToLiveIsAppliedOnReads) {
   const auto now = clock.wall().unix_ns;
   must(rows->put(kView, std::vector{row("a", now)}));
