@@ -292,7 +292,7 @@ void add_identity_commands(CLI::App& app, Cli& cli, const std::shared_ptr<Cluste
   revoke->add_option("who", a->who, "node/NAME, person/NAME or service/NAME")->required();
   revoke->footer(
       "Example:\n  falaj revoke --dir ./falaj node/compute-1\nEvery node closes its links and refuses new ones. A new certificate, by "
-      "`falaj principal` or `falaj join`, is good\nfrom the next second on.");
+      "`falaj principal` or `falaj join`, is good\nas soon as this command has returned.");
   cli.runs(*revoke, [&cli, a] { return do_revoke(cli, *a); });
 
   auto* token = app.add_subcommand("token", "Make a token: for one node to join with, once; or, with --bearer, for HTTP requests");

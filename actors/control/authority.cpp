@@ -1,5 +1,7 @@
 #include "actors/control/authority.hpp"
 
+#include <algorithm>
+
 #include "actors/governance/audit.hpp"
 #include "messages/control_internal.capnp.h"
 #include "messages/envelope.capnp.h"
@@ -93,7 +95,8 @@ class Authority final : public ActorOf<Authority> {
       co_return m.refuse(invalid(format("'{}': give node/NAME, person/NAME or service/NAME", path.substr(0, 200))));
     if (who->kind() == net::PrincipalKind::node && who->name() == options_.control_node)
       co_return m.refuse(invalid(format("'{}' is the control node, which tells the others; make a new cluster instead", path)));
-    const auto entry = net::RevocationList::entry(*who, ctx.wall());
+    const auto until = ctx.wall();
+    const auto entry = net::RevocationList::entry(*who, until);
     auto audited = governance::audit_ask(ctx, governance::record_of(m.scope(), m.trace(), ctx.node_name(), "cluster.revoke", path));
     if (const auto done = co_await std::move(audited); !done) co_return m.refuse(done.error());
     auto* store = options_.store;
@@ -103,6 +106,10 @@ class Authority final : public ActorOf<Authority> {
     auto told = ctx.ask<Empty>(ctx.find("control/membership"), Message::build<RevocationsChanged>(), {.lane = Lane::control});
     const auto published = co_await told;
     if (!published) co_return m.refuse(published.error());  // stored all the same: with the next view at the latest
+    // Certificates know seconds only: a new one that is asked for upon this answer must be of a later one.
+    constexpr std::int64_t kSecond = 1'000'000'000;
+    const auto later = (until.unix_ns / kSecond + 1) * kSecond - ctx.wall().unix_ns;
+    if (later > 0) co_await ctx.sleep(Duration(std::min(later, kSecond)));
     m.reply(Message::build<Revoked>([&](Revoked::Builder b) { b.setEntry(entry); }));
   }
 
