@@ -10,9 +10,9 @@
 // Ops of our own (domain ai.falaj), for training graphs and fused plans; T is f32 or f64:
 //   SigmoidCrossEntropy(logits T[...], labels T[same], weights T[same]?) -> loss T[]     labels are probabilities of the positive class
 //   SoftmaxCrossEntropy(logits T[N,C], labels i64[N], weights T[N]?)     -> loss T[]
-//   MeanSquare(prediction T[...], target T[same], weights T[same]?)      -> loss T[]
+//   MeanSquare(prediction T[...], target T[same], weights T[same]?)      -> loss T[]; MeanAbsolute and Huber (attribute delta) alike
 //     attribute reduction = "mean" (default: divides by the element count, rows for softmax) or "sum" (micro-shards of a batch: the
-//     caller divides by the size of the whole batch)
+//     caller divides by the size of the whole batch); SoftmaxCrossEntropy: ignore_index, the label of rows that do not count
 //   MatMul(A, B, bias?) with transA, transB (last two dimensions), alpha, activation ("Relu", ...), activation_alpha
 //   GatherGrad(dy, indices, data) scatter-adds rows in index order; ReduceLike(x, like) sums x down to like's broadcastable shape;
 //   ReshapeLike, CastLike, ExpandLike, SliceGrad, ConcatGrad, <Activation>Grad, ...: see kernels/ops/.

@@ -14,7 +14,7 @@ struct Groups {
   bool per_group = false;  // scale and bias
   double epsilon = 0;
 };
-Result<Groups> groups_of(const OpCall& call) {
+Result<Groups> groups_of(const OpCall& call, std::string_view op) {
   const Shape& x = call.in(0).shape;
   if (x.rank() < 2) return invalid(format("the input {} needs a batch and channels", to_string(x)));
   Groups g;
@@ -22,7 +22,7 @@ Result<Groups> groups_of(const OpCall& call) {
   g.channels = x[1];
   g.inner = x.elements(2, x.rank());
   g.groups = g.channels;
-  if (call.node.op == "GroupNormalization") {
+  if (op == "GroupNormalization") {
     FALAJ_ASSIGN(g.groups, attr_int(call.node, "num_groups"));
     g.per_group = call.opset < 21;
   }
@@ -40,11 +40,11 @@ Result<Groups> groups_of(const OpCall& call) {
 }
 Status infer_groups(InferCall& call) {
   FALAJ_TRY(infer_float(call));
-  FALAJ_ASSIGN([[maybe_unused]] auto g, groups_of(call));
+  FALAJ_ASSIGN([[maybe_unused]] auto g, groups_of(call, call.node.op));
   return {};
 }
 Result<KernelPtr> make_groups(const KernelCall& c) {
-  FALAJ_ASSIGN(auto groups, groups_of(c));
+  FALAJ_ASSIGN(auto groups, groups_of(c, c.node.op));
   return dispatch<double>(c.in(0).dtype, [&]<class T>() {
     return make_kernel([g = groups](const Io& io) {
       std::int64_t channels = g.groups == 0 ? 0 : g.channels / g.groups;
@@ -66,6 +66,69 @@ Result<KernelPtr> make_groups(const KernelCall& c) {
       }
     });
   });
+}
+
+// dy, x, scale -> dx, dscale, dbias; attributes: those of the forward node, its op and its opset.
+Result<Groups> grad_groups(const OpCall& call) {
+  FALAJ_ASSIGN(const auto op, attr_string(call.node, "function"));
+  FALAJ_ASSIGN(const auto opset, attr_int(call.node, "forward_opset"));
+  const std::array<ValueType, 3> forward = {call.in(1), call.in(2), call.in(2)};
+  return groups_of(OpCall{call.node, forward, opset}, op);
+}
+Status infer_groups_grad(InferCall& call) {
+  FALAJ_TRY(check_same_dtype(call, 0, 1));
+  FALAJ_ASSIGN([[maybe_unused]] auto g, grad_groups(call));
+  if (call.in(0).shape != call.in(1).shape) return invalid("the gradient does not fit the input");
+  FALAJ_TRY(set_output(call, 0, call.in(0).dtype, call.in(1).shape));
+  FALAJ_TRY(set_output(call, 1, call.in(0).dtype, call.in(2).shape));
+  return set_output(call, 2, call.in(0).dtype, call.in(2).shape);
+}
+Result<KernelPtr> make_groups_grad(const KernelCall& c) {
+  FALAJ_ASSIGN(auto groups, grad_groups(c));
+  return dispatch<double>(c.in(0).dtype, [&]<class T>() {
+    return make_kernel([g = groups, parameters = c.in(2).shape.elements()](const Io& io) {
+      std::int64_t channels = g.groups == 0 ? 0 : g.channels / g.groups;
+      std::int64_t n = channels * g.inner;
+      std::vector<double> d_scale(static_cast<std::size_t>(parameters), 0.0);
+      std::vector<double> d_bias = d_scale;
+      for (std::int64_t k = 0; k < g.batch * g.groups; ++k) {
+        const T* dy = io.input<T>(0) + k * n;
+        const T* x = io.input<T>(1) + k * n;
+        auto count = static_cast<T>(std::max<std::int64_t>(n, 1));
+        T mean = 0;
+        for (std::int64_t i = 0; i < n; ++i) mean += x[i] / count;
+        T square = 0;
+        for (std::int64_t i = 0; i < n; ++i) square += (x[i] - mean) * (x[i] - mean) / count;
+        T inverse = 1 / std::sqrt(square + g.epsilon);
+        auto at = [&](std::int64_t i) { return g.per_group ? k % g.groups : k % g.groups * channels + i / g.inner; };
+        T sum = 0;
+        T dot = 0;
+        for (std::int64_t i = 0; i < n; ++i) {
+          T normal = (x[i] - mean) * inverse;
+          sum += dy[i] * io.input<T>(2)[at(i)];
+          dot += dy[i] * io.input<T>(2)[at(i)] * normal;
+          d_scale[static_cast<std::size_t>(at(i))] += dy[i] * normal;
+          d_bias[static_cast<std::size_t>(at(i))] += dy[i];
+        }
+        for (std::int64_t i = 0; i < n && io.out[0] != nullptr; ++i) {
+          T normal = (x[i] - mean) * inverse;
+          io.output<T>(0)[k * n + i] = inverse * (dy[i] * io.input<T>(2)[at(i)] - sum / count - normal * dot / count);
+        }
+      }
+      if (io.out[1] != nullptr) std::ranges::copy(d_scale, io.output<T>(1));
+      if (io.out[2] != nullptr) std::ranges::copy(d_bias, io.output<T>(2));
+    });
+  });
+}
+Status grad_groups_of(GradientCall& g) {
+  Attributes attributes = g.node().attributes;
+  attributes.insert_or_assign("function", g.node().op);
+  attributes.insert_or_assign("forward_opset", g.graph().opset(g.node().domain));
+  const auto d = g.add_many(kFalaj, "GroupNormalizationGrad", {g.dy(), g.input(0), g.input(1)}, std::move(attributes), 3);
+  for (std::size_t i = 0; i < 3; ++i) {
+    if (g.wants(i)) g.set(i, d[i]);
+  }
+  return {};
 }
 
 // --- MeanVarianceNormalization ----------------------------------------------------------------------------------------------------
@@ -140,6 +203,41 @@ Result<KernelPtr> make_lp(const KernelCall& c) {
   });
 }
 
+// dy, x -> dx.
+Status infer_lp_grad(InferCall& call) {
+  FALAJ_TRY(check_same_dtype(call, 0, 1));
+  if (call.in(0).shape != call.in(1).shape) return invalid("the gradient does not fit the input");
+  return infer_lp(call);
+}
+Result<KernelPtr> make_lp_grad(const KernelCall& c) {
+  FALAJ_ASSIGN(auto axis, attr_int(c.node, "axis", -1));
+  FALAJ_ASSIGN(axis, normal_axis(axis, c.in(0).shape.rank()));
+  FALAJ_ASSIGN(auto p, attr_int(c.node, "p", 2));
+  return dispatch<double>(c.in(0).dtype, [&]<class T>() {
+    return make_kernel([s = split_at(c.in(0).shape, axis), p](const Io& io) {
+      for (std::int64_t line = 0; line < s.outer * s.inner; ++line) {
+        std::int64_t first = line / std::max<std::int64_t>(s.inner, 1) * s.size * s.inner + line % std::max<std::int64_t>(s.inner, 1);
+        T norm = 0;
+        T dot = 0;
+        for (std::int64_t at = first, k = 0; k < s.size; ++k, at += s.inner) {
+          T x = io.input<T>(1)[at];
+          norm += p == 1 ? std::abs(x) : x * x;
+          dot += io.input<T>(0)[at] * x;
+        }
+        if (p == 2) norm = std::sqrt(norm);
+        for (std::int64_t at = first, k = 0; k < s.size; ++k, at += s.inner) {
+          T x = io.input<T>(1)[at];
+          T direction = p == 2 ? x / norm : (x > 0 ? 1.0 : (x < 0 ? -1.0 : 0.0));
+          io.output<T>(0)[at] = norm == 0 ? 0 : (io.input<T>(0)[at] - direction * dot / norm) / norm;
+        }
+      }
+    });
+  });
+}
+Status grad_lp(GradientCall& g) {
+  return g.set(0, g.add_falaj("LpNormalizationGrad", {g.dy(), g.input(0)}, g.node().attributes)), Status{};
+}
+
 // --- LRN --------------------------------------------------------------------------------------------------------------------
 
 Status infer_lrn(InferCall& call) {
@@ -201,13 +299,66 @@ Result<KernelPtr> make_rms(const KernelCall& c) {
   });
 }
 
+// dy, x, scale -> dx, and dscale as large as x (the caller sums it).
+Status infer_rms_grad(InferCall& call) {
+  FALAJ_TRY(check_same_dtype(call, 0, 1));
+  FALAJ_TRY(check_same_dtype(call, 1, 2));
+  FALAJ_ASSIGN(auto axis, attr_int(call.node, "axis", -1));
+  FALAJ_ASSIGN(axis, normal_axis(axis, call.in(1).shape.rank()));
+  FALAJ_ASSIGN(Shape both, broadcast(call.in(1).shape, call.in(2).shape));
+  if (both != call.in(1).shape || call.in(0).shape != both) return invalid("the gradient, the input and the scale do not fit");
+  FALAJ_TRY(set_output(call, 0, call.in(0).dtype, both));
+  return set_output(call, 1, call.in(0).dtype, both);
+}
+Result<KernelPtr> make_rms_grad(const KernelCall& c) {
+  FALAJ_ASSIGN(auto axis, attr_int(c.node, "axis", -1));
+  FALAJ_ASSIGN(axis, normal_axis(axis, c.in(1).shape.rank()));
+  FALAJ_ASSIGN(double epsilon, attr_float(c.node, "epsilon", static_cast<double>(1e-5F)));
+  const Shape& in = c.in(1).shape;
+  return dispatch<double>(c.in(0).dtype, [&]<class T>() {
+    return make_kernel(
+        [walk = broadcast_walk<2>(in, {&in, &c.in(2).shape}), width = in.elements(static_cast<std::size_t>(axis), in.rank()),
+         n = in.elements(), epsilon, two = c.outputs.size() > 1](const Io& io) {
+          const T* x = io.input<T>(1);
+          auto* d = reinterpret_cast<double*>(io.scratch);  // dy times the scale
+          walk([&](const auto& at, std::int64_t m, const auto& step) {
+            for (std::int64_t i = 0; i < m; ++i)
+              d[at[0] + i * step[0]] = io.input<T>(0)[at[0] + i * step[0]] * io.input<T>(2)[at[1] + i * step[1]];
+          });
+          for (std::int64_t row = 0; row < n; row += width) {
+            T square = 0;
+            T dot = 0;
+            for (std::int64_t i = row; i < row + width; ++i) {
+              square += x[i] * x[i];
+              dot += d[i] * x[i];
+            }
+            T inverse = 1 / std::sqrt(square / static_cast<T>(width) + epsilon);
+            for (std::int64_t i = row; i < row + width; ++i) {
+              if (io.out[0] != nullptr) io.output<T>(0)[i] = inverse * (d[i] - x[i] * inverse * inverse * dot / static_cast<T>(width));
+              if (two && io.out[1] != nullptr) io.output<T>(1)[i] = io.input<T>(0)[i] * x[i] * inverse;
+            }
+          }
+        },
+        static_cast<std::size_t>(in.elements()) * sizeof(double));
+  });
+}
+Status grad_rms(GradientCall& g) {
+  const auto d = g.add_many(kFalaj, "RMSNormalizationGrad", {g.dy(), g.input(0), g.input(1)}, g.node().attributes, 2);
+  if (g.wants(0)) g.set(0, d[0]);
+  if (g.wants(1)) g.set(1, reduce_to_input(g, d[1], 1));
+  return {};
+}
+
 constexpr OpDef kOps[] = {
-    {kOnnx, "InstanceNormalization", 3, 3, 1, 1, infer_groups, make_groups},
-    {kOnnx, "GroupNormalization", 3, 3, 1, 1, infer_groups, make_groups},
+    {kOnnx, "InstanceNormalization", 3, 3, 1, 1, infer_groups, make_groups, grad_groups_of},
+    {kOnnx, "GroupNormalization", 3, 3, 1, 1, infer_groups, make_groups, grad_groups_of},
     {kOnnx, "MeanVarianceNormalization", 1, 1, 1, 1, infer_mean_variance, make_mean_variance},
-    {kOnnx, "LpNormalization", 1, 1, 1, 1, infer_lp, make_lp},
+    {kOnnx, "LpNormalization", 1, 1, 1, 1, infer_lp, make_lp, grad_lp},
     {kOnnx, "LRN", 1, 1, 1, 1, infer_lrn, make_lrn},
-    {kOnnx, "RMSNormalization", 2, 2, 1, 1, infer_rms, make_rms},
+    {kOnnx, "RMSNormalization", 2, 2, 1, 1, infer_rms, make_rms, grad_rms},
+    {kFalaj, "GroupNormalizationGrad", 3, 3, 1, 3, infer_groups_grad, make_groups_grad},
+    {kFalaj, "LpNormalizationGrad", 2, 2, 1, 1, infer_lp_grad, make_lp_grad},
+    {kFalaj, "RMSNormalizationGrad", 3, 3, 1, 2, infer_rms_grad, make_rms_grad},
 };
 
 }  // namespace

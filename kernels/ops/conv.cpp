@@ -151,6 +151,51 @@ void convolve(const ConvSpec& spec, const double* x, const double* w, const doub
   }
 }
 
+void convolve_back_to_input(const ConvSpec& spec, const double* dy, const double* w, double* dx) {
+  const Window& window = spec.window;
+  std::int64_t in = window.in_elements();
+  std::int64_t out = window.out_elements();
+  std::int64_t kernel = window.kernel_elements();
+  std::int64_t depth = spec.channels / spec.groups;
+  std::int64_t share = spec.maps / spec.groups;
+  std::vector<Meeting> pairs;
+  for (std::int64_t o = 0; o < out; ++o) {
+    meetings(window, o, pairs);
+    for (std::int64_t n = 0; n < spec.batch; ++n) {
+      for (std::int64_t m = 0; m < spec.maps; ++m) {
+        double slope = dy[(n * spec.maps + m) * out + o];
+        for (std::int64_t c = 0; c < depth; ++c) {
+          double* to = dx + (n * spec.channels + m / share * depth + c) * in;
+          const double* weights = w + (m * depth + c) * kernel;
+          for (const Meeting& p : pairs) to[p.in] += slope * weights[p.kernel];
+        }
+      }
+    }
+  }
+}
+void convolve_back_to_weights(const ConvSpec& spec, const double* dy, const double* x, double* dw) {
+  const Window& window = spec.window;
+  std::int64_t in = window.in_elements();
+  std::int64_t out = window.out_elements();
+  std::int64_t kernel = window.kernel_elements();
+  std::int64_t depth = spec.channels / spec.groups;
+  std::int64_t share = spec.maps / spec.groups;
+  std::vector<Meeting> pairs;
+  for (std::int64_t o = 0; o < out; ++o) {
+    meetings(window, o, pairs);
+    for (std::int64_t n = 0; n < spec.batch; ++n) {
+      for (std::int64_t m = 0; m < spec.maps; ++m) {
+        double slope = dy[(n * spec.maps + m) * out + o];
+        for (std::int64_t c = 0; c < depth; ++c) {
+          const double* from = x + (n * spec.channels + m / share * depth + c) * in;
+          double* weights = dw + (m * depth + c) * kernel;
+          for (const Meeting& p : pairs) weights[p.kernel] += slope * from[p.in];
+        }
+      }
+    }
+  }
+}
+
 namespace {
 
 Status check_bias(const OpCall& call, std::size_t input, std::int64_t maps) {
@@ -172,6 +217,40 @@ Result<KernelPtr> make_conv(const KernelCall& c) {
       convolve(spec, io.input<T>(0), io.input<T>(1), bias ? io.input<T>(2) : nullptr, io.output<T>(0));
     });
   });
+}
+
+// dy, w, x (for its shape) -> dx; dy, x, w (for its shape) -> dw.
+Status infer_conv_grad(InferCall& call) {
+  const bool data = call.node.op == "ConvDataGrad";
+  FALAJ_TRY(check_same_dtype(call, 0, 1));
+  FALAJ_ASSIGN(auto spec, conv_spec(call, data ? 2 : 1, data ? 1 : 2));
+  if (call.in(0).shape != conv_shape(spec)) return invalid("the gradient does not fit the convolution");
+  return set_output(call, 0, call.in(0).dtype, call.in(2).shape);
+}
+Result<KernelPtr> make_conv_grad(const KernelCall& c) {
+  const bool data = c.node.op == "ConvDataGrad";
+  FALAJ_ASSIGN(auto spec, conv_spec(c, data ? 2 : 1, data ? 1 : 2));
+  return dispatch<double>(c.in(0).dtype, [&]<class T>() {
+    return make_kernel([spec, data, n = c.outputs[0].shape.elements()](const Io& io) {
+      std::fill_n(io.output<T>(0), n, T{0});
+      (data ? convolve_back_to_input : convolve_back_to_weights)(spec, io.input<T>(0), io.input<T>(1), io.output<T>(0));
+    });
+  });
+}
+// The bias is added to every place of its map.
+std::string bias_gradient(GradientCall& g) {
+  std::vector<std::int64_t> axes = {0};
+  for (std::size_t d = 2; d < g.output_type(0).shape.rank(); ++d) axes.push_back(static_cast<std::int64_t>(d));
+  Tensor list = Tensor::of<std::int64_t>({static_cast<std::int64_t>(axes.size())}, std::span<const std::int64_t>(axes));
+  return g.add("ReduceSum", {g.dy(), g.graph().add_initializer(g.graph().fresh("axes"), std::move(list))},
+               attr("keepdims", std::int64_t{0}));
+}
+Status grad_conv(GradientCall& g) {
+  const std::string& op = g.node().op;  // Conv, ConvTranspose
+  if (g.wants(0)) g.set(0, g.add_falaj(op + "DataGrad", {g.dy(), g.input(1), g.input(0)}, g.node().attributes));
+  if (g.wants(1)) g.set(1, g.add_falaj(op + "WeightGrad", {g.dy(), g.input(0), g.input(1)}, g.node().attributes));
+  if (g.wants(2)) g.set(2, bias_gradient(g));
+  return {};
 }
 
 // --- ConvTranspose: the window runs over the output ------------------------------------------------------------------------------
@@ -229,32 +308,46 @@ Status infer_conv_transpose(InferCall& call) {
   for (auto d : s.window.in) out.push_back(d);
   return set_output(call, 0, call.in(0).dtype, out);
 }
+// The convolution whose way back this is: from the large tensor's maps to the small one's channels.
+ConvSpec forward_of(const ConvSpec& transpose) {
+  ConvSpec spec = transpose;
+  std::swap(spec.channels, spec.maps);
+  return spec;
+}
 Result<KernelPtr> make_conv_transpose(const KernelCall& c) {
   FALAJ_ASSIGN(auto spec, transpose_spec(c));
   return dispatch<double>(c.in(0).dtype, [&]<class T>() {
     return make_kernel([spec, has_bias = c.has(2)](const Io& io) {
-      const Window& window = spec.window;
-      std::int64_t small = window.out_elements();
-      std::int64_t large = window.in_elements();
-      std::int64_t kernel = window.kernel_elements();
-      std::int64_t maps = spec.maps / spec.groups;
-      T* y = io.output<T>(0);
+      std::int64_t large = spec.window.in_elements();
       for (std::int64_t i = 0; i < spec.batch * spec.maps; ++i)
-        std::fill_n(y + i * large, large, has_bias ? io.input<T>(2)[i % spec.maps] : 0);
-      std::vector<Meeting> pairs;
-      for (std::int64_t o = 0; o < small; ++o) {
-        meetings(window, o, pairs);
-        for (std::int64_t i = 0; i < spec.batch * spec.channels; ++i) {
-          T x = io.input<T>(0)[i * small + o];
-          std::int64_t channel = i % spec.channels;
-          std::int64_t group = channel / (spec.channels / spec.groups);
-          for (std::int64_t m = 0; m < maps; ++m) {
-            T* to = y + (i / spec.channels * spec.maps + group * maps + m) * large;
-            const T* weights = io.input<T>(1) + (channel * maps + m) * kernel;
-            for (const Meeting& p : pairs) to[p.in] += x * weights[p.kernel];
-          }
-        }
-      }
+        std::fill_n(io.output<T>(0) + i * large, large, has_bias ? io.input<T>(2)[i % spec.maps] : 0);
+      convolve_back_to_input(forward_of(spec), io.input<T>(0), io.input<T>(1), io.output<T>(0));
+    });
+  });
+}
+
+// As for Conv: dy, w, x -> dx; dy, x, w -> dw.
+Result<ConvSpec> transpose_grad_spec(const OpCall& call) {
+  const bool data = call.node.op == "ConvTransposeDataGrad";
+  const std::array<ValueType, 2> forward = {call.in(data ? 2 : 1), call.in(data ? 1 : 2)};
+  return transpose_spec(OpCall{call.node, forward, call.opset});
+}
+Status infer_conv_transpose_grad(InferCall& call) {
+  FALAJ_TRY(check_same_dtype(call, 0, 1));
+  FALAJ_ASSIGN(auto spec, transpose_grad_spec(call));
+  Shape out{spec.batch, spec.maps};
+  for (auto d : spec.window.in) out.push_back(d);
+  if (call.in(0).shape != out) return invalid("the gradient does not fit the convolution");
+  return set_output(call, 0, call.in(0).dtype, call.in(2).shape);
+}
+Result<KernelPtr> make_conv_transpose_grad(const KernelCall& c) {
+  FALAJ_ASSIGN(auto spec, transpose_grad_spec(c));
+  const bool data = c.node.op == "ConvTransposeDataGrad";
+  return dispatch<double>(c.in(0).dtype, [&]<class T>() {
+    return make_kernel([spec = forward_of(spec), data, n = c.outputs[0].shape.elements()](const Io& io) {
+      if (data) return convolve(spec, io.input<T>(0), io.input<T>(1), nullptr, io.output<T>(0));
+      std::fill_n(io.output<T>(0), n, T{0});
+      convolve_back_to_weights(spec, io.input<T>(1), io.input<T>(0), io.output<T>(0));
     });
   });
 }
@@ -414,11 +507,15 @@ Result<KernelPtr> make_qlinear_conv(const KernelCall& c) {
 }
 
 constexpr OpDef kOps[] = {
-    {kOnnx, "Conv", 2, 3, 1, 1, infer_conv, make_conv},
-    {kOnnx, "ConvTranspose", 2, 3, 1, 1, infer_conv_transpose, make_conv_transpose},
+    {kOnnx, "Conv", 2, 3, 1, 1, infer_conv, make_conv, grad_conv},
+    {kOnnx, "ConvTranspose", 2, 3, 1, 1, infer_conv_transpose, make_conv_transpose, grad_conv},
     {kOnnx, "DeformConv", 3, 5, 1, 1, infer_deform, make_deform},
     {kOnnx, "ConvInteger", 2, 4, 1, 1, infer_conv_integer, make_conv_integer},
     {kOnnx, "QLinearConv", 8, 9, 1, 1, infer_qlinear_conv, make_qlinear_conv},
+    {kFalaj, "ConvDataGrad", 3, 3, 1, 1, infer_conv_grad, make_conv_grad, nullptr, Placement::own, 0b100},
+    {kFalaj, "ConvWeightGrad", 3, 3, 1, 1, infer_conv_grad, make_conv_grad, nullptr, Placement::own, 0b100},
+    {kFalaj, "ConvTransposeDataGrad", 3, 3, 1, 1, infer_conv_transpose_grad, make_conv_transpose_grad, nullptr, Placement::own, 0b100},
+    {kFalaj, "ConvTransposeWeightGrad", 3, 3, 1, 1, infer_conv_transpose_grad, make_conv_transpose_grad, nullptr, Placement::own, 0b100},
 };
 
 }  // namespace

@@ -36,5 +36,8 @@ struct ConvSpec {
 Result<ConvSpec> conv_spec(const OpCall& call, std::size_t x, std::size_t w);
 Shape conv_shape(const ConvSpec& spec);
 void convolve(const ConvSpec& spec, const double* x, const double* w, const double* bias, double* y);
+// What a change of y means for x, and for w: added to dx, to dw.
+void convolve_back_to_input(const ConvSpec& spec, const double* dy, const double* w, double* dx);
+void convolve_back_to_weights(const ConvSpec& spec, const double* dy, const double* x, double* dw);
 
 }  // namespace falaj::kernels

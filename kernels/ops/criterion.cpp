@@ -94,9 +94,69 @@ Result<KernelPtr> make_cross_entropy(const KernelCall& call) {
   });
 }
 
+// --- gradients: d loss, scores, labels, [weights] -> d scores -----------------------------------------------------------------------
+
+Result<Criterion> grad_criterion(const OpCall& call) {
+  const std::vector<ValueType> forward(call.inputs.begin() + 1, call.inputs.end());
+  return criterion(OpCall{call.node, forward, call.opset});
+}
+Status infer_criterion_grad(InferCall& call) {
+  FALAJ_TRY(check_same_dtype(call, 0, 1));
+  FALAJ_ASSIGN(auto c, grad_criterion(call));
+  if (call.in(0).shape != (c.reduce == Reduce::none ? c.labels : Shape{})) return invalid("the gradient does not fit the loss");
+  return set_output(call, 0, call.in(0).dtype, call.in(1).shape);
+}
+
+void run_loss_grad(const Criterion& c, bool softmax, const Io& io) {
+  const double* x = io.input<double>(1);
+  double* dx = io.output<double>(0);
+  auto weight_of = [&](std::int64_t label) {
+    if (c.ignore && *c.ignore == label) return 0.0;
+    return c.weighted ? io.input<double>(3)[label] : 1.0;
+  };
+  double weights = 0;
+  for (std::int64_t i = 0; i < c.batch * c.inner; ++i) {
+    std::int64_t label = index_at(io, 2, c.i64, i);
+    if (!(c.ignore && *c.ignore == label) && (label < 0 || label >= c.classes))
+      return io.fail(format("label {} at position {} is outside [0, {})", label, i, c.classes));
+    weights += weight_of(label);
+  }
+  for (std::int64_t i = 0; i < c.batch * c.inner; ++i) {
+    std::int64_t label = index_at(io, 2, c.i64, i);
+    std::int64_t first = i / c.inner * c.classes * c.inner + i % c.inner;
+    double factor = weight_of(label) * io.input<double>(0)[c.reduce == Reduce::none ? i : 0];
+    if (c.reduce == Reduce::mean) factor /= weights;
+    double top = x[first];
+    double sum = 0;
+    for (std::int64_t k = 1; softmax && k < c.classes; ++k) top = std::max(top, x[first + k * c.inner]);
+    for (std::int64_t k = 0; softmax && k < c.classes; ++k) sum += std::exp(x[first + k * c.inner] - top);
+    for (std::int64_t k = 0; k < c.classes; ++k) {
+      double share = softmax ? std::exp(x[first + k * c.inner] - top) / sum : 0.0;
+      dx[first + k * c.inner] = factor == 0 ? 0 : factor * (share - (k == label ? 1.0 : 0.0));
+    }
+  }
+}
+Result<KernelPtr> make_criterion_grad(const KernelCall& call) {
+  FALAJ_ASSIGN(auto c, grad_criterion(call));
+  const bool softmax = call.node.op == "SoftmaxCrossEntropyLossGrad";
+  return dispatch<double>(call.in(0).dtype,
+                          [&]<class T>() { return make_kernel([c, softmax](const Io& io) { run_loss_grad(c, softmax, io); }); });
+}
+Status grad_of_criterion(GradientCall& g) {
+  const bool through_scores = g.node().outputs.size() > 1 && !g.dy(1).empty();
+  if (g.dy().empty() || through_scores)
+    return Error{ErrorCode::unimplemented, "a gradient through the log-probabilities: take a LogSoftmax of its own for them"};
+  if (g.wants(2)) return Error{ErrorCode::unimplemented, "no gradient for the weights of classes"};
+  std::vector<std::string> inputs = {g.dy()};
+  inputs.insert(inputs.end(), g.node().inputs.begin(), g.node().inputs.end());
+  return g.set(0, g.add_falaj(g.node().op + "Grad", std::move(inputs), g.node().attributes)), Status{};
+}
+
 constexpr OpDef kOps[] = {
-    {kOnnx, "NegativeLogLikelihoodLoss", 2, 3, 1, 1, infer_criterion, make_likelihood},
-    {kOnnx, "SoftmaxCrossEntropyLoss", 2, 3, 1, 2, infer_criterion, make_cross_entropy},
+    {kOnnx, "NegativeLogLikelihoodLoss", 2, 3, 1, 1, infer_criterion, make_likelihood, grad_of_criterion},
+    {kOnnx, "SoftmaxCrossEntropyLoss", 2, 3, 1, 2, infer_criterion, make_cross_entropy, grad_of_criterion},
+    {kFalaj, "NegativeLogLikelihoodLossGrad", 3, 4, 1, 1, infer_criterion_grad, make_criterion_grad},
+    {kFalaj, "SoftmaxCrossEntropyLossGrad", 3, 4, 1, 1, infer_criterion_grad, make_criterion_grad},
 };
 
 }  // namespace

@@ -111,12 +111,14 @@ Status infer_einsum(InferCall& call) {
   return set_output(call, 0, call.in(0).dtype, c.out);
 }
 
-template <class T>
-void run_einsum(const Contraction& c, const Io& io) {
+// f(place in the result, offsets in the operands) for each pair of a result's place and a step of its sum.
+template <class F>
+void for_each_term(const Contraction& c, F f) {
   std::int64_t outer = 1;
   std::int64_t inner = 1;
   for (std::size_t k = 0; k < c.sizes.size(); ++k) (k < c.outer ? outer : inner) *= c.sizes[k];
   std::vector<std::int64_t> base(c.strides.size());
+  std::vector<std::int64_t> at(c.strides.size());
   for (std::int64_t o = 0; o < outer; ++o) {
     std::ranges::fill(base, 0);
     std::int64_t rest = o;
@@ -124,27 +126,69 @@ void run_einsum(const Contraction& c, const Io& io) {
       for (std::size_t i = 0; i < base.size(); ++i) base[i] += rest % c.sizes[k] * c.strides[i][k];
       rest /= c.sizes[k];
     }
-    T sum{0};
     for (std::int64_t s = 0; s < inner; ++s) {
-      T product{1};
-      for (std::size_t i = 0; i < base.size(); ++i) {
-        std::int64_t at = base[i];
-        rest = s;
-        for (std::size_t k = c.sizes.size(); k-- > c.outer;) {
-          at += rest % c.sizes[k] * c.strides[i][k];
-          rest /= c.sizes[k];
-        }
-        product = static_cast<T>(product * io.input<T>(i)[at]);
+      at = base;
+      rest = s;
+      for (std::size_t k = c.sizes.size(); k-- > c.outer;) {
+        for (std::size_t i = 0; i < at.size(); ++i) at[i] += rest % c.sizes[k] * c.strides[i][k];
+        rest /= c.sizes[k];
       }
-      sum = static_cast<T>(sum + product);
+      f(o, at);
     }
-    io.output<T>(0)[o] = sum;
   }
+}
+
+template <class T>
+void run_einsum(const Contraction& c, const Io& io) {
+  std::fill_n(io.output<T>(0), c.out.elements(), T{0});
+  for_each_term(c, [&](std::int64_t o, const std::vector<std::int64_t>& at) {
+    T product{1};
+    for (std::size_t i = 0; i < at.size(); ++i) product = static_cast<T>(product * io.input<T>(i)[at[i]]);
+    io.output<T>(0)[o] = static_cast<T>(io.output<T>(0)[o] + product);
+  });
 }
 Result<KernelPtr> make_einsum(const KernelCall& call) {
   FALAJ_ASSIGN(auto c, contraction(call));
   return dispatch<double, std::int64_t>(call.in(0).dtype,
                                         [&]<class T>() { return make_kernel([c](const Io& io) { run_einsum<T>(c, io); }); });
+}
+
+// dy, then the operands -> the gradient of the one that the attribute `index` names: each term's other factors.
+Result<Contraction> grad_contraction(const OpCall& call) {
+  const std::vector<ValueType> forward(call.inputs.begin() + 1, call.inputs.end());
+  return contraction(OpCall{call.node, forward, call.opset});
+}
+Status infer_einsum_grad(InferCall& call) {
+  FALAJ_ASSIGN(auto c, grad_contraction(call));
+  FALAJ_ASSIGN(auto index, attr_int(call.node, "index"));
+  if (index < 0 || index + 1 >= static_cast<std::int64_t>(call.inputs.size())) return invalid("attribute 'index' names no operand");
+  if (call.in(0).shape != c.out) return invalid("the gradient does not fit the result");
+  return set_output(call, 0, call.in(0).dtype, call.in(static_cast<std::size_t>(index) + 1).shape);
+}
+Result<KernelPtr> make_einsum_grad(const KernelCall& call) {
+  FALAJ_ASSIGN(auto c, grad_contraction(call));
+  FALAJ_ASSIGN(auto index, attr_int(call.node, "index"));
+  return dispatch<double>(call.in(0).dtype, [&]<class T>() {
+    return make_kernel([c, wanted = static_cast<std::size_t>(index), n = call.outputs[0].shape.elements()](const Io& io) {
+      std::fill_n(io.output<T>(0), n, T{0});
+      for_each_term(c, [&](std::int64_t o, const std::vector<std::int64_t>& at) {
+        T product = io.input<T>(0)[o];
+        for (std::size_t i = 0; i < at.size(); ++i) product *= i == wanted ? T{1} : io.input<T>(i + 1)[at[i]];
+        io.output<T>(0)[at[wanted]] += product;
+      });
+    });
+  });
+}
+Status grad_einsum(GradientCall& g) {
+  for (std::size_t i = 0; i < g.node().inputs.size(); ++i) {
+    if (!g.wants(i)) continue;
+    std::vector<std::string> inputs = {g.dy()};
+    inputs.insert(inputs.end(), g.node().inputs.begin(), g.node().inputs.end());
+    Attributes attributes = g.node().attributes;
+    attributes.insert_or_assign("index", static_cast<std::int64_t>(i));
+    g.set(i, g.add_falaj("EinsumGrad", std::move(inputs), std::move(attributes)));
+  }
+  return {};
 }
 
 // --- Det --------------------------------------------------------------------------------------------------------------------
@@ -186,8 +230,9 @@ Result<KernelPtr> make_det(const KernelCall& c) {
 }
 
 constexpr OpDef kOps[] = {
-    {kOnnx, "Einsum", 1, kVariadic, 1, 1, infer_einsum, make_einsum},
+    {kOnnx, "Einsum", 1, kVariadic, 1, 1, infer_einsum, make_einsum, grad_einsum},
     {kOnnx, "Det", 1, 1, 1, 1, infer_det, make_det},
+    {kFalaj, "EinsumGrad", 2, kVariadic, 1, 1, infer_einsum_grad, make_einsum_grad},
 };
 
 }  // namespace

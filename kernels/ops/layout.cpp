@@ -1,5 +1,5 @@
 // Elements in other places, or repeated: Tile Pad DepthToSpace SpaceToDepth CenterCropPad ReverseSequence Trilu; and tensors made from
-// sizes: EyeLike Range; CumSum.
+// sizes: EyeLike Range; CumSum; and MapGrad, the gradient of those that have a map.
 #include <algorithm>
 #include <cmath>
 
@@ -10,9 +10,10 @@ namespace falaj::kernels {
 namespace {
 
 // The map of mapped_kernel: for each place of `out`, f(index) is an offset or -1.
+using Map = std::vector<std::int64_t>;
 template <class F>
-std::vector<std::int64_t> make_map(const Shape& out, F f) {
-  std::vector<std::int64_t> map;
+Map make_map(const Shape& out, F f) {
+  Map map;
   std::array<std::int64_t, kRankMax> index{};
   std::int64_t n = out.elements();
   map.reserve(static_cast<std::size_t>(n));
@@ -41,14 +42,14 @@ Status infer_tile(InferCall& call) {
   }
   return set_output(call, 0, call.in(0).dtype, out);
 }
-Result<KernelPtr> make_tile(const KernelCall& c) {
+Result<Map> tile_map(const OpCall& c, const Shape& out) {
   const Shape& in = c.in(0).shape;
   Strides own = row_major(in);
-  return mapped_kernel(c.in(0).dtype, make_map(c.outputs[0].shape, [&](const auto& index) {
-                         std::int64_t at = 0;
-                         for (std::size_t d = 0; d < in.rank(); ++d) at += index[d] % in[d] * own[d];
-                         return at;
-                       }));
+  return make_map(out, [&](const auto& index) {
+    std::int64_t at = 0;
+    for (std::size_t d = 0; d < in.rank(); ++d) at += index[d] % in[d] * own[d];
+    return at;
+  });
 }
 
 // --- Pad --------------------------------------------------------------------------------------------------------------------
@@ -117,11 +118,11 @@ std::int64_t source(std::int64_t i, std::int64_t size, const std::string& mode) 
   i = ((i % period) + period) % period;
   return i < size ? i : period - i;
 }
-Result<KernelPtr> make_pad(const KernelCall& c) {
+Result<Map> pad_map(const OpCall& c, const Shape& out) {
   FALAJ_ASSIGN(auto p, padding(c));
   const Shape& in = c.in(0).shape;
   Strides own = row_major(in);
-  auto map = make_map(c.outputs[0].shape, [&](const auto& index) -> std::int64_t {
+  return make_map(out, [&](const auto& index) -> std::int64_t {
     std::int64_t at = 0;
     for (std::size_t d = 0; d < in.rank(); ++d) {
       std::int64_t from = source(index[d] - p.before[d], in[d], p.mode);
@@ -130,6 +131,9 @@ Result<KernelPtr> make_pad(const KernelCall& c) {
     }
     return at;
   });
+}
+Result<KernelPtr> make_pad(const KernelCall& c) {
+  FALAJ_ASSIGN(auto map, pad_map(c, c.outputs[0].shape));
   if (c.opset >= 11 || c.in(0).dtype == DType::string)
     return mapped_kernel(c.in(0).dtype, std::move(map), c.opset >= 11 && c.has(2) ? 2 : kNoFill);
   FALAJ_ASSIGN(double value, attr_float(c.node, "value", 0.0));
@@ -152,15 +156,14 @@ Status infer_depth(InferCall& call) {
   if (to_space) return set_output(call, 0, call.in(0).dtype, {in[0], in[1] / (block * block), in[2] * block, in[3] * block});
   return set_output(call, 0, call.in(0).dtype, {in[0], in[1] * block * block, in[2] / block, in[3] / block});
 }
-Result<KernelPtr> make_depth(const KernelCall& c) {
+Result<Map> depth_map(const OpCall& c, const Shape& out) {
   FALAJ_ASSIGN(auto b, attr_int(c.node, "blocksize"));
   FALAJ_ASSIGN(auto mode, attr_string(c.node, "mode", "DCR"));
   if (mode != "DCR" && mode != "CRD") return invalid(format("attribute 'mode' is '{}'; it must be DCR or CRD", mode));
   const Shape& in = c.in(0).shape;
-  const Shape& out = c.outputs[0].shape;
   Strides own = row_major(in);
-  bool to_space = c.node.op == "DepthToSpace";
-  auto map = make_map(out, [&](const auto& i) {
+  bool to_space = in[1] > out[1] || (in[1] == out[1] && b == 1);
+  return make_map(out, [&](const auto& i) {
     if (to_space) {
       std::int64_t bh = i[2] % b;
       std::int64_t bw = i[3] % b;
@@ -171,7 +174,6 @@ Result<KernelPtr> make_depth(const KernelCall& c) {
     std::int64_t block = i[1] / in[1];
     return i[0] * own[0] + channel * own[1] + (i[2] * b + block / b) * own[2] + i[3] * b + block % b;
   });
-  return mapped_kernel(c.in(0).dtype, std::move(map));
 }
 
 // --- CenterCropPad ------------------------------------------------------------------------------------------------------------
@@ -194,11 +196,10 @@ Status infer_crop(InferCall& call) {
   FALAJ_ASSIGN(Shape out, crop_shape(call));
   return set_output(call, 0, call.in(0).dtype, out);
 }
-Result<KernelPtr> make_crop(const KernelCall& c) {
+Result<Map> crop_map(const OpCall& c, const Shape& out) {
   const Shape& in = c.in(0).shape;
-  const Shape& out = c.outputs[0].shape;
   Strides own = row_major(in);
-  auto map = make_map(out, [&](const auto& index) -> std::int64_t {
+  return make_map(out, [&](const auto& index) -> std::int64_t {
     std::int64_t at = 0;
     for (std::size_t d = 0; d < in.rank(); ++d) {
       std::int64_t from = in[d] >= out[d] ? index[d] + (in[d] - out[d]) / 2 : index[d] - (out[d] - in[d]) / 2;
@@ -207,7 +208,61 @@ Result<KernelPtr> make_crop(const KernelCall& c) {
     }
     return at;
   });
+}
+
+// --- what has a map: the kernel, and the gradient, which adds each element up where it came from ------------------------------------
+
+using MapFn = Result<Map> (*)(const OpCall&, const Shape& out);
+struct Mapped {
+  std::string_view op;
+  MapFn map;
+};
+constexpr Mapped kMapped[] = {
+    {"Tile", tile_map}, {"Pad", pad_map}, {"DepthToSpace", depth_map}, {"SpaceToDepth", depth_map}, {"CenterCropPad", crop_map},
+};
+Result<MapFn> map_of(std::string_view op) {
+  const auto found = std::ranges::find(kMapped, op, &Mapped::op);
+  if (found == std::end(kMapped)) return invalid(format("'{}' does not move elements", op));
+  return found->map;
+}
+Result<KernelPtr> make_mapped(const KernelCall& c) {
+  FALAJ_ASSIGN(const MapFn map_fn, map_of(c.node.op));
+  FALAJ_ASSIGN(auto map, map_fn(c, c.outputs[0].shape));
   return mapped_kernel(c.in(0).dtype, std::move(map));
+}
+
+// dy, then the forward inputs; attributes: those of the forward node, its op and its opset.
+Status infer_mapped_grad(InferCall& call) {
+  FALAJ_TRY(check_float(call, 0));
+  return set_output(call, 0, call.in(0).dtype, call.in(1).shape);
+}
+Result<KernelPtr> make_mapped_grad(const KernelCall& c) {
+  FALAJ_ASSIGN(const auto op, attr_string(c.node, "function"));
+  FALAJ_ASSIGN(const auto opset, attr_int(c.node, "forward_opset"));
+  FALAJ_ASSIGN(const MapFn map_fn, map_of(op));
+  const std::vector<ValueType> forward(c.inputs.begin() + 1, c.inputs.end());
+  FALAJ_ASSIGN(auto map, map_fn(OpCall{c.node, forward, opset}, c.in(0).shape));
+  const std::int64_t n = c.in(1).shape.elements();
+  if (std::ranges::any_of(map, [n](std::int64_t at) { return at >= n; })) return invalid("the gradient does not fit the input");
+  return dispatch_float(c.in(0).dtype, [&]<class T>() {
+    return make_kernel([map = std::move(map), n](const Io& io) {
+      T* dx = io.output<T>(0);
+      std::fill_n(dx, n, T{0});
+      for (std::size_t i = 0; i < map.size(); ++i) {
+        if (map[i] >= 0) dx[map[i]] += io.input<T>(0)[i];
+      }
+    });
+  });
+}
+Status grad_mapped(GradientCall& g) {
+  if (g.wants(2)) return Error{ErrorCode::unimplemented, "no gradient for the value that is padded with"};
+  Attributes attributes = g.node().attributes;
+  attributes.insert_or_assign("function", g.node().op);
+  attributes.insert_or_assign("forward_opset", g.graph().opset(g.node().domain));
+  std::vector<std::string> inputs = {g.dy()};
+  inputs.insert(inputs.end(), g.node().inputs.begin(), g.node().inputs.end());
+  g.set(0, g.add_falaj("MapGrad", std::move(inputs), std::move(attributes)));
+  return {};
 }
 
 // --- ReverseSequence, Trilu --------------------------------------------------------------------------------------------------------
@@ -241,6 +296,8 @@ Result<KernelPtr> make_reverse(const KernelCall& c) {
   });
 }
 
+Status grad_reverse(GradientCall& g) { return g.set(0, g.add("ReverseSequence", {g.dy(), g.input(1)}, g.node().attributes)), Status{}; }
+
 Status infer_trilu(InferCall& call) {
   if (call.in(0).shape.rank() < 2) return invalid("the input must have at least 2 dimensions");
   if (call.has(1)) {
@@ -265,6 +322,12 @@ Result<KernelPtr> make_trilu(const KernelCall& c) {
       }
     });
   });
+}
+
+Status grad_trilu(GradientCall& g) {
+  std::vector<std::string> inputs = {g.dy()};
+  inputs.insert(inputs.end(), g.node().inputs.begin() + 1, g.node().inputs.end());
+  return g.set(0, g.add("Trilu", std::move(inputs), g.node().attributes)), Status{};
 }
 
 // --- EyeLike, Range -----------------------------------------------------------------------------------------------------------
@@ -341,17 +404,25 @@ Result<KernelPtr> make_cumsum(const KernelCall& c) {
   });
 }
 
+Status grad_cumsum(GradientCall& g) {
+  FALAJ_ASSIGN(auto reverse, attr_int(g.node(), "reverse", 0));
+  Attributes attributes = g.node().attributes;
+  attributes.insert_or_assign("reverse", std::int64_t{reverse == 0 ? 1 : 0});
+  return g.set(0, g.add("CumSum", {g.dy(), g.input(1)}, std::move(attributes))), Status{};
+}
+
 constexpr OpDef kOps[] = {
-    {kOnnx, "Tile", 2, 3, 1, 1, infer_tile, make_tile},
-    {kOnnx, "Pad", 1, 4, 1, 1, infer_pad, make_pad},
-    {kOnnx, "DepthToSpace", 1, 1, 1, 1, infer_depth, make_depth},
-    {kOnnx, "SpaceToDepth", 1, 1, 1, 1, infer_depth, make_depth},
-    {kOnnx, "CenterCropPad", 2, 2, 1, 1, infer_crop, make_crop},
-    {kOnnx, "ReverseSequence", 2, 2, 1, 1, infer_reverse, make_reverse},
-    {kOnnx, "Trilu", 1, 2, 1, 1, infer_trilu, make_trilu},
+    {kOnnx, "Tile", 2, 3, 1, 1, infer_tile, make_mapped, grad_mapped},
+    {kOnnx, "Pad", 1, 4, 1, 1, infer_pad, make_pad, grad_mapped},
+    {kOnnx, "DepthToSpace", 1, 1, 1, 1, infer_depth, make_mapped, grad_mapped},
+    {kOnnx, "SpaceToDepth", 1, 1, 1, 1, infer_depth, make_mapped, grad_mapped},
+    {kOnnx, "CenterCropPad", 2, 2, 1, 1, infer_crop, make_mapped, grad_mapped},
+    {kOnnx, "ReverseSequence", 2, 2, 1, 1, infer_reverse, make_reverse, grad_reverse},
+    {kOnnx, "Trilu", 1, 2, 1, 1, infer_trilu, make_trilu, grad_trilu},
     {kOnnx, "EyeLike", 1, 1, 1, 1, infer_eye, make_eye, nullptr, Placement::own, 0b1},
     {kOnnx, "Range", 3, 3, 1, 1, infer_range, make_range},
-    {kOnnx, "CumSum", 2, 2, 1, 1, infer_cumsum, make_cumsum},
+    {kOnnx, "CumSum", 2, 2, 1, 1, infer_cumsum, make_cumsum, grad_cumsum},
+    {kFalaj, "MapGrad", 2, 5, 1, 1, infer_mapped_grad, make_mapped_grad, nullptr, Placement::own, 0b10},
 };
 
 }  // namespace

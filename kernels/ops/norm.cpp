@@ -1,5 +1,8 @@
-// Normalisations: LayerNormalization and BatchNormalization (inference: fixed statistics), with their gradients. Gradients compute
-// mean and deviation again rather than ask the forward node for outputs that exports leave out.
+// Normalisations: LayerNormalization and BatchNormalization (with fixed statistics, or with the batch's own), with their gradients.
+// Gradients compute mean and deviation again rather than ask the forward node for outputs that exports leave out.
+//
+// ai.falaj's BatchNormalization is what training puts in the place of ai.onnx's: always by the batch's statistics, and the running
+// variance moves towards the unbiased one, as PyTorch has it.
 #include <algorithm>
 #include <cmath>
 
@@ -143,6 +146,7 @@ Status check_batch_norm(const OpCall& call, std::size_t x, std::size_t first, st
 }
 // Before opset 14 there was no attribute for it: more than one output meant training (6: unless is_test says otherwise).
 Result<bool> trains(const OpCall& call) {
+  if (call.node.domain == kFalaj) return true;
   if (call.opset >= 14) {
     FALAJ_ASSIGN(auto training, attr_int(call.node, "training_mode", 0));
     return training != 0;
@@ -158,14 +162,16 @@ Status infer_batch_norm(InferCall& call) {
   FALAJ_TRY(infer_float(call));
   FALAJ_TRY(check_batch_norm(call, 0, 1, 4));
   if (!training) return {};
-  if (call.opset < 14) return Error{ErrorCode::unimplemented, "training before opset 14: export the model for inference"};
+  if (call.opset < 14 && call.node.domain != kFalaj)
+    return Error{ErrorCode::unimplemented, "training before opset 14: export the model for inference"};
   for (std::size_t i : {1U, 2U}) FALAJ_TRY(set_output(call, i, call.in(3).dtype, call.in(3).shape));
   return {};
 }
 // Batch statistics, and the running ones moved towards them.
 template <class T>
-void batch_norm_training(const AxisSplit& s, double epsilon, double momentum, std::size_t outputs, const Io& io) {
+void batch_norm_training(const AxisSplit& s, double epsilon, double momentum, bool unbiased, std::size_t outputs, const Io& io) {
   double count = static_cast<double>(s.outer * s.inner);
+  double correction = unbiased && count > 1 ? count / (count - 1) : 1.0;
   for (std::int64_t k = 0; k < s.size; ++k) {
     auto each = [&](auto f) {
       for (std::int64_t r = 0; r < s.outer; ++r) {
@@ -184,7 +190,7 @@ void batch_norm_training(const AxisSplit& s, double epsilon, double momentum, st
       return static_cast<T>(static_cast<double>(io.input<T>(input)[k]) * momentum + now * (1 - momentum));
     };
     if (outputs > 1 && io.out[1] != nullptr) io.output<T>(1)[k] = moved(3, mean);
-    if (outputs > 2 && io.out[2] != nullptr) io.output<T>(2)[k] = moved(4, variance);
+    if (outputs > 2 && io.out[2] != nullptr) io.output<T>(2)[k] = moved(4, variance * correction);
   }
 }
 Result<KernelPtr> make_batch_norm(const KernelCall& c) {
@@ -193,9 +199,8 @@ Result<KernelPtr> make_batch_norm(const KernelCall& c) {
   FALAJ_ASSIGN(bool training, trains(c));
   return dispatch_float(c.in(0).dtype, [&]<class T>() -> KernelPtr {
     if (training) {
-      return make_kernel([s = split_at(c.in(0).shape, 1), epsilon, momentum, outputs = c.outputs.size()](const Io& io) {
-        batch_norm_training<T>(s, epsilon, momentum, outputs, io);
-      });
+      return make_kernel([s = split_at(c.in(0).shape, 1), epsilon, momentum, outputs = c.outputs.size(), ours = c.node.domain == kFalaj](
+                             const Io& io) { batch_norm_training<T>(s, epsilon, momentum, ours, outputs, io); });
     }
     return make_kernel([s = split_at(c.in(0).shape, 1), epsilon](const Io& io) {
       const T* x = io.input<T>(0);
@@ -251,9 +256,64 @@ Result<KernelPtr> make_batch_norm_grad(const KernelCall& c) {
         static_cast<std::size_t>(2 * c.in(2).shape.elements()) * sizeof(double));
   });
 }
+
+// By the batch's statistics: dy, x, scale -> dx, dscale, dbias. They depend on x too.
+Status infer_batch_norm_training_grad(InferCall& call) {
+  FALAJ_TRY(check_batch_norm(call, 1, 2, 1));
+  if (call.in(0).shape != call.in(1).shape) return invalid("the gradient does not fit the input");
+  FALAJ_TRY(set_output(call, 0, call.in(1).dtype, call.in(1).shape));
+  FALAJ_TRY(set_output(call, 1, call.in(2).dtype, call.in(2).shape));
+  return set_output(call, 2, call.in(2).dtype, call.in(2).shape);
+}
+Result<KernelPtr> make_batch_norm_training_grad(const KernelCall& c) {
+  FALAJ_ASSIGN(double epsilon, attr_float(c.node, "epsilon", kEpsilon));
+  return dispatch_float(c.in(0).dtype, [&]<class T>() {
+    return make_kernel([s = split_at(c.in(1).shape, 1), epsilon, outputs = c.outputs.size()](const Io& io) {
+      const T* dy = io.input<T>(0);
+      const T* x = io.input<T>(1);
+      auto count = static_cast<double>(s.outer * s.inner);
+      for (std::int64_t k = 0; k < s.size; ++k) {
+        auto each = [&](auto f) {
+          for (std::int64_t r = 0; r < s.outer; ++r) {
+            for (std::int64_t i = 0; i < s.inner; ++i) f((r * s.size + k) * s.inner + i);
+          }
+        };
+        double mean = 0;
+        each([&](std::int64_t at) { mean += static_cast<double>(x[at]) / count; });
+        double variance = 0;
+        each([&](std::int64_t at) { variance += (static_cast<double>(x[at]) - mean) * (static_cast<double>(x[at]) - mean) / count; });
+        double inverse = 1.0 / std::sqrt(variance + epsilon);
+        double sum = 0;
+        double dot = 0;
+        each([&](std::int64_t at) {
+          sum += static_cast<double>(dy[at]);
+          dot += static_cast<double>(dy[at]) * (static_cast<double>(x[at]) - mean) * inverse;
+        });
+        if (io.out[0] != nullptr) {
+          double factor = static_cast<double>(io.input<T>(2)[k]) * inverse;
+          each([&](std::int64_t at) {
+            double normal = (static_cast<double>(x[at]) - mean) * inverse;
+            io.output<T>(0)[at] = static_cast<T>(factor * (static_cast<double>(dy[at]) - sum / count - normal * dot / count));
+          });
+        }
+        if (outputs > 1 && io.out[1] != nullptr) io.output<T>(1)[k] = static_cast<T>(dot);
+        if (outputs > 2 && io.out[2] != nullptr) io.output<T>(2)[k] = static_cast<T>(sum);
+      }
+    });
+  });
+}
 Status grad_batch_norm(GradientCall& g) {
-  FALAJ_ASSIGN(auto training, attr_int(g.node(), "training_mode", 0));
-  if (training != 0) return Error{ErrorCode::unimplemented, "training_mode is 1: export the model for inference"};
+  FALAJ_ASSIGN(auto training, attr_int(g.node(), "training_mode", g.node().domain == kFalaj ? 1 : 0));
+  if (training != 0) {
+    auto by_batch = g.add_many(kFalaj, "BatchNormalizationTrainingGrad", {g.dy(), g.input(0), g.input(1)}, g.node().attributes, 3);
+    for (std::size_t i = 0; i < 3; ++i) {
+      if (g.wants(i)) g.set(i, by_batch[i]);
+    }
+    for (std::size_t i = 3; i < 5; ++i) {  // the running statistics do not enter the result
+      if (g.wants(i)) g.set(i, g.add_falaj("ZerosLike", {g.input(i)}));
+    }
+    return {};
+  }
   auto d = g.add_many(kFalaj, "BatchNormalizationGrad", {g.dy(), g.input(0), g.input(1), g.input(3), g.input(4)}, g.node().attributes, 3);
   for (std::size_t i = 0; i < 3; ++i) {
     if (g.wants(i)) g.set(i, d[i]);
@@ -264,8 +324,10 @@ Status grad_batch_norm(GradientCall& g) {
 constexpr OpDef kOps[] = {
     {kOnnx, "LayerNormalization", 2, 3, 1, 3, infer_layer_norm, make_layer_norm, grad_layer_norm},
     {kOnnx, "BatchNormalization", 5, 5, 1, 5, infer_batch_norm, make_batch_norm, grad_batch_norm},
+    {kFalaj, "BatchNormalization", 5, 5, 1, 3, infer_batch_norm, make_batch_norm, grad_batch_norm},
     {kFalaj, "LayerNormalizationGrad", 3, 3, 1, 3, infer_layer_norm_grad, make_layer_norm_grad},
     {kFalaj, "BatchNormalizationGrad", 5, 5, 1, 3, infer_batch_norm_grad, make_batch_norm_grad},
+    {kFalaj, "BatchNormalizationTrainingGrad", 3, 3, 1, 3, infer_batch_norm_training_grad, make_batch_norm_training_grad},
 };
 
 }  // namespace

@@ -149,6 +149,76 @@ Result<KernelPtr> make_global(const KernelCall& c) {
   });
 }
 
+// --- gradients: dy, x, y -> dx; the attribute `function` names the pool ------------------------------------------------------------
+
+// A whole plane is one window.
+Result<Window> pooled_window(const OpCall& call, std::string_view op) {
+  if (!op.starts_with("Global")) return pool_window(call);
+  Window w;
+  const Shape& in = call.in(0).shape;
+  if (in.rank() < 3) return invalid("the input needs spatial dimensions");
+  w.in.assign(in.begin() + 2, in.end());
+  w.kernel = w.in;
+  for (auto* ones : {&w.out, &w.strides, &w.dilations}) ones->assign(w.in.size(), 1);
+  for (auto* zeros : {&w.pad_begin, &w.pad_end}) zeros->assign(w.in.size(), 0);
+  return w;
+}
+Result<Window> grad_window(const OpCall& call, std::string_view op) {
+  const std::array<ValueType, 1> forward = {call.in(1)};
+  return pooled_window(OpCall{call.node, forward, call.opset}, op);
+}
+Status infer_pool_grad(InferCall& call) {
+  FALAJ_TRY(check_same_dtype(call, 0, 1));
+  FALAJ_ASSIGN(const auto op, attr_string(call.node, "function"));
+  FALAJ_ASSIGN(auto window, grad_window(call, op));
+  if (call.in(0).shape != pool_shape(call.in(1).shape, window) || call.in(2).shape != call.in(0).shape)
+    return invalid("the gradient does not fit the pool");
+  return set_output(call, 0, call.in(0).dtype, call.in(1).shape);
+}
+Result<KernelPtr> make_pool_grad(const KernelCall& c) {
+  FALAJ_ASSIGN(const auto op, attr_string(c.node, "function"));
+  FALAJ_ASSIGN(auto window, grad_window(c, op));
+  FALAJ_ASSIGN(auto padded, attr_int(c.node, "count_include_pad", 0));
+  FALAJ_ASSIGN(auto power, attr_int(c.node, "p", 2));
+  enum class Kind : std::uint8_t { max, mean, norm };
+  const Kind kind = op.ends_with("MaxPool") ? Kind::max : (op.ends_with("AveragePool") ? Kind::mean : Kind::norm);
+  return dispatch<double>(c.in(0).dtype, [&]<class T>() {
+    return make_kernel([window, kind, padded, p = static_cast<double>(power), planes = c.in(1).shape[0] * c.in(1).shape[1]](const Io& io) {
+      std::int64_t in = window.in_elements();
+      std::int64_t out = window.out_elements();
+      std::fill_n(io.output<T>(0), planes * in, T{0});
+      std::vector<Meeting> pairs;
+      for (std::int64_t o = 0; o < out; ++o) {
+        meetings(window, o, pairs);
+        if (pairs.empty()) continue;
+        auto count = static_cast<T>(padded != 0 ? padded_count(window, o) : static_cast<std::int64_t>(pairs.size()));
+        for (std::int64_t plane = 0; plane < planes; ++plane) {
+          const T* x = io.input<T>(1) + plane * in;
+          T* dx = io.output<T>(0) + plane * in;
+          T dy = io.input<T>(0)[plane * out + o];
+          T y = io.input<T>(2)[plane * out + o];
+          if (kind == Kind::max) {  // to the first that attains it, as the pool's own indices have it; NaN attains itself
+            auto hit = std::ranges::find_if(pairs, [&](const Meeting& m) { return x[m.in] == y || (x[m.in] != x[m.in] && y != y); });
+            if (hit != pairs.end()) dx[hit->in] += dy;
+            continue;
+          }
+          for (const Meeting& m : pairs) {
+            T size = std::abs(x[m.in]);
+            T slope = kind == Kind::mean ? 1 / count : (y == 0 ? 0 : std::copysign(std::pow(size / y, p - 1), x[m.in]));
+            dx[m.in] += dy * slope;
+          }
+        }
+      }
+    });
+  });
+}
+Status grad_pool(GradientCall& g) {
+  if (g.dy().empty()) return g.stop(), Status{};
+  Attributes attributes = g.node().attributes;
+  attributes.insert_or_assign("function", g.node().op);
+  return g.set(0, g.add_falaj("PoolGrad", {g.dy(), g.input(0), g.output(0)}, std::move(attributes))), Status{};
+}
+
 // --- MaxUnpool ----------------------------------------------------------------------------------------------------------------
 
 // The shape that the pool came from: indices are places in it.
@@ -251,10 +321,15 @@ Result<KernelPtr> make_col2im(const KernelCall& c) {
 }
 
 constexpr OpDef kOps[] = {
-    {kOnnx, "MaxPool", 1, 1, 1, 2, infer_pool, make_max_pool},           {kOnnx, "AveragePool", 1, 1, 1, 1, infer_pool, make_mean_pool},
-    {kOnnx, "LpPool", 1, 1, 1, 1, infer_pool, make_mean_pool},           {kOnnx, "GlobalMaxPool", 1, 1, 1, 1, infer_global, make_global},
-    {kOnnx, "GlobalAveragePool", 1, 1, 1, 1, infer_global, make_global}, {kOnnx, "GlobalLpPool", 1, 1, 1, 1, infer_global, make_global},
-    {kOnnx, "MaxUnpool", 2, 3, 1, 1, infer_unpool, make_unpool},         {kOnnx, "Col2Im", 3, 3, 1, 1, infer_col2im, make_col2im},
+    {kOnnx, "MaxPool", 1, 1, 1, 2, infer_pool, make_max_pool, grad_pool},
+    {kOnnx, "AveragePool", 1, 1, 1, 1, infer_pool, make_mean_pool, grad_pool},
+    {kOnnx, "LpPool", 1, 1, 1, 1, infer_pool, make_mean_pool, grad_pool},
+    {kOnnx, "GlobalMaxPool", 1, 1, 1, 1, infer_global, make_global, grad_pool},
+    {kOnnx, "GlobalAveragePool", 1, 1, 1, 1, infer_global, make_global, grad_pool},
+    {kOnnx, "GlobalLpPool", 1, 1, 1, 1, infer_global, make_global, grad_pool},
+    {kOnnx, "MaxUnpool", 2, 3, 1, 1, infer_unpool, make_unpool},
+    {kOnnx, "Col2Im", 3, 3, 1, 1, infer_col2im, make_col2im},
+    {kFalaj, "PoolGrad", 3, 3, 1, 1, infer_pool_grad, make_pool_grad},
 };
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Reductions: ReduceSum ReduceMean ReduceMax ReduceMin ArgMax ArgMin, and the gradients' ReduceGrad and ReduceMaxGrad.
+// Reductions: ReduceSum ReduceMean ReduceMax ReduceMin, norms and products, ArgMax ArgMin, and the gradients' ReduceGrad, ReduceMaxGrad
+// and ReduceFunctionGrad.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -291,6 +292,65 @@ Result<KernelPtr> make_extreme_grad(const KernelCall& c) {
   });
 }
 
+// Norms and products: dy, the forward input, the forward output, [axes]; the attribute `function` names the op. Slopes at zero are
+// PyTorch's: none for L1 and L2, and of a product the product of the others.
+struct Slope {
+  std::string_view op;
+  double (*slope)(double x, double y);  // y: the reduced value
+};
+constexpr Slope kSlopes[] = {
+    {"ReduceL1", [](double x, double) { return x > 0 ? 1.0 : (x < 0 ? -1.0 : x); }},
+    {"ReduceL2", [](double x, double y) { return y == 0 ? 0.0 : x / y; }},
+    {"ReduceSumSquare", [](double x, double) { return 2 * x; }},
+    {"ReduceLogSum", [](double, double y) { return std::exp(-y); }},
+    {"ReduceLogSumExp", [](double x, double y) { return std::exp(x - y); }},
+    {"ReduceProd", nullptr},
+};
+Result<KernelPtr> make_gathering_grad(const KernelCall& c) {
+  FALAJ_ASSIGN(auto r, extreme_reduction(c));
+  FALAJ_ASSIGN(const auto op, attr_string(c.node, "function"));
+  const auto found = std::ranges::find(kSlopes, std::string_view(op), &Slope::op);
+  if (found == std::end(kSlopes)) return invalid(format("'{}' is no reduction with a slope", op));
+  return dispatch<double>(c.in(0).dtype, [&]<class T>() {
+    auto walk = broadcast_walk<2>(c.in(1).shape, {&c.in(1).shape, &r.kept});
+    auto n = r.kept.elements();
+    return make_kernel(
+        [walk, n, slope = found->slope](const Io& io) {
+          const T* dy = io.input<T>(0);
+          const T* x = io.input<T>(1);
+          T* dx = io.output<T>(0);
+          auto each = [&](auto f) {
+            walk([&](const auto& at, std::int64_t m, const auto& step) {
+              for (std::int64_t i = 0; i < m; ++i) f(at[0] + i * step[0], at[1] + i * step[1]);
+            });
+          };
+          if (slope != nullptr) {
+            each([&](std::int64_t i, std::int64_t k) { dx[i] = dy[k] * slope(x[i], io.input<T>(2)[k]); });
+            return;
+          }
+          // The product of all that is not zero, and how many are: with one zero only its own slope is left, with two none.
+          auto* product = reinterpret_cast<double*>(io.scratch);
+          double* zeros = product + n;
+          std::fill_n(product, n, 1.0);
+          std::fill_n(zeros, n, 0.0);
+          each([&](std::int64_t i, std::int64_t k) { x[i] == 0 ? zeros[k] += 1 : product[k] *= x[i]; });
+          each([&](std::int64_t i, std::int64_t k) {
+            if (zeros[k] == 0) dx[i] = dy[k] * (product[k] / x[i]);
+            if (zeros[k] > 0) dx[i] = x[i] == 0 && zeros[k] == 1 ? dy[k] * product[k] : 0;
+          });
+        },
+        static_cast<std::size_t>(2 * n) * sizeof(double));
+  });
+}
+Status grad_gathering(GradientCall& g) {
+  Attributes attributes = g.node().attributes;
+  attributes.insert_or_assign("function", g.node().op);
+  std::vector<std::string> inputs = {g.dy(), g.input(0), g.output(0)};
+  inputs.insert(inputs.end(), g.node().inputs.begin() + 1, g.node().inputs.end());
+  g.set(0, g.add_falaj("ReduceFunctionGrad", std::move(inputs), std::move(attributes)));
+  return {};
+}
+
 Status grad_sum(GradientCall& g) {
   Attributes attributes = g.node().attributes;
   if (g.node().op == "ReduceMean") attributes.emplace("mean", std::int64_t{1});
@@ -311,16 +371,17 @@ constexpr OpDef kOps[] = {
     {kOnnx, "ReduceMean", 1, 2, 1, 1, infer_reduce, make_sum, grad_sum},
     {kOnnx, "ReduceMax", 1, 2, 1, 1, infer_reduce, make_extreme, grad_extreme},
     {kOnnx, "ReduceMin", 1, 2, 1, 1, infer_reduce, make_extreme, grad_extreme},
-    {kOnnx, "ReduceL1", 1, 2, 1, 1, infer_reduce, make_gathering},
-    {kOnnx, "ReduceL2", 1, 2, 1, 1, infer_reduce, make_gathering},
-    {kOnnx, "ReduceSumSquare", 1, 2, 1, 1, infer_reduce, make_gathering},
-    {kOnnx, "ReduceLogSum", 1, 2, 1, 1, infer_reduce, make_gathering},
-    {kOnnx, "ReduceLogSumExp", 1, 2, 1, 1, infer_reduce, make_gathering},
-    {kOnnx, "ReduceProd", 1, 2, 1, 1, infer_reduce, make_gathering},
+    {kOnnx, "ReduceL1", 1, 2, 1, 1, infer_reduce, make_gathering, grad_gathering},
+    {kOnnx, "ReduceL2", 1, 2, 1, 1, infer_reduce, make_gathering, grad_gathering},
+    {kOnnx, "ReduceSumSquare", 1, 2, 1, 1, infer_reduce, make_gathering, grad_gathering},
+    {kOnnx, "ReduceLogSum", 1, 2, 1, 1, infer_reduce, make_gathering, grad_gathering},
+    {kOnnx, "ReduceLogSumExp", 1, 2, 1, 1, infer_reduce, make_gathering, grad_gathering},
+    {kOnnx, "ReduceProd", 1, 2, 1, 1, infer_reduce, make_gathering, grad_gathering},
     {kOnnx, "ArgMax", 1, 1, 1, 1, infer_arg, make_arg},
     {kOnnx, "ArgMin", 1, 1, 1, 1, infer_arg, make_arg},
     {kFalaj, "ReduceGrad", 2, 3, 1, 1, infer_reduce_grad, make_reduce_grad, nullptr, Placement::own, 0b10},
     {kFalaj, "ReduceMaxGrad", 3, 4, 1, 1, infer_extreme_grad, make_extreme_grad},
+    {kFalaj, "ReduceFunctionGrad", 3, 4, 1, 1, infer_extreme_grad, make_gathering_grad},
 };
 
 }  // namespace

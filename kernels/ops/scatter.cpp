@@ -243,12 +243,76 @@ Result<KernelPtr> make_scatter_nd(const KernelCall& c) {
   });
 }
 
+// --- gradients: what was gathered is added up where it came from, what was scattered is gathered again ----------------------------
+
+Status grad_gather_elements(GradientCall& g) {
+  Attributes attributes = g.node().attributes;
+  attributes.insert_or_assign("reduction", std::string("add"));
+  const std::string zeros = g.add_falaj("ZerosLike", {g.input(0)});
+  if (g.wants(0)) g.set(0, g.add("ScatterElements", {zeros, g.input(1), g.dy()}, std::move(attributes)));
+  return {};
+}
+
+// dy, indices, data (for its shape): slices added up in the order of the indices.
+Result<Places> grad_places(const OpCall& call) {
+  FALAJ_ASSIGN(auto batch_dims, attr_int(call.node, "batch_dims", 0));
+  const std::array<ValueType, 2> forward = {call.in(2), call.in(1)};
+  return places(OpCall{call.node, forward, call.opset}, batch_dims);
+}
+Status infer_gather_nd_grad(InferCall& call) {
+  FALAJ_ASSIGN(auto p, grad_places(call));
+  if (call.in(0).shape.elements() != p.batches * p.places * p.slice) return invalid("the gradient does not fit what was gathered");
+  return set_output(call, 0, call.in(0).dtype, call.in(2).shape);
+}
+Result<KernelPtr> make_gather_nd_grad(const KernelCall& c) {
+  FALAJ_ASSIGN(auto p, grad_places(c));
+  return dispatch_float(c.in(0).dtype, [&]<class T>() {
+    return make_kernel([p](const Io& io) {
+      const T* dy = io.input<T>(0);
+      T* dx = io.output<T>(0);
+      std::fill_n(dx, p.batches * p.batch_elements, T{0});
+      for (std::int64_t b = 0; b < p.batches; ++b) {
+        for (std::int64_t i = 0; i < p.places; ++i, dy += p.slice) {
+          std::int64_t at = p.offset(io, b * p.places + i);
+          if (at < 0) return;
+          T* to = dx + b * p.batch_elements + at;
+          for (std::int64_t k = 0; k < p.slice; ++k) to[k] += dy[k];
+        }
+      }
+    });
+  });
+}
+Status grad_gather_nd(GradientCall& g) {
+  if (g.wants(0)) g.set(0, g.add_falaj("GatherNDGrad", {g.dy(), g.input(1), g.input(0)}, g.node().attributes));
+  return {};
+}
+
+// What is overwritten gets no gradient; what is added to keeps all of it.
+Status grad_scatter(GradientCall& g) {
+  FALAJ_ASSIGN(auto how, combine(g.node()));
+  if (how != Combine::none && how != Combine::add) return Error{ErrorCode::unimplemented, "reduction is neither none nor add: no gradient"};
+  const bool elements = g.node().op != "ScatterND";
+  if (g.wants(0)) {
+    const std::string zeros = how == Combine::none ? g.add_falaj("ZerosLike", {g.input(2)}) : std::string();
+    Attributes attributes = g.node().attributes;
+    g.set(0, how == Combine::add ? g.dy()
+                                 : g.add(elements ? "ScatterElements" : "ScatterND", {g.dy(), g.input(1), zeros}, std::move(attributes)));
+  }
+  if (!g.wants(2)) return {};
+  Attributes axis;
+  if (const auto found = g.node().attributes.find("axis"); found != g.node().attributes.end()) axis.insert(*found);
+  std::string d = g.add(elements ? "GatherElements" : "GatherND", {g.dy(), g.input(1)}, std::move(axis));
+  g.set(2, elements ? std::move(d) : g.add_falaj("ReshapeLike", {std::move(d), g.input(2)}));
+  return {};
+}
+
 constexpr OpDef kOps[] = {
-    {kOnnx, "GatherElements", 2, 2, 1, 1, infer_gather_elements, make_gather_elements},
-    {kOnnx, "ScatterElements", 3, 3, 1, 1, infer_scatter_elements, make_scatter_elements},
-    {kOnnx, "Scatter", 3, 3, 1, 1, infer_scatter_elements, make_scatter_elements},
-    {kOnnx, "GatherND", 2, 2, 1, 1, infer_gather_nd, make_gather_nd},
-    {kOnnx, "ScatterND", 3, 3, 1, 1, infer_scatter_nd, make_scatter_nd},
+    {kOnnx, "GatherElements", 2, 2, 1, 1, infer_gather_elements, make_gather_elements, grad_gather_elements},
+    {kOnnx, "ScatterElements", 3, 3, 1, 1, infer_scatter_elements, make_scatter_elements, grad_scatter},
+    {kOnnx, "Scatter", 3, 3, 1, 1, infer_scatter_elements, make_scatter_elements, grad_scatter},
+    {kOnnx, "GatherND", 2, 2, 1, 1, infer_gather_nd, make_gather_nd, grad_gather_nd},
+    {kOnnx, "ScatterND", 3, 3, 1, 1, infer_scatter_nd, make_scatter_nd, grad_scatter},
+    {kFalaj, "GatherNDGrad", 3, 3, 1, 1, infer_gather_nd_grad, make_gather_nd_grad, nullptr, Placement::own, 0b100},
 };
 
 }  // namespace

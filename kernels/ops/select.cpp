@@ -71,6 +71,17 @@ Result<KernelPtr> make_top(const KernelCall& c) {
   });
 }
 
+// The indices are asked for again: exports often leave them out.
+Status grad_top(GradientCall& g) {
+  if (!g.wants(0) || g.dy().empty()) return g.stop(), Status{};
+  const auto again = g.add_many(kOnnx, "TopK", g.node().inputs, g.node().attributes, 2);
+  FALAJ_ASSIGN(auto axis, attr_int(g.node(), "axis", -1));
+  Attributes attributes = attr("axis", axis);
+  attributes.emplace("reduction", std::string("add"));
+  g.set(0, g.add("ScatterElements", {g.add_falaj("ZerosLike", {g.input(0)}), again[1], g.dy()}, std::move(attributes)));
+  return {};
+}
+
 // --- Hardmax ----------------------------------------------------------------------------------------------------------------
 
 Result<AxisSplit> hardmax_split(const OpCall& call) {
@@ -312,9 +323,9 @@ Result<std::vector<Value>> eager_suppress(EagerCall& call) {
 }
 
 constexpr OpDef kOps[] = {
-    {kOnnx, "TopK", 1, 2, 1, 2, infer_top, make_top},       {kOnnx, "Hardmax", 1, 1, 1, 1, infer_hardmax, make_hardmax},
-    eager_op(kOnnx, "NonZero", 1, 1, 1, 1, eager_non_zero), eager_op(kOnnx, "Compress", 2, 2, 1, 1, eager_compress),
-    eager_op(kOnnx, "Unique", 1, 1, 1, 4, eager_unique),    eager_op(kOnnx, "NonMaxSuppression", 2, 5, 1, 1, eager_suppress),
+    {kOnnx, "TopK", 1, 2, 1, 2, infer_top, make_top, grad_top}, {kOnnx, "Hardmax", 1, 1, 1, 1, infer_hardmax, make_hardmax},
+    eager_op(kOnnx, "NonZero", 1, 1, 1, 1, eager_non_zero),     eager_op(kOnnx, "Compress", 2, 2, 1, 1, eager_compress),
+    eager_op(kOnnx, "Unique", 1, 1, 1, 4, eager_unique),        eager_op(kOnnx, "NonMaxSuppression", 2, 5, 1, 1, eager_suppress),
 };
 
 }  // namespace

@@ -14,9 +14,6 @@ class Maker : public CaseMaker {
  public:
   using CaseMaker::CaseMaker;
 
-  void smooth(std::string_view op, std::vector<Tensor> inputs, Attributes attributes = {}, std::size_t outputs = 1) {
-    add(kOnnx, op, std::move(inputs), std::move(attributes), outputs, true);
-  }
   Tensor bools(const Shape& shape) {
     Tensor b(DType::boolean, shape);
     for (bool& v : b.mutable_data<bool>()) v = random().chance(0.5);
@@ -153,17 +150,23 @@ class Maker : public CaseMaker {
   void norms_and_losses() {
     smooth("LayerNormalization", {t({3, 5}), t({5}), t({5})});
     smooth("LayerNormalization", {t({2, 3, 4}), t({3, 4})}, {{"axis", std::int64_t{1}}}, 3);
-    smooth("BatchNormalization", {t({3, 4, 2}), t({4}), t({4}), as_f32(t({4})), t({4}, 0.5, 2)});
-    cases.back().inputs[3] = t({4});
-    cases.back().differentiable = false;  // its statistics are inputs of the same type: checked apart
+    for (const char* domain : {"", "ai.falaj"}) {
+      Attributes attributes = {{"momentum", 0.8F}};
+      if (*domain == 0) attributes.emplace("training_mode", std::int64_t{1});
+      partly(domain, "BatchNormalization", {t({3, 4, 2}), t({4}), t({4}), t({4}), t({4}, 0.5, 2)}, attributes, 3, 3);
+    }
+    partly(kOnnx, "BatchNormalization", {t({3, 4, 2}), t({4}), t({4}), t({4}), t({4}, 0.5, 2)}, {}, 1, 3);
+    partly(kOnnx, "BatchNormalization", {t({3, 2}), t({2}), t({2}), t({2}), t({2}, 0.5, 2)}, {{"epsilon", 0.1F}}, 1, 3);
     for (const char* reduction : {"mean", "sum"}) {
       Attributes attributes = {{"reduction", std::string(reduction)}};
-      add(kFalaj, "MeanSquare", {t({4, 2}), as_f32(t({1}))}, attributes);
-      cases.back().inputs[1] = t({4, 2});
-      add(kFalaj, "SigmoidCrossEntropy", {t({4, 1}), t({4, 1}, 0, 1)}, attributes);
-      add(kFalaj, "SigmoidCrossEntropy", {t({4, 1}), t({4, 1}, 0, 1), t({4, 1}, 0.5, 2)}, attributes);
-      add(kFalaj, "SoftmaxCrossEntropy", {t({4, 3}), ints({2, 0, 1, 2})}, attributes, true);
-      add(kFalaj, "SoftmaxCrossEntropy", {t({4, 3}), ints({2, 0, 1, 2}), t({4}, 0.5, 2)}, attributes);
+      for (const char* op : {"MeanSquare", "MeanAbsolute"}) partly(kFalaj, op, {t({4, 2}), t({4, 2})}, attributes, 1, 1);
+      partly(kFalaj, "Huber", {t({5, 2}), t({5, 2})}, {{"reduction", std::string(reduction)}, {"delta", 0.7F}}, 1, 1);
+      partly(kFalaj, "SigmoidCrossEntropy", {t({4, 1}), t({4, 1}, 0, 1)}, attributes, 1, 1);
+      partly(kFalaj, "SigmoidCrossEntropy", {t({4, 1}), t({4, 1}, 0, 1), t({4, 1}, 0.5, 2)}, attributes, 1, 1);
+      partly(kFalaj, "SoftmaxCrossEntropy", {t({4, 3}), ints({2, 0, 1, 2})}, attributes, 1, 1);
+      partly(kFalaj, "SoftmaxCrossEntropy", {t({4, 3}), ints({2, 0, 1, 2}), t({4}, 0.5, 2)}, attributes, 1, 1);
+      attributes.emplace("ignore_index", std::int64_t{-100});
+      partly(kFalaj, "SoftmaxCrossEntropy", {t({4, 3}), ints({2, -100, 1, 2})}, attributes, 1, 1);
     }
   }
 

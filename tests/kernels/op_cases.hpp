@@ -17,7 +17,8 @@ inline std::uint64_t test_seed() {
 struct OpCase {
   Node node;
   std::vector<Tensor> inputs;
-  bool differentiable = false;  // with respect to its f64 inputs
+  bool differentiable = false;      // with respect to its f64 inputs
+  std::size_t differentiated = 64;  // those from here on are data: targets, weights of rows, statistics
 };
 std::vector<OpCase> op_cases(Random& random);       // all
 std::vector<OpCase> more_op_cases(Random& random);  // those of op_cases_more.cpp
@@ -31,6 +32,15 @@ class CaseMaker {
   explicit CaseMaker(Random& random) : random_(random) {}
   void add(std::string_view domain, std::string_view op, std::vector<Tensor> inputs, Attributes attributes = {}, std::size_t outputs = 1,
            bool differentiable = false);
+  void smooth(std::string_view op, std::vector<Tensor> inputs, Attributes attributes = {}, std::size_t outputs = 1) {
+    add(kOnnx, op, std::move(inputs), std::move(attributes), outputs, true);
+  }
+  // Differentiable with respect to the first `differentiated` inputs.
+  void partly(std::string_view domain, std::string_view op, std::vector<Tensor> inputs, Attributes attributes, std::size_t outputs,
+              std::size_t differentiated) {
+    add(domain, op, std::move(inputs), std::move(attributes), outputs, true);
+    cases.back().differentiated = differentiated;
+  }
   void plain(std::string_view op, std::vector<Tensor> inputs, Attributes attributes = {}, std::size_t outputs = 1) {
     add(kOnnx, op, std::move(inputs), std::move(attributes), outputs);
   }
