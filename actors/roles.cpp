@@ -5,6 +5,7 @@
 #include "actors/artifacts/store.hpp"
 #include "actors/control/membership.hpp"
 #include "actors/control/resources.hpp"
+#include "actors/control/witness.hpp"
 #include "actors/features/front.hpp"
 #include "actors/features/shard.hpp"
 #include "actors/governance/audit.hpp"
@@ -84,6 +85,7 @@ void start_agent(Host& host, const NodeParts& p) {
   };
   options.workers = p.has(Role::COMPUTE) ? p.workers : nullptr;
   options.fill_stats = p.fill_stats;
+  options.tracer = &host.tracer();
   options.look = [&host] { return std::pair(host.actors(), host.dead_letters()); };
   host.spawn(control::agent(std::move(options)));
 }
@@ -110,6 +112,7 @@ Status start(Host& host, const NodeParts& p) {
     host.spawn(features::shard(std::move(shard_options)));
   }
   if (p.has(Role::GATEWAY)) host.spawn(serving::router({p.view}));
+  host.spawn(control::witness({p.name, p.control_node, p.view}));
   start_agent(host, p);
   return {};
 }

@@ -33,11 +33,11 @@ const std::vector<capnp::StructSchema>& message_catalog() {
   static const auto catalog =
       list<m::Empty, m::Apply, m::GetResource, m::ListResources, m::DeleteResource, m::ResourceRecord, m::ResourceList, m::GetStatus,
            m::ClusterStatus, m::GetNodeStats, m::NodeStats, m::GetActors, m::ActorTree, m::CreateToken, m::Token, m::RevokePrincipal,
-           m::Revoked, m::PutRows, m::PutRowsReply, m::GetFeatures, m::Features, m::DeleteEntity, m::CountRows, m::RowCount,
-           m::CreateSnapshot, m::SnapshotInfo, m::PutChunk, m::PutManifest, m::GetManifest, m::ArtifactInfo, m::GetChunk, m::Chunk,
-           m::RegisterVersion, m::GetVersion, m::ModelVersionInfo, m::ListModels, m::ModelList, m::SetAlias, m::GetRun, m::RunInfo,
-           m::ListRuns, m::RunList, m::Infer, m::InferReply, m::Predict, m::PredictReply, m::DescribeModel, m::ModelDescription,
-           m::ShowAudit, m::AuditPage>();
+           m::Revoked, m::DrainNode, m::ForgetNode, m::StartTrace, m::StopTrace, m::TraceClock, m::GetSpans, m::Spans, m::PutRows,
+           m::PutRowsReply, m::GetFeatures, m::Features, m::DeleteEntity, m::CountRows, m::RowCount, m::CreateSnapshot, m::SnapshotInfo,
+           m::PutChunk, m::PutManifest, m::GetManifest, m::ArtifactInfo, m::GetChunk, m::Chunk, m::RegisterVersion, m::GetVersion,
+           m::ModelVersionInfo, m::ListModels, m::ModelList, m::SetAlias, m::GetRun, m::RunInfo, m::ListRuns, m::RunList, m::Infer,
+           m::InferReply, m::Predict, m::PredictReply, m::DescribeModel, m::ModelDescription, m::ShowAudit, m::AuditPage>();
   return catalog;
 }
 

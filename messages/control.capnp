@@ -4,7 +4,8 @@
 # Who talks to whom: nodes register with `control/membership` and get the ClusterView, again whenever it changes; `control/resources`
 # takes commands from people and services, writes the control store, and reconciles; it tells `node/agent` of each node which actors to
 # run. Ordering: a view has an epoch and a revision, a smaller pair is ignored. A lost connection means: the node goes on with its last
-# view and registers again; control takes it for lost when its link is down, and places its actors elsewhere.
+# view and registers again; control takes it for lost when its own link to it is down and another node says the same
+# (`node/witness`), or when it stays away for seconds; then it places its actors elsewhere.
 
 using Cxx = import "/capnp/c++.capnp";
 using A = import "annotations.capnp";
@@ -32,6 +33,7 @@ struct NodeInfo {
   up @6 :Bool;
   pid @7 :UInt32;
   version @8 :Text;
+  draining @9 :Bool;  # nothing new is placed there, and what can move away does
 }
 
 struct Register {
@@ -62,6 +64,8 @@ struct ClusterView {
   featureNodes @6 :List(Text);
   resources @7 :List(R.Resource);  # feature views and deployments: what data-path actors must know without asking control
   revoked @8 :List(Text);  # entries of revoked.txt, which each node keeps for the time without control
+  known @9 :UInt32;        # nodes that have ever registered and were not forgotten
+  deciding @10 :Bool;      # control sees at least half of them: fewer, and it places nothing anew, since it may be the one cut off
 }
 
 # --- placement: control -> node/agent -------------------------------------------------------------------------------------
@@ -104,6 +108,19 @@ struct ActorReady {
   name @0 :Text;
   node @1 :Text;
   incarnation @2 :UInt64;
+}
+
+# --- nodes that leave: people -> control/membership ----------------------------------------------------------------------------
+
+struct DrainNode $A.verb("nodes.drain") {
+  # Reply: Empty, when it is on disk; what moves away does so after it. Not found: no such node.
+  node @0 :Text;
+  undo @1 :Bool;
+}
+
+struct ForgetNode $A.verb("nodes.forget") {
+  # Takes a node that is down out of the view and out of the count of known nodes; it may register again. Reply: Empty.
+  node @0 :Text;
 }
 
 # --- commands: people and services -> control/resources ----------------------------------------------------------------------
@@ -173,6 +190,7 @@ struct NodeStats {
   residentBytes @5 :UInt64;
   uptimeNs @6 :UInt64;
   requests @7 :List(DeploymentStats);
+  workers @8 :UInt32;  # training worker processes
 }
 
 struct DeploymentStats {
@@ -205,6 +223,45 @@ struct DeadLetterInfo {
   to @1 :Text;
   typeId @2 :UInt64;
   reason @3 :Text;
+}
+
+# --- tracing: people -> node/agent of any node ------------------------------------------------------------------------------------
+
+struct StartTrace $A.verb("cluster.trace") {
+  # Records what the node's actors handle from now on. Reply: TraceClock. A trace that runs is begun anew.
+  forMs @0 :UInt32 = 2000;       # at most a minute
+  spansMax @1 :UInt32 = 100000;  # at most 200,000
+}
+
+struct StopTrace $A.verb("cluster.trace") {}  # Reply: TraceClock.
+
+struct TraceClock {
+  wallNs @0 :Int64;  # the node's, when it answered: nodes' clocks differ
+}
+
+struct GetSpans $A.verb("cluster.trace") {
+  # The next of what was recorded; each is given once. Reply: Spans.
+  limit @0 :UInt32 = 4096;
+}
+
+struct Spans {
+  spans @0 :List(Span);
+  left @1 :UInt32;     # more to ask for
+  dropped @2 :UInt64;  # for want of room
+}
+
+struct Span {
+  beginNs @0 :Int64;  # by the node's wall clock
+  waitedNs @1 :UInt64;
+  handledNs @2 :UInt64;
+  actor @3 :UInt64;
+  name @4 :Text;
+  kind @5 :Text;     # message, question, answer, work, ...
+  message @6 :Text;  # type
+  from @7 :Text;
+  traceHigh @8 :UInt64;
+  traceLow @9 :UInt64;
+  span @10 :UInt64;
 }
 
 # --- joining ----------------------------------------------------------------------------------------------------------------------

@@ -57,6 +57,27 @@ struct OpenToken {
   createdBy @3 :Text;
 }
 
+struct Accuse {
+  # node/witness -> control/membership: the link to that node is lost, or it does not answer. Said again as long as it is so; counts for
+  # a short time only, and never alone. Reply: Empty.
+  node @0 :Text;
+  incarnation @1 :UInt64;
+  reason @2 :Text;
+}
+
+struct Ping {
+  # control/membership or a node/witness -> node/witness: are you there? Reply: Empty.
+}
+
+struct KnownNodes {
+  # control/membership keeps one (key control/members).
+  struct Node {
+    name @0 :Text;
+    draining @1 :Bool;
+  }
+  nodes @0 :List(Node);
+}
+
 struct RevocationsChanged {
   # control/authority -> control/membership: there is a new key revoked/<principal>; put all into the view. Reply: Empty.
 }

@@ -48,6 +48,7 @@ std::string table(const std::vector<std::vector<std::string>>& rows);
 bool output_is_terminal();
 
 void add_cluster_commands(CLI::App& app, Cli& cli);     // init, up, down, node, launcher, token, join, principal
+void add_leave_commands(CLI::App& app, Cli& cli);       // drain, forget
 void add_resource_commands(CLI::App& app, Cli& cli);    // apply, get, delete, deploy
 void add_feature_commands(CLI::App& app, Cli& cli);     // features ingest|get|snapshot|count|erase
 void add_training_commands(CLI::App& app, Cli& cli);    // train, runs
@@ -55,6 +56,7 @@ void add_model_commands(CLI::App& app, Cli& cli);       // models
 void add_model_file_commands(CLI::App& app, Cli& cli);  // model info|run
 void add_request_commands(CLI::App& app, Cli& cli);     // predict, call
 void add_look_commands(CLI::App& app, Cli& cli);        // status, top, actors, audit, store, version
+void add_trace_command(CLI::App& app, Cli& cli);        // trace
 void add_bench_command(CLI::App& app, Cli& cli);        // bench
 void add_simulate_commands(CLI::App& app, Cli& cli);    // simulate faults
 void add_demo_command(CLI::App& app, Cli& cli);         // demo

@@ -35,6 +35,8 @@ std::string roles_text(capnp::List<Role>::Reader roles) {
   return out;
 }
 
+std::string state_of(NodeInfo::Reader node) { return node.getUp() ? node.getDraining() ? "leaving" : "up" : "down"; }
+
 struct Picture {
   View<ClusterStatus> status;
   std::vector<View<NodeStats>> stats;
@@ -75,7 +77,7 @@ std::string show(const Picture& picture, const Rates& before, Instant now) {
       {"NODE", "ROLES", "STATE", "PID", "ADDRESS", "ACTORS", "MAILBOX", "MSG/S", "DEAD", "MEMORY"}};
   for (const auto node : picture.status->getView().getNodes()) {
     const std::string name(text(node.getName()));
-    std::vector<std::string> row = {name, roles_text(node.getRoles()), node.getUp() ? "up" : "down", std::to_string(node.getPid()),
+    std::vector<std::string> row = {name, roles_text(node.getRoles()), state_of(node), std::to_string(node.getPid()),
                                     std::string(text(node.getAddress()))};
     for (const auto& stats : picture.stats) {
       if (text(stats->getNode()) != name) continue;
@@ -131,7 +133,12 @@ Status do_status(Cli& cli, const LookArguments&) {
   FALAJ_ASSIGN(auto* client, cli.client());
   FALAJ_ASSIGN(const auto picture, look(*client));
   if (!cli.json()) {
-    print(format("cluster '{}', epoch {}\n", text(picture.status->getView().getCluster()), picture.status->getView().getEpoch()));
+    const auto view = picture.status->getView();
+    print(format("cluster '{}', epoch {}\n", text(view.getCluster()), view.getEpoch()));
+    if (!view.getDeciding()) {
+      print(format("control sees fewer than half of its {} nodes and places nothing anew: bring them back, or `falaj forget` them\n",
+                   view.getKnown()));
+    }
     print(show(picture, {}, client->clock().now()));
     return {};
   }

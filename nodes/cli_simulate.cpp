@@ -10,6 +10,7 @@
 #include "runtime/base/log.hpp"
 #include "runtime/base/thread.hpp"
 #include "simulations/faults.hpp"
+#include "simulations/members.hpp"
 
 namespace falaj::nodes {
 namespace {
@@ -26,6 +27,8 @@ struct SimulateArguments {
   std::string plant;
   bool calm = false;
   bool trace = false;
+  unsigned lost = 1;
+  bool power = false;
 };
 
 FaultPlan plan_of(const SimulateArguments& a, std::uint64_t seed) {
@@ -134,6 +137,38 @@ Status many(Cli& cli, const SimulateArguments& a) {
   return {};
 }
 
+Status members(Cli& cli, const SimulateArguments& a) {
+  if (a.lost >= a.nodes) return invalid(format("--lost {} of {} nodes: control must stay, so lose fewer", a.lost, a.nodes));
+  log::configure({.level = log::Level::off});
+  const SystemClock clock;
+  const auto begin = clock.now();
+  const auto report = simulations::run_members({a.seed, a.nodes, a.lost, a.power});
+  const auto wall = std::chrono::duration<double>(clock.now() - begin).count();
+  if (!report.trouble.empty()) {
+    std::fprintf(stderr, "seed %llu: %s\n", static_cast<unsigned long long>(a.seed), report.trouble.c_str());
+    cli.code = 1;
+  }
+  print(format("{} nodes see each other after {:.3f} s; {} are lost, and {:.3f} s later all others have the same view", a.nodes,
+               report.all_here, a.lost, report.agreed));
+  print(format("messages meanwhile: {} to control, {} to the busiest other node; {} steps in {:.2f} s", report.by_control,
+               report.by_another, report.steps, wall));
+  print(format("digest {:016x}", report.digest));
+  return {};
+}
+
+void add_members(CLI::App& simulate, Cli& cli) {
+  const auto a = std::make_shared<SimulateArguments>();
+  a->nodes = 200;
+  a->lost = 40;
+  auto* command = simulate.add_subcommand("members", "Membership alone, on many nodes, of which some are lost at once");
+  command->add_option("--seed", a->seed, "What is drawn from")->capture_default_str();
+  command->add_option("--nodes", a->nodes, "Nodes")->capture_default_str()->check(CLI::Range(2, 1000));
+  command->add_option("--lost", a->lost, "How many of them are lost")->capture_default_str();
+  command->add_flag("--power", a->power, "They fall silent at once; otherwise their processes end");
+  command->footer("Example:\n  falaj simulate members --nodes 200 --lost 40 --power");
+  cli.runs(*command, [&cli, a] { return members(cli, *a); });
+}
+
 }  // namespace
 
 void add_simulate_commands(CLI::App& app, Cli& cli) {
@@ -154,6 +189,7 @@ void add_simulate_commands(CLI::App& app, Cli& cli) {
   faults->add_flag("--trace", a->trace, "Each message and fault to standard error");
   faults->footer(
       "The last line is `digest HEX`. Example:\n  falaj simulate faults --seed 7\n  falaj simulate faults --seeds 1..200 --jobs 2");
+  add_members(*simulate, cli);
   cli.runs(*faults, [&cli, a] { return a->seeds.empty() ? one(cli, *a) : many(cli, *a); });
 }
 

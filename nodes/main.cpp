@@ -26,6 +26,7 @@ int main(int argc, char** argv) {
   falaj::log::configure(log_options);
   Cli cli;
   add_cluster_commands(app, cli);
+  add_leave_commands(app, cli);
   add_resource_commands(app, cli);
   add_feature_commands(app, cli);
   add_training_commands(app, cli);
@@ -33,6 +34,7 @@ int main(int argc, char** argv) {
   add_model_file_commands(app, cli);
   add_request_commands(app, cli);
   add_look_commands(app, cli);
+  add_trace_command(app, cli);
   add_bench_command(app, cli);
   add_simulate_commands(app, cli);
   add_demo_command(app, cli);

@@ -1,5 +1,8 @@
 #include "actors/control/agent.hpp"
 
+#include <algorithm>
+
+#include "actors/governance/audit.hpp"
 #include "messages/control_internal.capnp.h"
 #include "messages/envelope.capnp.h"
 #include "runtime/base/fault.hpp"
@@ -14,6 +17,8 @@ using namespace messages;
 using falaj::ErrorCode;
 using falaj::Lane;
 using std::chrono::milliseconds;
+
+constexpr std::size_t kSpansMax = 8192;  // in one answer
 
 struct Running {
   Message spec;  // EnsureActor
@@ -33,6 +38,9 @@ class Agent final : public ActorOf<Agent> {
     on.message<ProcessEnded>(&Agent::process_ended);
     on.message<GetNodeStats>(&Agent::stats);
     on.message<GetActors>(&Agent::actors);
+    on.message<StartTrace>(&Agent::start_trace);
+    on.message<StopTrace>(&Agent::stop_trace);
+    on.message<GetSpans>(&Agent::spans);
   }
   explicit Agent(AgentOptions options) : options_(std::move(options)) {}
 
@@ -97,7 +105,11 @@ class Agent final : public ActorOf<Agent> {
     for (const auto entry : (*opened)->getRevoked()) entries.emplace_back(text(entry));
     if (entries != revoked_ && options_.revoke) ctx.start(write_revoked(ctx, std::move(entries)));
     auto snapshot = std::make_shared<const cluster::ClusterSnapshot>(std::move(opened).value());
+    const auto self = options_.self.view<Register>();
+    const auto me = snapshot->node(text(self->getNode().getName()));
+    const bool buried = me && !me->getUp() && me->getIncarnation() == self->getNode().getIncarnation();
     if (options_.view->set(snapshot)) options_.on_view(std::move(snapshot));
+    if (buried) ctx.start(register_for_ever(ctx));  // taken for dead, and not
   }
 
   // The links read the list once a second. Entries are never taken out of it: that a view came late does no harm.
@@ -243,7 +255,61 @@ class Agent final : public ActorOf<Agent> {
   }
 
   void stats(Context&, Msg<GetNodeStats> m) {
-    m.reply(Message::build<NodeStats>([this](NodeStats::Builder b) { options_.fill_stats(b); }));
+    m.reply(Message::build<NodeStats>([this](NodeStats::Builder b) {
+      options_.fill_stats(b);
+      b.setWorkers(static_cast<std::uint32_t>(std::ranges::count_if(running_, [](const auto& one) { return one.second.pid != 0; })));
+    }));
+  }
+
+  // ---- tracing ----------------------------------------------------------------------------------------------------------------------
+
+  static Message clock_of(Context& ctx) {
+    return Message::build<TraceClock>([&](TraceClock::Builder b) { b.setWallNs(ctx.wall().unix_ns); });
+  }
+
+  Task<> start_trace(Context& ctx, Msg<StartTrace> m) {
+    if (auto ready = may_trace(); !ready) co_return m.refuse(ready.error());
+    auto audited =
+        governance::audit_ask(ctx, governance::record_of(m.scope(), m.trace(), ctx.node_name(), "cluster.trace", ctx.node_name()));
+    if (const auto kept = co_await std::move(audited); !kept) co_return m.refuse(within("not audited, so not done", kept.error()));
+    options_.tracer->start(ctx.now(), milliseconds(m->getForMs()), m->getSpansMax());
+    m.reply(clock_of(ctx));
+  }
+
+  void stop_trace(Context& ctx, Msg<StopTrace> m) {
+    if (auto ready = may_trace(); !ready) return m.refuse(ready.error());
+    options_.tracer->stop();
+    m.reply(clock_of(ctx));
+  }
+
+  void spans(Context& ctx, Msg<GetSpans> m) {
+    if (auto ready = may_trace(); !ready) return m.refuse(ready.error());
+    const auto taken = options_.tracer->take(std::clamp<std::size_t>(m->getLimit(), 1, kSpansMax));
+    const auto shift = ctx.wall().unix_ns - ctx.now().time_since_epoch().count();  // from the steady clock to the wall's
+    m.reply(Message::build<Spans>(
+        [&](Spans::Builder b) {
+          auto list = b.initSpans(static_cast<unsigned>(taken.size()));
+          for (unsigned i = 0; i < taken.size(); ++i) write_span(list[i], taken[i], shift);
+          b.setLeft(static_cast<std::uint32_t>(options_.tracer->left()));
+          b.setDropped(options_.tracer->dropped());
+        },
+        32 * taken.size() + 16));
+  }
+
+  Status may_trace() const { return options_.tracer != nullptr ? Status{} : error(ErrorCode::unimplemented, "this node cannot be traced"); }
+
+  static void write_span(Span::Builder out, const TracedSpan& span, std::int64_t shift) {
+    out.setBeginNs(span.begin.time_since_epoch().count() + shift);
+    out.setWaitedNs(static_cast<std::uint64_t>(span.waited.count()));
+    out.setHandledNs(static_cast<std::uint64_t>(span.handled.count()));
+    out.setActor(span.actor.value());
+    out.setName(span.name);
+    out.setKind(std::string(span.kind));
+    out.setMessage(std::string(span.message));
+    out.setFrom(span.from);
+    out.setTraceHigh(span.trace.trace_high);
+    out.setTraceLow(span.trace.trace_low);
+    out.setSpan(span.trace.span);
   }
 
   void actors(Context&, Msg<GetActors> m) {

@@ -42,6 +42,7 @@ struct AgentOptions {
   WorkerProcesses* workers = nullptr;  // null: this node runs no workers
   std::function<void(messages::NodeStats::Builder)> fill_stats;
   std::function<std::pair<std::vector<ActorInfo>, std::vector<DeadLetter>>()> look;
+  Tracer* tracer = nullptr;  // of the host
 };
 
 std::string agent_name(std::string_view node);

@@ -100,7 +100,7 @@ Task<Result<Placer::Target>> Placer::resolve(Context& ctx, Message record) {
 std::string Placer::pick_node(std::string_view deployment, const cluster::ClusterSnapshot& view) const {
   std::string best;
   std::pair<std::size_t, std::size_t> least{};
-  for (const auto& node : view.nodes_with(Role::SERVING)) {
+  for (const auto& node : view.open_nodes_with(Role::SERVING)) {
     std::pair<std::size_t, std::size_t> load{};  // of this deployment first, then of all
     for (const auto& [name, placed] : placed_) {
       if (placed.node != node) continue;
@@ -119,7 +119,7 @@ std::string Placer::pick_node(std::string_view deployment, const cluster::Cluste
 // another. Else empty. While a move is under way there is one placement too many, and no second move.
 std::string Placer::crowded(std::string_view deployment, std::size_t count, const cluster::ClusterSnapshot& view) const {
   std::map<std::string, std::vector<std::string>> by_node;
-  for (const auto& node : view.nodes_with(Role::SERVING)) by_node[node];
+  for (const auto& node : view.open_nodes_with(Role::SERVING)) by_node[node];
   std::size_t all = 0;
   for (const auto& [name, placed] : placed_) {
     if (placed.deployment != deployment) continue;
@@ -250,8 +250,9 @@ Task<Message> Placer::deployment(Context& ctx, Message record) {
     std::vector<std::string> old;
     for (const auto& [actor, placed] : placed_) {
       if (placed.deployment != name || placed.index != index) continue;
-      const bool lost =
-          placed.node_down && (healthy == 0 || ctx.now() - placed.node_down_since > kReturnGrace) && !pick_node(name, *view).empty();
+      const auto node = view->node(placed.node);
+      const bool gone = placed.node_down ? healthy == 0 || ctx.now() - placed.node_down_since > kReturnGrace : node && node->getDraining();
+      const bool lost = gone && !pick_node(name, *view).empty();
       if (fits(placed, *target, wanted) && !lost && actor != moves &&
           (current.empty() || placed.generation > placed_.at(current).generation)) {
         if (!current.empty()) old.push_back(current);

@@ -241,7 +241,9 @@ class Resources final : public ActorOf<Resources> {
     if (const auto published = co_await publish(ctx); !published) {
       log::debug("control", "resources not published", {{"reason", published.error().message}});
     }
-    co_await placer_.begin(ctx);
+    const auto view = options_.view->get();
+    const bool deciding = view && view->view().getDeciding();
+    if (deciding) co_await placer_.begin(ctx);
     // Copies of the messages: a command may change records_ while this waits.
     std::vector<std::pair<std::string, Message>> wanted;
     for (const auto& [key, record] : records_) wanted.emplace_back(key, record.message());
@@ -249,7 +251,9 @@ class Resources final : public ActorOf<Resources> {
     for (const auto& [key, message] : wanted) {
       const auto record = message.view<ResourceRecord>();
       const auto resource = record->getResource();
-      if (resource.isDeployment()) {
+      if (resource.isDeployment() && !deciding) {
+        note(key, undecided(key));
+      } else if (resource.isDeployment()) {
         deployments.emplace(text(resource.getDeployment().getName()));
         const auto status = co_await placer_.deployment(ctx, message);
         note(key, status);
@@ -259,7 +263,21 @@ class Resources final : public ActorOf<Resources> {
         note(key, Message::build<ResourceStatus>([](ResourceStatus::Builder b) { b.setPhase("ready"); }));
       }
     }
-    co_await placer_.remove_others(ctx, deployments);
+    if (deciding) co_await placer_.remove_others(ctx, deployments);
+  }
+
+  // As it was known last; nothing is moved by a control that may be the one cut off.
+  Message undecided(const std::string& key) const {
+    const auto last = status_.find(key);
+    return Message::build<ResourceStatus>([&](ResourceStatus::Builder b) {
+      if (last != status_.end()) {
+        const auto before = last->second.view<ResourceStatus>();
+        b.setReady(before->getReady());
+        b.setWanted(before->getWanted());
+      }
+      b.setPhase(b.getReady() == 0 ? "pending" : "degraded");
+      b.setMessage("control sees fewer than half of its nodes and moves nothing; bring them back, or `falaj forget` those that stay away");
+    });
   }
 
   void note(const std::string& key, const Message& status) {

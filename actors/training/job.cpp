@@ -206,7 +206,7 @@ class Job final : public ActorOf<Job> {
     const auto view = options_.view->get();
     if (!view) return {};
     std::vector<std::string> nodes;
-    for (auto& name : view->nodes_with(messages::Role::COMPUTE)) {
+    for (auto& name : view->open_nodes_with(messages::Role::COMPUTE)) {
       const auto node = view->node(name);
       if (state_.residency.empty() || (node && text(node->getResidency()) == state_.residency)) nodes.push_back(std::move(name));
     }

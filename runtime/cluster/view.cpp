@@ -66,13 +66,29 @@ std::optional<messages::NodeInfo::Reader> ClusterSnapshot::node(std::string_view
   return std::nullopt;
 }
 
+namespace {
+
+bool has(messages::NodeInfo::Reader node, messages::Role role) {
+  for (const auto held : node.getRoles()) {
+    if (held == role) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
 std::vector<std::string> ClusterSnapshot::nodes_with(messages::Role role, bool only_up) const {
   std::vector<std::string> names;
   for (const auto node : view_->getNodes()) {
-    if (only_up && !node.getUp()) continue;
-    for (const auto held : node.getRoles()) {
-      if (held == role) names.emplace_back(text(node.getName()));
-    }
+    if ((node.getUp() || !only_up) && has(node, role)) names.emplace_back(text(node.getName()));
+  }
+  return names;
+}
+
+std::vector<std::string> ClusterSnapshot::open_nodes_with(messages::Role role) const {
+  std::vector<std::string> names;
+  for (const auto node : view_->getNodes()) {
+    if (node.getUp() && !node.getDraining() && has(node, role)) names.emplace_back(text(node.getName()));
   }
   return names;
 }

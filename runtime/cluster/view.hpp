@@ -31,6 +31,8 @@ class ClusterSnapshot final : public Directory {
   [[nodiscard]] std::optional<messages::Deployment::Reader> deployment(std::string_view name) const;
   [[nodiscard]] std::optional<messages::NodeInfo::Reader> node(std::string_view name) const;
   [[nodiscard]] std::vector<std::string> nodes_with(messages::Role role, bool only_up = true) const;
+  // Up, and not about to leave: where something new may be placed.
+  [[nodiscard]] std::vector<std::string> open_nodes_with(messages::Role role) const;
   // Names in the directory that begin with `prefix` and are ready, sorted.
   [[nodiscard]] std::vector<std::string> ready_with_prefix(std::string_view prefix) const;
 

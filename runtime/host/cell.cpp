@@ -2,6 +2,7 @@
 #include "runtime/host/cell.hpp"
 
 #include <algorithm>
+#include <array>
 #include <stdexcept>
 
 #include "messages/envelope.capnp.h"
@@ -246,6 +247,25 @@ void Cell::handle(std::unique_ptr<Delivery> delivery) {
       settle();
       break;
   }
+}
+
+void Cell::handle_traced(std::unique_ptr<Delivery> delivery) {
+  static constexpr std::array<std::string_view, 10> kKinds = {"message", "question", "answer", "refusal", "watch",
+                                                              "unwatch", "down",     "work",   "stop",    "exited"};
+  const auto kind = static_cast<std::size_t>(delivery->kind);
+  TracedSpan span;
+  span.actor = id_;
+  span.kind = kind < kKinds.size() ? kKinds[kind] : "poke";
+  const bool message = delivery->kind == Kind::tell || delivery->kind == Kind::ask;
+  if (const auto* entry = message && table_ != nullptr ? table_->find(delivery->body.type()) : nullptr) span.message = entry->name;
+  span.name = !name_.empty() || !actor_ ? name_ : std::string(actor_->type());
+  if (delivery->from) span.from = to_string(delivery->from.address());
+  span.trace = delivery->trace;
+  span.begin = node_->now();
+  if (delivery->sent != Instant{}) span.waited = span.begin - delivery->sent;
+  handle(std::move(delivery));
+  span.handled = node_->now() - span.begin;
+  node_->tracer.record(std::move(span));
 }
 
 Status Cell::authorize(const Delivery& delivery, const HandlerEntry& entry) const {

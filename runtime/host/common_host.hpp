@@ -31,6 +31,7 @@ class CommonHost : public Host {
   [[nodiscard]] Incarnation incarnation() const override { return node_->options.incarnation; }
   [[nodiscard]] metrics::Registry& metrics() override { return *node_->options.metrics; }
   [[nodiscard]] const Clock& clock() const override { return *node_->options.clock; }
+  [[nodiscard]] Tracer& tracer() override { return node_->tracer; }
 
  protected:
   [[nodiscard]] Node& core() const noexcept { return *node_; }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "runtime/host/actor.hpp"
+#include "runtime/host/tracer.hpp"
 
 namespace falaj {
 
@@ -117,6 +118,7 @@ class Host {
   [[nodiscard]] virtual Incarnation incarnation() const = 0;
   [[nodiscard]] virtual metrics::Registry& metrics() = 0;
   [[nodiscard]] virtual const Clock& clock() const = 0;
+  [[nodiscard]] virtual Tracer& tracer() = 0;
 
   // Stops the tree in reverse order of start; returns the types of actors that had not stopped by the deadline.
   virtual std::vector<std::string> shutdown(Duration deadline) = 0;

@@ -28,7 +28,7 @@ bool Cell::admit(Delivery& delivery, LaneQueue& lane) {
       return false;
     }
   }
-  if (produced % kSampleEvery == 0) delivery.sent = node_->now();
+  if (produced % kSampleEvery == 0 || node_->tracer.on()) delivery.sent = node_->now();
   return true;
 }
 
@@ -140,7 +140,7 @@ bool Cell::run(std::size_t messages) {
     if (timer_due_.load(std::memory_order_relaxed)) run_timers();
     auto delivery = pop();
     if (!delivery) break;
-    handle(std::move(delivery));
+    node_->tracer.on() ? handle_traced(std::move(delivery)) : handle(std::move(delivery));
   }
   flush_counts();
   if (t_turn_mark != nullptr) t_turn_mark->end();

@@ -50,6 +50,7 @@ class Node : public std::enable_shared_from_this<Node> {
   const NodeId id;
   const Random random;  // split, never drawn from
   Executor& executor;   // valid until close()
+  Tracer tracer;
 
   [[nodiscard]] Instant now() const { return options.clock->now(); }
   ActorId next_id() { return ActorId(next_id_.fetch_add(1, std::memory_order_relaxed)); }
