@@ -97,11 +97,13 @@ class Differentiator {
 
   Status visit(std::size_t at) {
     const Node node = graph_.nodes[at];  // a copy: appending moves the vector
+    const OpDef& op = *find_op(node.domain, node.op);
     std::vector<bool> wanted;
     std::vector<ValueType> inputs;
     for (const auto& name : node.inputs) {
+      const bool unread = inputs.size() < 32 && ((op.shape_only >> inputs.size()) & 1U) != 0;  // its shape does not move
       inputs.push_back(name.empty() ? ValueType{} : typed_.types.at(name));
-      wanted.push_back(!name.empty() && active_.contains(name) && is_float(inputs.back().dtype));
+      wanted.push_back(!name.empty() && !unread && active_.contains(name) && is_float(inputs.back().dtype));
     }
     if (std::ranges::none_of(wanted, std::identity{})) return {};
     std::vector<std::string> dy;
@@ -111,7 +113,6 @@ class Differentiator {
       dy.push_back(name.empty() ? std::string() : total(name));
     }
     if (std::ranges::all_of(dy, &std::string::empty)) return {};
-    const OpDef& op = *find_op(node.domain, node.op);
     if (op.gradient == nullptr)
       return Error{ErrorCode::unimplemented, format("{}: {} has no gradient; keep what is trained behind it", describe(node), node.op)};
     if (dy.front().empty() && op.outputs_max == 1) return {};

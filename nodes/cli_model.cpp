@@ -1,4 +1,4 @@
-// model info|run: ONNX files on this machine, without a cluster.
+// model info|run|train|evaluate: ONNX files on this machine, without a cluster.
 
 #include <algorithm>
 #include <cstring>
@@ -9,7 +9,7 @@
 #include "kernels/npy.hpp"
 #include "kernels/onnx/onnx.hpp"
 #include "nodes/artifacts.hpp"
-#include "nodes/cli.hpp"
+#include "nodes/cli_model_train.hpp"
 #include "nodes/model_files.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/net/http/json_writer.hpp"
@@ -36,21 +36,6 @@ std::string json_text(std::string_view text) {
   std::string out;
   net::append_json_string(out, text);
   return out;
-}
-
-std::string type_text(const ValueInfo& info) {
-  std::string text(to_string(info.dtype));
-  if (info.has_shape) {
-    std::string shape;
-    for (std::size_t d = 0; d < info.shape.rank(); ++d) {
-      bool named = info.shape[d] < 0 && d < info.symbols.size() && !info.symbols[d].empty();
-      shape += (d > 0 ? ", " : "") + (named ? info.symbols[d] : info.shape[d] < 0 ? std::string("?") : std::to_string(info.shape[d]));
-    }
-    text += format("[{}]", shape);
-  }
-  if (info.kind == kernels::ValueKind::sequence) return format("sequence of {}", text);
-  if (info.kind == kernels::ValueKind::optional) return format("optional {}", text);
-  return text;
 }
 
 // --- info -------------------------------------------------------------------------------------------------------------------
@@ -152,44 +137,6 @@ std::string file_name(const std::string& name) {
   return out.empty() || out[0] == '.' ? "_" + out : out;
 }
 
-Result<std::vector<Value>> read_inputs(const Graph& graph, const Arguments& a) {
-  std::map<std::string, std::vector<std::string>> files;
-  for (const auto& text : a.inputs) {
-    // Names of values may hold "=": the longest name that the model knows is meant.
-    std::string name;
-    for (const auto& info : graph.inputs) {
-      if (info.name.size() >= name.size() && text.starts_with(info.name + "=")) name = info.name;
-    }
-    if (name.empty()) {
-      std::string known;
-      for (const auto& info : graph.inputs) known += (known.empty() ? "" : ", ") + info.name;
-      return invalid(format("--input {}: write NAME=FILE; the model's inputs are: {}", text, known));
-    }
-    files[name].push_back(text.substr(name.size() + 1));
-  }
-  std::vector<Value> values;
-  for (const auto& info : graph.inputs) {
-    const auto& given = files[info.name];
-    std::vector<Value> items;
-    for (const auto& file : given) {
-      FALAJ_ASSIGN(const auto content, read_binary_file(file));
-      auto tensor = kernels::read_npy(content, info.dtype);
-      if (!tensor) return within(format("input '{}', {}", info.name, file), tensor.error());
-      items.emplace_back(std::move(*tensor));
-    }
-    if (info.kind == kernels::ValueKind::sequence) {
-      values.push_back(Value::sequence(std::move(items)));
-    } else if (items.size() == 1) {
-      values.push_back(std::move(items[0]));
-    } else if (items.empty() && info.kind == kernels::ValueKind::optional) {
-      values.emplace_back();
-    } else {
-      return invalid(format("input '{}' ({}) needs --input {}=FILE.npy, once", info.name, type_text(info), info.name));
-    }
-  }
-  return values;
-}
-
 struct OutputFile {
   std::string name;
   Bytes content;
@@ -206,7 +153,7 @@ Status collect(const std::string& name, const Value& value, std::vector<OutputFi
 Status do_run(const Arguments& a) {
   kernels::set_flush_denormals();
   FALAJ_ASSIGN(auto graph, load_model(a.model));
-  FALAJ_ASSIGN(const auto inputs, read_inputs(graph, a));
+  FALAJ_ASSIGN(const auto inputs, read_inputs(graph, a.inputs));
   FALAJ_ASSIGN(auto session, kernels::Session::make(std::move(graph)));
   FALAJ_ASSIGN(const auto outputs, session.run(inputs));
   // All that is to be written is there before the first file is.
@@ -238,7 +185,7 @@ Status do_run(const Arguments& a) {
 
 void add_model_file_commands(CLI::App& app, Cli& cli) {
   const auto a = std::make_shared<Arguments>();
-  auto* model = app.add_subcommand("model", "ONNX files on this machine, without a cluster: info, run");
+  auto* model = app.add_subcommand("model", "ONNX files on this machine, without a cluster: info, run, train, evaluate");
   model->require_subcommand(1);
   auto* info = model->add_subcommand("info", "What a model takes, gives and is made of");
   info->add_flag("--why", a->why, "Which kernel runs which node, and why not a faster one");
@@ -258,6 +205,7 @@ void add_model_file_commands(CLI::App& app, Cli& cli) {
     command->add_option("model", a->model, "ONNX file")->required()->type_name("FILE");
     command->add_flag("--json", a->json, "Print JSON");
   }
+  add_model_training_commands(*model, cli);
 }
 
 }  // namespace falaj::nodes

@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 
+#include "kernels/npy.hpp"
 #include "kernels/onnx/onnx.hpp"
 #include "nodes/artifacts.hpp"
 #include "runtime/base/format.hpp"
@@ -90,6 +91,59 @@ Result<kernels::Graph> load_model(const std::string& path) {
   return kernels::import_onnx(content, path, [folder](std::string_view location, std::uint64_t offset, std::uint64_t length) {
     return folder->read(location, offset, length);
   });
+}
+
+std::string type_text(const kernels::ValueInfo& info) {
+  std::string text(to_string(info.dtype));
+  if (info.has_shape) {
+    std::string shape;
+    for (std::size_t d = 0; d < info.shape.rank(); ++d) {
+      bool named = info.shape[d] < 0 && d < info.symbols.size() && !info.symbols[d].empty();
+      shape += (d > 0 ? ", " : "") + (named ? info.symbols[d] : info.shape[d] < 0 ? std::string("?") : std::to_string(info.shape[d]));
+    }
+    text += format("[{}]", shape);
+  }
+  if (info.kind == kernels::ValueKind::sequence) return format("sequence of {}", text);
+  if (info.kind == kernels::ValueKind::optional) return format("optional {}", text);
+  return text;
+}
+
+Result<std::vector<kernels::Value>> read_inputs(const kernels::Graph& graph, const std::vector<std::string>& inputs) {
+  std::map<std::string, std::vector<std::string>> files;
+  for (const auto& text : inputs) {
+    // Names of values may hold "=": the longest name that the model knows is meant.
+    std::string name;
+    for (const auto& info : graph.inputs) {
+      if (info.name.size() >= name.size() && text.starts_with(info.name + "=")) name = info.name;
+    }
+    if (name.empty()) {
+      std::string known;
+      for (const auto& info : graph.inputs) known += (known.empty() ? "" : ", ") + info.name;
+      return invalid(format("--input {}: write NAME=FILE; the model's inputs are: {}", text, known));
+    }
+    files[name].push_back(text.substr(name.size() + 1));
+  }
+  std::vector<kernels::Value> values;
+  for (const auto& info : graph.inputs) {
+    const auto& given = files[info.name];
+    std::vector<kernels::Value> items;
+    for (const auto& file : given) {
+      FALAJ_ASSIGN(const auto content, read_binary_file(file));
+      auto tensor = kernels::read_npy(content, info.dtype);
+      if (!tensor) return within(format("input '{}', {}", info.name, file), tensor.error());
+      items.emplace_back(std::move(*tensor));
+    }
+    if (info.kind == kernels::ValueKind::sequence) {
+      values.push_back(kernels::Value::sequence(std::move(items)));
+    } else if (items.size() == 1) {
+      values.push_back(std::move(items[0]));
+    } else if (items.empty() && info.kind == kernels::ValueKind::optional) {
+      values.emplace_back();
+    } else {
+      return invalid(format("input '{}' ({}) needs --input {}=FILE.npy, once", info.name, type_text(info), info.name));
+    }
+  }
+  return values;
 }
 
 }  // namespace falaj::nodes

@@ -1,13 +1,19 @@
-// Models from files: the ONNX file, and what it keeps in other files of its folder.
+// Models from files: the ONNX file, and what it keeps in other files of its folder; and arrays for a model's inputs.
 #pragma once
 #include <string>
+#include <vector>
 
 #include "kernels/graph.hpp"
+#include "kernels/ops.hpp"
 #include "runtime/base/result.hpp"
 
 namespace falaj::nodes {
 
 // External data are mapped, not read; only regular files inside the model's folder are, whatever links or paths say.
 Result<kernels::Graph> load_model(const std::string& path);
+
+std::string type_text(const kernels::ValueInfo& info);  // float32[N, 2]
+// Values for the graph's inputs, in its order, from NAME=FILE.npy each; sequences take several of one name.
+Result<std::vector<kernels::Value>> read_inputs(const kernels::Graph& graph, const std::vector<std::string>& inputs);
 
 }  // namespace falaj::nodes

@@ -303,8 +303,8 @@ Result<KernelPtr> make_batch_norm_training_grad(const KernelCall& c) {
   });
 }
 Status grad_batch_norm(GradientCall& g) {
-  FALAJ_ASSIGN(auto training, attr_int(g.node(), "training_mode", g.node().domain == kFalaj ? 1 : 0));
-  if (training != 0) {
+  FALAJ_ASSIGN(auto training, attr_int(g.node(), "training_mode", 0));
+  if (training != 0 || g.node().domain == kFalaj) {
     auto by_batch = g.add_many(kFalaj, "BatchNormalizationTrainingGrad", {g.dy(), g.input(0), g.input(1)}, g.node().attributes, 3);
     for (std::size_t i = 0; i < 3; ++i) {
       if (g.wants(i)) g.set(i, by_batch[i]);

@@ -1,6 +1,7 @@
 #include "kernels/train/cut.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <set>
 
@@ -13,9 +14,24 @@ namespace {
 
 using Names = std::set<std::string, std::less<>>;
 
+Result<std::string> find_logits_in(const Graph& graph, std::span<const std::size_t> order, std::string_view wanted) {
+  std::string name(wanted);
+  if (name.empty()) {
+    if (const auto found = graph.metadata.find(metadata::kLogitsValue); found != graph.metadata.end()) name = found->second;
+  }
+  for (std::size_t i = order.size(); name.empty() && i-- > 0;) {
+    const Node& node = graph.nodes[order[i]];
+    const bool is_output = graph.find_output(node.outputs[0]) != nullptr;
+    if (is_output && (node.op == "Sigmoid" || node.op == "Softmax")) name = node.inputs[0];
+  }
+  if (name.empty() && !graph.outputs.empty()) name = graph.outputs[0].name;
+  if (name.empty()) return invalid("the graph has no output to train");
+  return name;
+}
+
 class Cutter {
  public:
-  explicit Cutter(const Graph& graph) : graph_(graph) {}
+  Cutter(const Graph& graph, const std::vector<std::string>& frozen) : graph_(graph), frozen_(frozen) {}
 
   Result<Cut> cut(std::string_view logits, const std::vector<std::string>& trainable) {
     FALAJ_TRY(validate(graph_));
@@ -41,16 +57,7 @@ class Cutter {
 
  private:
   Result<std::string> find_logits(std::string_view wanted) const {
-    std::string name(wanted);
-    if (name.empty()) {
-      if (const auto found = graph_.metadata.find(metadata::kLogitsValue); found != graph_.metadata.end()) name = found->second;
-    }
-    for (std::size_t i = typed_.order.size(); name.empty() && i-- > 0;) {
-      const Node& node = graph_.nodes[typed_.order[i]];
-      const bool is_output = graph_.find_output(node.outputs[0]) != nullptr;
-      if (is_output && (node.op == "Sigmoid" || node.op == "Softmax")) name = node.inputs[0];
-    }
-    if (name.empty() && !graph_.outputs.empty()) name = graph_.outputs[0].name;
+    FALAJ_ASSIGN(auto name, find_logits_in(graph_, typed_.order, wanted));
     const auto type = typed_.types.find(name);
     if (type == typed_.types.end()) return invalid(format("the graph has no value '{}' to train", name));
     if (type->second.dtype != DType::f32)
@@ -79,16 +86,22 @@ class Cutter {
   // bias (or a scale). Constants of preprocessing and of attention masks fall through.
   [[nodiscard]] bool is_parameter(const Node& node, std::size_t input, const Tensor& value) const {
     if (value.dtype() != DType::f32 || value.shape().empty()) return false;
+    if (!std::ranges::all_of(value.data<float>(), [](float x) { return std::isfinite(x); })) return false;  // a mask
     if (node.op == "Gemm") return input >= 1;
-    if (node.op == "MatMul") return true;
-    if (node.op == "Conv" || node.op == "LayerNormalization") return input == 1 || input == 2;
-    if (node.op == "BatchNormalization") return input == 1 || input == 2;  // the running statistics stay as they are
+    if (node.op == "MatMul" || node.op == "Einsum") return true;
+    if (node.op == "Conv" || node.op == "ConvTranspose" || node.op.ends_with("Normalization")) return input == 1 || input == 2;
     if (node.op == "Gather") return input == 0;
     if (node.op == "PRelu") return input == 1;
     const bool follows = std::ranges::any_of(node.inputs, [&](const std::string& other) { return depends_.contains(other); });
     if (node.op == "Add") return follows;
     if (node.op == "Mul") return follows && value.elements() > 1;
     return false;
+  }
+
+  [[nodiscard]] bool frozen(std::string_view name) const {
+    return std::ranges::any_of(frozen_, [name](std::string_view pattern) {
+      return pattern.ends_with('*') ? name.starts_with(pattern.substr(0, pattern.size() - 1)) : name == pattern;
+    });
   }
 
   Status find_parameters(const std::vector<std::string>& trainable) {
@@ -112,7 +125,7 @@ class Cutter {
       }
       for (std::size_t i = 0; !given && i < node.inputs.size(); ++i) {
         const std::string source = root(node.inputs[i]);
-        if (source.empty() || !is_parameter(node, i, graph_.initializers.find(source)->second)) continue;
+        if (source.empty() || frozen(source) || !is_parameter(node, i, graph_.initializers.find(source)->second)) continue;
         parameters_.insert(source);
         depends_.insert(source);
         mark_layout(node.inputs[i]);
@@ -211,6 +224,7 @@ class Cutter {
   }
 
   const Graph& graph_;
+  const std::vector<std::string>& frozen_;
   TypedGraph typed_, other_;
   std::map<std::string, std::size_t, std::less<>> producer_;
   std::map<std::string, std::string, std::less<>> layout_of_;
@@ -221,8 +235,14 @@ class Cutter {
 
 }  // namespace
 
-Result<Cut> cut_for_training(const Graph& graph, std::string_view logits, const std::vector<std::string>& trainable) {
-  return Cutter(graph).cut(logits, trainable);
+Result<Cut> cut_for_training(const Graph& graph, std::string_view logits, const std::vector<std::string>& trainable,
+                             const std::vector<std::string>& frozen) {
+  return Cutter(graph, frozen).cut(logits, trainable);
+}
+
+Result<std::string> logits_of(const Graph& graph, std::string_view wanted) {
+  FALAJ_ASSIGN(const auto order, topological_order(graph));
+  return find_logits_in(graph, order, wanted);
 }
 
 }  // namespace falaj::kernels

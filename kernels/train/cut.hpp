@@ -21,6 +21,10 @@ struct Cut {
 constexpr std::int64_t kSampleRows = 2;
 
 // logits empty: the metadata's, else what feeds the last Sigmoid or Softmax, else the first output. trainable empty: by use, see cut.cpp.
-Result<Cut> cut_for_training(const Graph& graph, std::string_view logits, const std::vector<std::string>& trainable);
+// frozen: names that are not trained, whatever they are used for; one may end in *, which stands for any rest.
+Result<Cut> cut_for_training(const Graph& graph, std::string_view logits, const std::vector<std::string>& trainable,
+                             const std::vector<std::string>& frozen = {});
+// The value of which a model is trained and measured, by the same rule.
+Result<std::string> logits_of(const Graph& graph, std::string_view wanted = {});
 
 }  // namespace falaj::kernels

@@ -9,12 +9,29 @@
 
 namespace falaj::kernels {
 
-std::string_view to_string(OptimizerKind kind) noexcept { return kind == OptimizerKind::adamw ? "adamw" : "sgd"; }
+namespace {
+struct Name {
+  OptimizerKind kind;
+  std::string_view text;
+};
+constexpr Name kNames[] = {
+    {OptimizerKind::adamw, "adamw"}, {OptimizerKind::sgd, "sgd"}, {OptimizerKind::adam, "adam"}, {OptimizerKind::lamb, "lamb"}};
+}  // namespace
+
+std::string_view to_string(OptimizerKind kind) noexcept { return std::ranges::find(kNames, kind, &Name::kind)->text; }
 
 Result<OptimizerKind> optimizer_kind(std::string_view text) {
-  if (text == "adamw") return OptimizerKind::adamw;
-  if (text == "sgd") return OptimizerKind::sgd;
-  return invalid(format("optimizer '{}' is not known: use adamw or sgd", text));
+  for (const Name& name : kNames) {
+    if (name.text == text) return name.kind;
+  }
+  return invalid(format("optimizer '{}' is not known: use adamw, adam, sgd or lamb", text));
+}
+
+OptimizerSpec default_optimizer(OptimizerKind kind) {
+  OptimizerSpec spec{.kind = kind};
+  if (kind == OptimizerKind::sgd || kind == OptimizerKind::adam) spec.weight_decay = 0.0;
+  if (kind == OptimizerKind::lamb) spec.epsilon = 1e-6;
+  return spec;
 }
 
 Status check(const OptimizerSpec& s) {
@@ -35,9 +52,21 @@ Status check(const OptimizerSpec& s) {
 double Schedule::factor(std::uint64_t step) const noexcept {
   if (step < warmup_steps) return static_cast<double>(step + 1) / static_cast<double>(warmup_steps);
   if (kind == ScheduleKind::constant) return 1.0;
+  if (kind == ScheduleKind::step) return every == 0 ? 1.0 : std::pow(gamma, static_cast<double>((step - warmup_steps) / every));
   if (total_steps <= warmup_steps) return 1.0;
   const double done = std::min(1.0, static_cast<double>(step - warmup_steps) / static_cast<double>(total_steps - warmup_steps));
   return floor + (1.0 - floor) * 0.5 * (1.0 + std::cos(std::numbers::pi * done));
+}
+
+void Plateau::update(double loss) {
+  if (!any || loss < best * (loss >= 0 ? 1.0 - threshold : 1.0 + threshold)) {
+    any = true;
+    best = loss;
+    bad = 0;
+  } else if (++bad > patience) {
+    factor *= gamma;
+    bad = 0;
+  }
 }
 
 double global_norm(std::span<const float> values) noexcept {
@@ -46,10 +75,11 @@ double global_norm(std::span<const float> values) noexcept {
   return std::sqrt(sum);
 }
 
-Optimizer::Optimizer(OptimizerSpec spec, std::size_t parameters, std::vector<std::uint8_t> decay)
-    : spec_(spec), size_(parameters), decay_(std::move(decay)) {
+Optimizer::Optimizer(OptimizerSpec spec, std::size_t parameters, std::vector<std::uint8_t> decay, std::vector<std::size_t> tensors)
+    : spec_(spec), size_(parameters), decay_(std::move(decay)), tensors_(std::move(tensors)) {
   if (decay_.empty()) decay_.assign(size_, 1);
-  if (spec_.kind == OptimizerKind::adamw) {
+  if (tensors_.empty()) tensors_ = {size_};
+  if (spec_.kind != OptimizerKind::sgd) {
     state_.assign(2 * size_, 0.0F);
   } else if (spec_.momentum != 0) {
     state_.assign(size_, 0.0F);
@@ -68,10 +98,17 @@ double Optimizer::step(std::span<float> parameters, std::span<float> gradients, 
   }
   ++steps_;
   const double rate = spec_.learning_rate * factor;
-  if (spec_.kind == OptimizerKind::adamw) {
-    adamw(parameters, gradients, rate);
-  } else {
-    sgd(parameters, gradients, rate);
+  switch (spec_.kind) {
+    case OptimizerKind::adamw:
+    case OptimizerKind::adam:
+      adamw(parameters, gradients, rate);
+      break;
+    case OptimizerKind::sgd:
+      sgd(parameters, gradients, rate);
+      break;
+    case OptimizerKind::lamb:
+      lamb(parameters, gradients, rate);
+      break;
   }
   return norm;
 }
@@ -80,7 +117,9 @@ void Optimizer::adamw(std::span<float> parameters, std::span<const float> gradie
   const auto steps = static_cast<double>(steps_);
   const double correction1 = 1.0 - std::pow(spec_.beta1, steps);
   const double correction2 = std::sqrt(1.0 - std::pow(spec_.beta2, steps));
-  const auto keep = static_cast<float>(1.0 - rate * spec_.weight_decay);
+  const bool decoupled = spec_.kind == OptimizerKind::adamw;
+  const auto keep = decoupled ? static_cast<float>(1.0 - rate * spec_.weight_decay) : 1.0F;
+  const auto added = decoupled ? 0.0F : static_cast<float>(spec_.weight_decay);
   const auto b1 = static_cast<float>(1.0 - spec_.beta1);
   const auto b2 = static_cast<float>(spec_.beta2);
   const auto b2_rest = static_cast<float>(1.0 - spec_.beta2);
@@ -90,11 +129,39 @@ void Optimizer::adamw(std::span<float> parameters, std::span<const float> gradie
   float* first = state_.data();
   float* second = state_.data() + size_;
   for (std::size_t i = 0; i < size_; ++i) {
-    const float g = gradients[i];
+    const float g = decay_[i] != 0 && added != 0.0F ? gradients[i] + added * parameters[i] : gradients[i];
     first[i] += (g - first[i]) * b1;
     second[i] = second[i] * b2 + g * g * b2_rest;
     const float kept = decay_[i] != 0 ? parameters[i] * keep : parameters[i];
     parameters[i] = kept - rate1 * (first[i] / (std::sqrt(second[i]) * root_scale + epsilon));
+  }
+}
+
+// Each tensor moves by its own size: the step of Adam, with decay, scaled by |parameters| / |step|.
+void Optimizer::lamb(std::span<float> parameters, std::span<const float> gradients, double rate) {
+  const auto steps = static_cast<double>(steps_);
+  const double correction1 = 1.0 - std::pow(spec_.beta1, steps);
+  const double correction2 = std::sqrt(1.0 - std::pow(spec_.beta2, steps));
+  float* first = state_.data();
+  float* second = state_.data() + size_;
+  std::vector<float> move;
+  std::size_t begin = 0;
+  for (const std::size_t count : tensors_) {
+    move.resize(count);
+    for (std::size_t k = 0; k < count; ++k) {
+      const std::size_t i = begin + k;
+      const float g = gradients[i];
+      first[i] += (g - first[i]) * static_cast<float>(1.0 - spec_.beta1);
+      second[i] = second[i] * static_cast<float>(spec_.beta2) + g * g * static_cast<float>(1.0 - spec_.beta2);
+      const double root = std::sqrt(static_cast<double>(second[i])) / correction2;
+      const double decay = decay_[i] != 0 ? spec_.weight_decay * static_cast<double>(parameters[i]) : 0.0;
+      move[k] = static_cast<float>(static_cast<double>(first[i]) / correction1 / (root + spec_.epsilon) + decay);
+    }
+    const double size = global_norm(parameters.subspan(begin, count));
+    const double length = global_norm(move);
+    const auto scale = static_cast<float>(size > 0 && length > 0 ? rate * size / length : rate);
+    for (std::size_t k = 0; k < count; ++k) parameters[begin + k] -= scale * move[k];
+    begin += count;
   }
 }
 

@@ -1,15 +1,16 @@
 #include "kernels/train/trainer.hpp"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <set>
 
 #include "kernels/collective/float_mode.hpp"
 #include "kernels/plan.hpp"
+#include "kernels/train/columns.hpp"
 #include "kernels/train/cut.hpp"
-#include "kernels/train/json.hpp"
+#include "kernels/train/forms.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/random.hpp"
 
@@ -61,7 +62,17 @@ struct Trainer::Impl {
   std::vector<float> parameters;
   bool softmax = false;
   std::size_t outputs = 1;
-  Shape logits_row;  // shape of the logits without rows
+  Shape logits_row;                      // shape of the logits without rows
+  std::optional<Comparison> comparison;  // with an objective
+  std::vector<Tie> ties;
+
+  // Running statistics: not parameters, but moved by each run that takes gradients.
+  struct State {
+    Running names;
+    Tensor value;
+  };
+  std::vector<State> state;
+  Graph source;  // what `training` was compiled from
 
   std::optional<Executor> prefix;  // none: the boundary consists of raw inputs only
   std::optional<Executor> training;
@@ -70,9 +81,9 @@ struct Trainer::Impl {
   struct Dropped {
     ValueInfo mask;
     std::size_t width = 0;
+    double share = 0;
   };
   std::vector<Dropped> dropped;
-  float dropout = 0;
 
   struct Batch {
     std::vector<Tensor> values;
@@ -86,13 +97,15 @@ struct Trainer::Impl {
 
   Status set_up(TrainTarget wanted);
   Status set_up_target(const Cut& cut);
-  Result<Graph> training_graph(const Cut& cut);
-  Status drop_out(Graph& rest);
+  Status set_up_objective(const Cut& cut, const Objective& objective);
+  Result<Graph> training_graph(const Cut& cut, const std::vector<DropoutPlace>& places);
+  Status drop_out(Graph& rest, const std::vector<DropoutPlace>& places);
   Status lay_out(Graph& with_gradients, const Cut& cut, const std::vector<std::string>& gradients);
   Batch& batch(std::size_t rows);
   void fill_masks(Batch& buffers, std::span<const std::uint32_t> rows, std::uint64_t key) const;
   void push_parameters();
-  Result<Tensor> raw_input(const ValueInfo& info, const Table& table, std::size_t first, std::size_t count) const;
+  void fill(const DataSet& data, std::span<const std::uint32_t> rows, std::uint64_t key);  // `inputs`, for one run with gradients
+  Status prepare_rows(DataSet& data, const std::function<Result<std::vector<Tensor>>(std::size_t first, std::size_t count)>& raw_inputs_of);
   Result<std::vector<float>> logits(const DataSet& data, std::span<const std::uint32_t> rows);
   const std::vector<Tensor>& values(const DataSet& data) const { return data.values_; }
 };
@@ -110,31 +123,55 @@ Result<std::unique_ptr<Trainer>> Trainer::make(Graph graph, TrainTarget target) 
 
 Status Trainer::Impl::set_up(TrainTarget wanted) {
   target = std::move(wanted.spec);
-  FALAJ_ASSIGN(Cut cut, cut_for_training(graph, wanted.logits, wanted.trainable));
+  FALAJ_ASSIGN(TrainableForm form, trainable_form(graph));
+  ties = std::move(form.ties);
+  FALAJ_ASSIGN(Cut cut, cut_for_training(form.graph, wanted.logits, wanted.trainable, wanted.frozen));
   boundary = cut.boundary;
   raw_inputs = graph.inputs;
-  FALAJ_TRY(set_up_target(cut));
+  FALAJ_TRY(wanted.objective ? set_up_objective(cut, *wanted.objective) : set_up_target(cut));
+  const Graph rest = cut.rest;
+  if (wanted.batch_statistics) {
+    for (const Running& names : use_batch_statistics(cut.rest))
+      state.push_back({names, rest.initializers.find(names.name)->second.clone()});
+  }
+  FALAJ_ASSIGN(auto places, dropouts_of_family(graph));
+  if (wanted.dropout) places.insert(places.end(), form.dropouts.begin(), form.dropouts.end());
 
-  FALAJ_ASSIGN(Graph with_gradients, training_graph(cut));
+  FALAJ_ASSIGN(Graph with_gradients, training_graph(cut, places));
   std::vector<std::string> order;
   for (const Parameter& parameter : layout) order.push_back(parameter.name);
+  for (const State& entry : state) order.push_back(entry.names.name);
   FALAJ_ASSIGN(const std::vector<Tensor> initial, promote_to_inputs(with_gradients, order));
   parameters.resize(layout.empty() ? 0 : layout.back().offset + layout.back().count);
   for (std::size_t i = 0; i < layout.size(); ++i) {
     std::ranges::copy(initial[i].data<float>(), parameters.begin() + static_cast<std::ptrdiff_t>(layout[i].offset));
   }
-  Graph rest = cut.rest;
-  FALAJ_ASSIGN([[maybe_unused]] const std::vector<Tensor> same, promote_to_inputs(rest, order));
+  Graph forward_graph = rest;
+  FALAJ_ASSIGN([[maybe_unused]] const std::vector<Tensor> same, promote_to_inputs(forward_graph, order));
 
+  if (comparison) source = with_gradients;
   const CompileOptions options{.batch_invariant = false};
   FALAJ_ASSIGN(auto compiled_training, compile(std::move(with_gradients), options));
   training.emplace(std::move(compiled_training));
-  FALAJ_ASSIGN(auto compiled_forward, compile(std::move(rest), {}));
+  FALAJ_ASSIGN(auto compiled_forward, compile(std::move(forward_graph), {}));
   forward.emplace(std::move(compiled_forward));
   if (!cut.prefix.outputs.empty()) {
     FALAJ_ASSIGN(auto compiled_prefix, compile(std::move(cut.prefix), {}));
     prefix.emplace(std::move(compiled_prefix));
   }
+  return {};
+}
+
+Status Trainer::Impl::set_up_objective(const Cut& cut, const Objective& objective) {
+  const Shape& shape = cut.logits_type.shape;
+  if (shape.empty() || shape[0] != kSampleRows)
+    return invalid(format("value '{}' has shape {} for {} rows: training needs one row each", cut.logits, to_string(shape), kSampleRows));
+  logits_row = shape;
+  logits_row.erase(0);
+  auto found = compare(objective, logits_row);
+  if (!found) return within(format("value '{}'", cut.logits), found.error());
+  comparison = std::move(*found);
+  outputs = static_cast<std::size_t>(logits_row.elements());
   return {};
 }
 
@@ -156,40 +193,47 @@ Status Trainer::Impl::set_up_target(const Cut& cut) {
   return {};
 }
 
-Status Trainer::Impl::drop_out(Graph& rest) {
-  const auto names = graph.metadata.find(metadata::kDropout);
-  if (names == graph.metadata.end()) return {};
-  FALAJ_ASSIGN(const auto values, read_json_strings(names->second));
-  const std::string share = graph.metadata.contains(metadata::kDropoutShare) ? graph.metadata.find(metadata::kDropoutShare)->second : "";
-  std::from_chars(share.data(), share.data() + share.size(), dropout);
-  if (!(dropout > 0 && dropout < 1)) return {};
+Status Trainer::Impl::drop_out(Graph& rest, const std::vector<DropoutPlace>& places) {
+  if (places.empty()) return {};
   FALAJ_ASSIGN(const TypedGraph typed, infer_types(rest, kSampleRows));
-  for (const std::string& value : values) {
-    const auto type = typed.types.find(value);
-    if (type == typed.types.end() || type->second.shape.rank() != 2) continue;
-    Dropped entry{{value + "/mask", DType::f32, {-1, type->second.shape[1]}, {"N", ""}}, static_cast<std::size_t>(type->second.shape[1])};
+  for (const DropoutPlace& place : places) {
+    const auto type = typed.types.find(place.value);
+    const bool possible = place.share > 0 && place.share < 1;
+    if (!possible || type == typed.types.end() || type->second.dtype != DType::f32) continue;
+    Shape shape = type->second.shape;
+    if (shape.empty() || shape[0] != kSampleRows)
+      return invalid(format("'{}' is to be dropped out, but has shape {} for {} rows: masks belong to rows", place.value, to_string(shape),
+                            kSampleRows));
+    shape[0] = -1;
+    ValueInfo mask{place.value + "/mask", DType::f32, shape};
+    mask.symbols.assign(shape.rank(), "");
+    mask.symbols[0] = "N";
+    Dropped entry{std::move(mask), static_cast<std::size_t>(shape.elements(1, shape.rank())), place.share};
     rest.inputs.push_back(entry.mask);
-    const std::string kept = value + "/kept";
-    for (Node& node : rest.nodes) std::ranges::replace(node.inputs, value, kept);
-    rest.add("Mul", {value, entry.mask.name}, {}, kept);
+    const std::string kept = place.value + "/kept";
+    for (Node& node : rest.nodes) std::ranges::replace(node.inputs, place.value, kept);
+    rest.add("Mul", {place.value, entry.mask.name}, {}, kept);
     dropped.push_back(std::move(entry));
   }
   return {};
 }
 
-Result<Graph> Trainer::Impl::training_graph(const Cut& cut) {
+Result<Graph> Trainer::Impl::training_graph(const Cut& cut, const std::vector<DropoutPlace>& places) {
   Graph out = cut.rest;
   ValueInfo info{std::string(kTargetInput), DType::f32, {-1}, {"N"}};
-  if (softmax) {
+  if (comparison) {
+    info = label_input(*comparison, kTargetInput);
+  } else if (softmax) {
     info.dtype = DType::i64;
   } else if (!logits_row.empty()) {
     info.shape.push_back(1);
     info.symbols.emplace_back();
   }
   out.inputs.push_back(info);
-  FALAJ_TRY(drop_out(out));
+  FALAJ_TRY(drop_out(out, places));
   const std::string_view op = softmax ? "SoftmaxCrossEntropy" : target.task == Task::regression ? "MeanSquare" : "SigmoidCrossEntropy";
-  const std::string loss = out.add(kFalaj, op, {cut.logits, info.name}, {{"reduction", std::string("sum")}}, "falaj/loss");
+  const std::string loss = comparison ? append_loss(out, *comparison, cut.logits, info.name)
+                                      : out.add(kFalaj, op, {cut.logits, info.name}, {{"reduction", std::string("sum")}}, "falaj/loss");
   out.outputs.clear();
   out.add_output(loss, DType::f32, {});
   FALAJ_ASSIGN(auto gradients, append_gradients(out, loss, cut.parameters));
@@ -199,6 +243,7 @@ Result<Graph> Trainer::Impl::training_graph(const Cut& cut) {
     gradients[i] = own_output(out, gradients[i], used);
   }
   FALAJ_TRY(lay_out(out, cut, gradients));
+  for (const State& entry : state) out.add_output(entry.names.next, DType::f32, entry.value.shape());
   return out;
 }
 
@@ -228,21 +273,25 @@ Trainer::Impl::Batch& Trainer::Impl::batch(std::size_t rows) {
   if (batches.size() >= kBatchesMax) batches.clear();
   Batch& made = batches[rows];
   for (const ValueInfo& info : boundary) made.values.push_back(batch_like(info, rows));
-  Shape shape{static_cast<std::int64_t>(rows)};
-  if (!softmax && !logits_row.empty()) shape.push_back(1);
-  made.target = Tensor::uninitialised(softmax ? DType::i64 : DType::f32, shape);
+  if (comparison) {
+    made.target = batch_like(label_input(*comparison, kTargetInput), rows);
+  } else {
+    Shape shape{static_cast<std::int64_t>(rows)};
+    if (!softmax && !logits_row.empty()) shape.push_back(1);
+    made.target = Tensor::uninitialised(softmax ? DType::i64 : DType::f32, shape);
+  }
   for (const Dropped& entry : dropped) made.masks.push_back(batch_like(entry.mask, rows));
   return made;
 }
 
 // A mask belongs to a row and a step, so that it does not matter which rank computes the row.
 void Trainer::Impl::fill_masks(Batch& buffers, std::span<const std::uint32_t> rows, std::uint64_t key) const {
-  const float kept = 1.0F / (1.0F - dropout);
   for (std::size_t d = 0; d < dropped.size(); ++d) {
+    const auto kept = static_cast<float>(1.0 / (1.0 - dropped[d].share));
     float* mask = buffers.masks[d].mutable_data<float>().data();
     for (const std::uint32_t row : rows) {
       Random random((key * 0x9e3779b97f4a7c15ULL) ^ ((std::uint64_t{row} << 16) + d));
-      for (std::size_t i = 0; i < dropped[d].width; ++i) *mask++ = random.chance(dropout) ? 0.0F : kept;
+      for (std::size_t i = 0; i < dropped[d].width; ++i) *mask++ = random.chance(dropped[d].share) ? 0.0F : kept;
     }
   }
 }
@@ -250,57 +299,7 @@ void Trainer::Impl::fill_masks(Batch& buffers, std::span<const std::uint32_t> ro
 void Trainer::Impl::push_parameters() {
   for (const Parameter& parameter : layout)
     inputs.push_back(Tensor::view(DType::f32, parameter.shape, parameters.data() + parameter.offset));
-}
-
-// One of the graph's inputs for rows [first, first + count): the column of its name or, for the only input of a graph, all numeric
-// columns in their order.
-Result<Tensor> Trainer::Impl::raw_input(const ValueInfo& info, const Table& table, std::size_t first, std::size_t count) const {
-  Shape shape = info.shape;
-  if (shape.empty()) return invalid(format("input '{}' is a scalar: rows cannot be fed to it", info.name));
-  shape[0] = static_cast<std::int64_t>(count);
-  std::int64_t width = 1;
-  for (std::size_t i = 1; i < shape.rank(); ++i) width *= shape[i];
-  if (!shape.is_static()) return invalid(format("input '{}' has shape {}: only the rows may be unknown", info.name, to_string(info.shape)));
-  std::vector<const Column*> columns;
-  for (std::size_t i = 0; i < table.columns.size(); ++i) {
-    const bool named = table.columns[i].name == info.name;
-    const bool all = raw_inputs.size() == 1 && width > 1 && table.columns[i].kind == ColumnKind::numeric;
-    if (named || all) columns.push_back(&table.values[i]);
-  }
-  if (columns.empty()) return invalid(format("the model reads column '{}', which the data do not have", info.name));
-  if (static_cast<std::int64_t>(columns.size()) != width) {
-    return invalid(format("input '{}' has {} values in each row, the data have {} columns for it", info.name, width, columns.size()));
-  }
-  if (info.dtype == DType::string) {
-    const auto* texts = std::get_if<CategoricalColumn>(columns[0]);
-    if (texts == nullptr) return invalid(format("the model reads column '{}' as a category, the data have numbers", info.name));
-    return Tensor::const_view(DType::string, shape, texts->data() + first);
-  }
-  Tensor out = Tensor::uninitialised(info.dtype, shape);
-  for (std::size_t c = 0; c < columns.size(); ++c) {
-    const auto* numbers = std::get_if<NumericColumn>(columns[c]);
-    if (numbers == nullptr) return invalid(format("the model reads column '{}' as a number, the data have categories", info.name));
-    const auto copy = [&]<class T>(std::span<T> to) {
-      for (std::size_t row = 0; row < count; ++row) to[row * columns.size() + c] = static_cast<T>((*numbers)[first + row]);
-    };
-    switch (info.dtype) {
-      case DType::f32:
-        copy(out.mutable_data<float>());
-        break;
-      case DType::f64:
-        copy(out.mutable_data<double>());
-        break;
-      case DType::i64:
-        copy(out.mutable_data<std::int64_t>());
-        break;
-      case DType::i32:
-        copy(out.mutable_data<std::int32_t>());
-        break;
-      default:
-        return invalid(format("input '{}' is {}: columns are numbers or categories", info.name, to_string(info.dtype)));
-    }
-  }
-  return out;
+  for (const State& entry : state) inputs.push_back(entry.value);
 }
 
 Result<DataSet> Trainer::prepare(const Table& table, std::vector<float> labels) {
@@ -315,30 +314,99 @@ Result<DataSet> Trainer::prepare(const Table& table, std::vector<float> labels) 
       return invalid(format("row {}: label {} is not the number of one of {} classes", row, label, self.target.classes.size()));
     }
   }
+  if (self.comparison) return invalid("this trainer was made for an objective: give it tensors");
   DataSet data;
   data.labels_ = std::move(labels);
-  for (const ValueInfo& info : self.boundary) data.values_.push_back(batch_like(info, rows));
-  for (std::size_t first = 0; first < rows; first += kPrepareRows) {
-    const std::size_t count = std::min(kPrepareRows, rows - first);
+  data.rows_ = rows;
+  FALAJ_TRY(self.prepare_rows(data, [&](std::size_t first, std::size_t count) -> Result<std::vector<Tensor>> {
     std::vector<Tensor> raw;
     for (const ValueInfo& info : self.raw_inputs) {
-      FALAJ_ASSIGN(Tensor tensor, self.raw_input(info, table, first, count));
+      FALAJ_ASSIGN(Tensor tensor, column_input(info, self.raw_inputs.size() == 1, table, first, count));
       raw.push_back(std::move(tensor));
     }
+    return raw;
+  }));
+  return data;
+}
+
+// What crosses the cut, for all rows, some at a time.
+Status Trainer::Impl::prepare_rows(DataSet& data,
+                                   const std::function<Result<std::vector<Tensor>>(std::size_t first, std::size_t count)>& raw_inputs_of) {
+  const std::size_t rows = data.rows_;
+  for (const ValueInfo& info : boundary) data.values_.push_back(batch_like(info, rows));
+  for (std::size_t first = 0; first < rows; first += kPrepareRows) {
+    const std::size_t count = std::min(kPrepareRows, rows - first);
+    FALAJ_ASSIGN(const std::vector<Tensor> raw, raw_inputs_of(first, count));
     std::vector<Tensor> computed;
-    if (self.prefix) {
-      FALAJ_TRY(self.prefix->run(raw, computed));
+    if (prefix) {
+      FALAJ_TRY(prefix->run(raw, computed));
     }
     std::size_t next = 0;
-    for (std::size_t i = 0; i < self.boundary.size(); ++i) {
-      const auto direct = std::ranges::find(self.raw_inputs, self.boundary[i].name, &ValueInfo::name);
-      const Tensor& part =
-          direct != self.raw_inputs.end() ? raw[static_cast<std::size_t>(direct - self.raw_inputs.begin())] : computed[next++];
+    for (std::size_t i = 0; i < boundary.size(); ++i) {
+      const auto direct = std::ranges::find(raw_inputs, boundary[i].name, &ValueInfo::name);
+      const Tensor& part = direct != raw_inputs.end() ? raw[static_cast<std::size_t>(direct - raw_inputs.begin())] : computed[next++];
       const std::size_t row_bytes = part.bytes() / count;
       std::memcpy(static_cast<std::byte*>(data.values_[i].mutable_raw()) + first * row_bytes, part.raw(), part.bytes());
     }
   }
+  return {};
+}
+
+Result<DataSet> Trainer::prepare(std::vector<Tensor> inputs, const Tensor& labels) {
+  const ComputeScope scope;
+  Impl& self = *impl_;
+  if (!self.comparison) return invalid("this trainer was made for a task: give it a table");
+  if (labels.empty() || labels.shape().empty()) return invalid("labels must have rows in their first dimension");
+  const std::int64_t rows = labels.shape()[0];
+  if (inputs.size() != self.raw_inputs.size()) return invalid(format("{} inputs for a model of {}", inputs.size(), self.raw_inputs.size()));
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    const ValueInfo& info = self.raw_inputs[i];
+    Shape wanted = info.shape;
+    if (wanted.empty()) return invalid(format("input '{}' is a scalar: rows cannot be fed to it", info.name));
+    if (wanted[0] >= 0)
+      return invalid(format("input '{}' has a fixed batch of {}: export the model with a dynamic batch", info.name, wanted[0]));
+    wanted[0] = rows;
+    if (inputs[i].dtype() != info.dtype || inputs[i].shape() != wanted)
+      return invalid(format("input '{}' is {}{}, with {} labels it must be {}{}", info.name, to_string(inputs[i].dtype()),
+                            to_string(inputs[i].shape()), rows, to_string(info.dtype), to_string(wanted)));
+  }
+  DataSet data;
+  data.rows_ = static_cast<std::size_t>(rows);
+  Shape row = labels.shape();
+  row.erase(0);
+  if (row != self.comparison->objective.label_row)
+    return invalid(format("a row's labels have shape {}, not {}", to_string(row), to_string(self.comparison->objective.label_row)));
+  FALAJ_ASSIGN(data.targets_, read_labels(*self.comparison, labels));
+  FALAJ_TRY(self.prepare_rows(data, [&](std::size_t first, std::size_t count) -> Result<std::vector<Tensor>> {
+    std::vector<Tensor> raw;
+    for (const Tensor& input : inputs) raw.push_back(input.rows(static_cast<std::int64_t>(first), static_cast<std::int64_t>(count)));
+    return raw;
+  }));
   return data;
+}
+
+void Trainer::Impl::fill(const DataSet& data, std::span<const std::uint32_t> rows, std::uint64_t key) {
+  Batch& buffers = batch(rows.size());
+  inputs.clear();
+  for (std::size_t i = 0; i < buffers.values.size(); ++i) {
+    gather_rows(values(data)[i], rows, buffers.values[i]);
+    inputs.push_back(buffers.values[i]);
+  }
+  if (comparison) gather_rows(data.targets_, rows, buffers.target);
+  for (std::size_t i = 0; !comparison && i < rows.size(); ++i) {
+    const float label = data.labels()[rows[i]];
+    if (softmax) {
+      buffers.target.mutable_data<std::int64_t>()[i] = static_cast<std::int64_t>(label);
+    } else if (target.task == Task::regression) {
+      buffers.target.mutable_data<float>()[i] = static_cast<float>((label - target.mean) / target.scale);
+    } else {
+      buffers.target.mutable_data<float>()[i] = label;
+    }
+  }
+  inputs.push_back(buffers.target);
+  fill_masks(buffers, rows, key);
+  for (const Tensor& mask : buffers.masks) inputs.push_back(mask);
+  push_parameters();
 }
 
 Result<double> Trainer::gradient(const DataSet& data, std::span<const std::uint32_t> rows, std::span<float> sum_of_gradients,
@@ -353,28 +421,9 @@ Result<double> Trainer::gradient(const DataSet& data, std::span<const std::uint3
   }
   if (std::ranges::max(rows) >= data.rows()) return invalid(format("row {} of a data set of {}", std::ranges::max(rows), data.rows()));
   const ComputeScope scope;
+  self.fill(data, rows, key);
   Impl::Batch& batch = self.batch(rows.size());
-  self.inputs.clear();
-  for (std::size_t i = 0; i < batch.values.size(); ++i) {
-    gather_rows(self.values(data)[i], rows, batch.values[i]);
-    self.inputs.push_back(batch.values[i]);
-  }
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const float label = data.labels()[rows[i]];
-    if (self.softmax) {
-      batch.target.mutable_data<std::int64_t>()[i] = static_cast<std::int64_t>(label);
-    } else if (self.target.task == Task::regression) {
-      batch.target.mutable_data<float>()[i] = static_cast<float>((label - self.target.mean) / self.target.scale);
-    } else {
-      batch.target.mutable_data<float>()[i] = label;
-    }
-  }
-  self.inputs.push_back(batch.target);
-  self.fill_masks(batch, rows, key);
-  for (const Tensor& mask : batch.masks) self.inputs.push_back(mask);
-  self.push_parameters();
-
-  batch.outputs.resize(1 + self.layout.size());
+  batch.outputs.resize(1 + self.layout.size() + self.state.size());
   for (std::size_t i = 0; i < self.layout.size(); ++i) {
     batch.outputs[1 + i] = Tensor::view(DType::f32, self.layout[i].shape, sum_of_gradients.data() + self.layout[i].offset);
   }
@@ -385,7 +434,23 @@ Result<double> Trainer::gradient(const DataSet& data, std::span<const std::uint3
     if (got.data() != sum_of_gradients.data() + parameter.offset)
       std::ranges::copy(got, sum_of_gradients.begin() + static_cast<std::ptrdiff_t>(parameter.offset));
   }
+  for (std::size_t i = 0; i < self.state.size(); ++i)
+    std::ranges::copy(batch.outputs[1 + self.layout.size() + i].data<float>(), self.state[i].value.mutable_data<float>().begin());
   return static_cast<double>(batch.outputs[0].data<float>()[0]);
+}
+
+double Trainer::compared(const DataSet& data, std::span<const std::uint32_t> rows) const {
+  if (!impl_->comparison) return static_cast<double>(rows.size());
+  double sum = 0;
+  for (const std::uint32_t row : rows) sum += kernels::compared(*impl_->comparison, data.targets_.rows(row, 1));
+  return sum;
+}
+
+Result<std::string> Trainer::first_not_finite(const DataSet& data, std::span<const std::uint32_t> rows, std::uint64_t key) {
+  if (rows.empty() || std::ranges::max(rows) >= data.rows()) return invalid("no such rows");
+  const ComputeScope scope;
+  impl_->fill(data, rows, key);
+  return kernels::first_not_finite(impl_->source, impl_->inputs, rows);
 }
 
 Result<std::vector<float>> Trainer::Impl::logits(const DataSet& data, std::span<const std::uint32_t> rows) {
@@ -425,6 +490,7 @@ double soften(std::span<float> row) {
 
 Result<std::vector<float>> Trainer::predict(const DataSet& data, std::span<const std::uint32_t> rows) {
   FALAJ_ASSIGN(std::vector<float> values, impl_->logits(data, rows));
+  if (impl_->comparison) return values;
   if (impl_->target.task == Task::regression) {
     for (float& x : values) x = static_cast<float>(impl_->target.mean + impl_->target.scale * x);
   } else if (!impl_->softmax) {
@@ -443,6 +509,13 @@ Result<std::vector<float>> Trainer::predict(const DataSet& data, std::span<const
 Result<Evaluation> Trainer::evaluate(const DataSet& data, std::span<const std::uint32_t> rows) {
   FALAJ_ASSIGN(std::vector<float> values, impl_->logits(data, rows));
   const TargetSpec& target = impl_->target;
+  if (impl_->comparison) {
+    Shape shape = impl_->logits_row;
+    shape.insert(0, static_cast<std::int64_t>(rows.size()));
+    Tensor wanted = batch_like(label_input(*impl_->comparison, kTargetInput), rows.size());
+    gather_rows(data.targets_, rows, wanted);
+    return measure(*impl_->comparison, Tensor::view(DType::f32, shape, values.data()), wanted);
+  }
   Evaluation out;
   out.rows = rows.size();
   if (target.task == Task::multiclass) out.metrics = MulticlassMetrics(target.classes.size());
@@ -493,6 +566,12 @@ std::vector<std::uint8_t> Trainer::decay_mask() const {
   return mask;
 }
 
+std::vector<std::size_t> Trainer::tensor_sizes() const {
+  std::vector<std::size_t> sizes;
+  for (const Parameter& parameter : impl_->layout) sizes.push_back(parameter.count);
+  return sizes;
+}
+
 std::vector<Bucket> Trainer::buckets(std::size_t floats_min) const {
   std::vector<Bucket> out;
   for (const Parameter& parameter : impl_->layout) {
@@ -508,38 +587,9 @@ Graph Trainer::export_graph() const {
     out.initializers.find(parameter.name)->second =
         Tensor::of<float>(parameter.shape, std::span<const float>(impl_->parameters).subspan(parameter.offset, parameter.count));
   }
+  for (const Impl::State& entry : impl_->state) out.initializers.find(entry.names.name)->second = entry.value.clone();
+  for (const Tie& tie : impl_->ties) out.initializers.find(tie.copy)->second = transposed(out.initializers.find(tie.source)->second);
   return out;
-}
-
-double Evaluation::score() const {
-  if (const auto* binary = std::get_if<BinaryMetrics>(&metrics)) return binary->auc();
-  if (const auto* classes = std::get_if<MulticlassMetrics>(&metrics)) return classes->accuracy();
-  return -std::get<RegressionMetrics>(metrics).rmse();
-}
-
-std::map<std::string, double, std::less<>> Evaluation::named() const {
-  if (const auto* m = std::get_if<BinaryMetrics>(&metrics)) {
-    return {{"auc", m->auc()},
-            {"log_loss", m->log_loss()},
-            {"accuracy", m->accuracy()},
-            {"precision", m->precision()},
-            {"recall", m->recall()},
-            {"f1", m->f1()},
-            {"loss", loss()}};
-  }
-  if (const auto* m = std::get_if<MulticlassMetrics>(&metrics)) {
-    return {{"accuracy", m->accuracy()}, {"log_loss", m->log_loss()}, {"macro_f1", m->macro_f1()}, {"loss", loss()}};
-  }
-  const auto& m = std::get<RegressionMetrics>(metrics);
-  return {{"rmse", m.rmse()}, {"mae", m.mae()}, {"r2", m.r2()}, {"loss", loss()}};
-}
-
-Status Evaluation::merge(const Evaluation& other) {
-  if (metrics.index() != other.metrics.index()) return invalid("evaluations of different tasks cannot be merged");
-  loss_sum += other.loss_sum;
-  rows += other.rows;
-  std::visit([&]<class M>(M& mine) { mine.merge(std::get<M>(other.metrics)); }, metrics);
-  return {};
 }
 
 }  // namespace falaj::kernels

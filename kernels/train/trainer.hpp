@@ -1,7 +1,7 @@
 // Training of one graph by one process: gradients of given rows, parameters as one flat vector, evaluation, export.
 //
 //   auto trainer = Trainer::make(graph, target);                   // a family's graph or an imported one
-//   auto data = (*trainer)->prepare(table, labels);                // preprocessing runs once, here
+//   auto data = (*trainer)->prepare(table, labels);                // preprocessing runs once, here; or tensors, with an objective
 //   loss += *(*trainer)->gradient(*data, rows, sum_of_gradients);  // sums over rows, so that micro-shards add up
 //   optimizer.step((*trainer)->parameters(), mean_of_gradients);
 //   auto model = (*trainer)->export_graph();                       // the same graph with the present parameters
@@ -25,6 +25,7 @@
 #include "kernels/graph.hpp"
 #include "kernels/train/families.hpp"
 #include "kernels/train/metrics.hpp"
+#include "kernels/train/objective.hpp"
 #include "kernels/train/preprocess.hpp"
 
 namespace falaj::kernels {
@@ -33,19 +34,25 @@ struct TrainTarget {
   TargetSpec spec;
   std::string logits = {};                  // value to train; empty: metadata, else what feeds the last Sigmoid or Softmax, else output 0
   std::vector<std::string> trainable = {};  // initialisers; empty: weights, biases, embeddings and scales that reach the logits
+  std::vector<std::string> frozen = {};     // of those, not these; a name may end in *
+  std::optional<Objective> objective = {};  // instead of the spec's task
+  bool batch_statistics = false;            // BatchNormalization by the batch, moving its running statistics
+  bool dropout = false;                     // Dropout nodes drop while training
 };
 
 // Rows ready for training: the values at the cut, and the labels. Made by Trainer::prepare, for that trainer's graph only (trainers of
 // equal graphs may share it).
 class DataSet {
  public:
-  [[nodiscard]] std::size_t rows() const noexcept { return labels_.size(); }
-  [[nodiscard]] std::span<const float> labels() const noexcept { return labels_; }  // class numbers, or raw targets
+  [[nodiscard]] std::size_t rows() const noexcept { return rows_; }
+  [[nodiscard]] std::span<const float> labels() const noexcept { return labels_; }  // class numbers, or raw targets; of a task only
 
  private:
   friend class Trainer;
   std::vector<Tensor> values_;  // first dimension: rows
   std::vector<float> labels_;
+  Tensor targets_;  // with an objective
+  std::size_t rows_ = 0;
 };
 
 struct Parameter {
@@ -82,11 +89,18 @@ class Trainer {
 
   // Columns are matched to the graph's inputs by name; a missing one, or one of the wrong kind, is an error naming it.
   Result<DataSet> prepare(const Table& table, std::vector<float> labels);
+  // With an objective: the graph's inputs in its order, and the labels; one row each in the first dimension.
+  Result<DataSet> prepare(std::vector<Tensor> inputs, const Tensor& labels);
 
   // Writes the sum over `rows` of d(loss)/d(parameters) to sum_of_gradients (parameters().size() floats; no rows: zeros) and returns
   // the sum of the losses. key: seeds dropout, the same for a step on all ranks.
   Result<double> gradient(const DataSet& data, std::span<const std::uint32_t> rows, std::span<float> sum_of_gradients,
                           std::uint64_t key = 0);
+
+  // What the mean of the losses of these rows divides by: the rows or, with an objective, all that is compared.
+  [[nodiscard]] double compared(const DataSet& data, std::span<const std::uint32_t> rows) const;
+  // Where a loss or a gradient of these rows stopped being a number (see first_not_finite).
+  Result<std::string> first_not_finite(const DataSet& data, std::span<const std::uint32_t> rows, std::uint64_t key = 0);
 
   // [rows x outputs]: probability of the positive class, of each class, or the prediction in the label's unit.
   Result<std::vector<float>> predict(const DataSet& data, std::span<const std::uint32_t> rows);
@@ -97,6 +111,7 @@ class Trainer {
   Status load(std::span<const float> parameters);
   [[nodiscard]] const std::vector<Parameter>& layout() const noexcept;
   [[nodiscard]] std::vector<std::uint8_t> decay_mask() const;                          // for Optimizer
+  [[nodiscard]] std::vector<std::size_t> tensor_sizes() const;                         // likewise
   [[nodiscard]] std::vector<Bucket> buckets(std::size_t floats_min = 1U << 18) const;  // whole parameters, in order of completion
 
   [[nodiscard]] Graph export_graph() const;

@@ -120,3 +120,87 @@ def test_bad_input_is_refused_and_nothing_is_written(affine, tmp_path):
     broken.write_bytes(affine.read_bytes()[:50])
     assert "broken.onnx" in refused("run", broken, "--input", f"x={good}", "-O", out)
     assert not out.exists()
+
+
+# --- train, evaluate ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def blobs(tmp_path):
+    """A two-layer net, and three clouds of points."""
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 3, 90)
+    x = rng.standard_normal((90, 4)).astype(np.float32) + 2 * np.eye(3, 4, dtype=np.float32)[labels]
+    weights = {"w1": rng.standard_normal((4, 8)) / 2, "b1": np.zeros(8), "w2": rng.standard_normal((8, 3)) / 2, "b2": np.zeros(3)}
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Gemm", ["r", "w2", "b2"], ["y"]),
+    ]
+    held = [numpy_helper.from_array(v.astype(np.float32), k) for k, v in weights.items()]
+    model = save(tmp_path / "net.onnx", nodes, [f32("x", "N", 4)], [f32("y", "N", 3)], held)
+    return model, array(tmp_path, "x.npy", x), array(tmp_path, "labels.npy", labels)
+
+
+def train(model, x, labels, out, *options, steps=30):
+    return falaj("model", "train", model, "--input", f"x={x}", "--labels", labels, "--loss", "cross-entropy", "--lr", "0.02", "--batch", "30", "--steps",
+                 steps, "--output", out, *options)
+
+
+def test_train_lowers_the_loss_and_changes_initialisers_only(blobs, tmp_path):
+    model, x, labels = blobs
+    log, out = tmp_path / "losses.csv", tmp_path / "trained.onnx"
+    told = json.loads(train(model, x, labels, out, "--log", log, "--json").stdout)
+    rows = log.read_text().splitlines()
+    assert rows[0].startswith("step,loss") and len(rows) == 31 and [int(r.split(",")[0]) for r in rows[1:]] == list(range(1, 31))
+    losses = [float(r.split(",")[1]) for r in rows[1:]]
+    assert losses[-1] < losses[0] / 2 and told["first_loss"] == losses[0] and told["last_loss"] == losses[-1] and told["tensors"] == 4
+    before, after = onnx.load(model), onnx.load(out)
+    assert all(not np.array_equal(numpy_helper.to_array(a), numpy_helper.to_array(b)) for a, b in zip(before.graph.initializer, after.graph.initializer))
+    for old, new in zip(before.graph.initializer, after.graph.initializer):
+        new.CopyFrom(old)
+    assert before == after
+
+    loss = lambda path: json.loads(falaj("model", "evaluate", path, "--input", f"x={x}", "--labels", labels, "--loss", "cross-entropy", "--json").stdout)
+    assert loss(model)["rows"] == 90 and loss(out)["metrics"]["loss"] < loss(model)["metrics"]["loss"]
+    assert loss(out)["metrics"]["accuracy"] > 0.8
+    assert "accuracy" in falaj("model", "evaluate", out, "--input", f"x={x}", "--labels", labels).stdout
+
+
+def test_train_is_the_same_for_a_seed_and_other_for_another(blobs, tmp_path):
+    model, x, labels = blobs
+    files = [tmp_path / f"{i}.onnx" for i in range(3)]
+    for out, seed in zip(files, (1, 1, 2)):
+        train(model, x, labels, out, "--seed", seed, steps=5)
+    assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
+
+
+@pytest.mark.parametrize("options", [("--optimizer", "sgd", "--momentum", "0.9"), ("--optimizer", "adam"), ("--optimizer", "lamb"),
+                                     ("--schedule", "cosine", "--warmup", "3"), ("--schedule", "step", "--every", "10"), ("--schedule", "plateau"),
+                                     ("--clip-norm", "0.5"), ("--accumulate", "2"), ("--freeze", "w1", "--freeze", "b*")])
+def test_every_way_to_train_lowers_the_loss(blobs, tmp_path, options):
+    told = json.loads(train(*blobs, tmp_path / "out.onnx", "--json", *options).stdout)
+    assert told["last_loss"] < told["first_loss"]
+
+
+def test_training_that_goes_bad_stops_and_writes_nothing(blobs, tmp_path):
+    model, x, labels = blobs
+    out, log = tmp_path / "out.onnx", tmp_path / "log.csv"
+    values = np.load(x)
+    values[41, 2] = np.nan
+    bad = array(tmp_path, "bad.npy", values)
+    many = np.load(labels)
+    many[7] = 3
+
+    def told(*options, x=x, labels=labels, out=out):
+        return refused("train", model, "--input", f"x={x}", "--labels", labels, "--batch", 30, "--steps", 50, "--no-shuffle", "--log", log, "--output", out, *options)
+
+    assert "step 2: " in told(x=bad) and "input 'x', row 41" in told(x=bad)
+    by_rate = told("--optimizer", "sgd", "--lr", "1e30")
+    assert "step 2: " in by_rate or "step 3: " in by_rate, by_rate
+    assert "made by" in by_rate or "parameter" in by_rate
+    assert "row 7: label 3" in told(labels=array(tmp_path, "many.npy", many))
+    assert "mse needs one label" in told("--loss", "mse")
+    assert "90 rows" in told(x=array(tmp_path, "few.npy", values[:80]))
+    assert "cannot be written" in told(out=tmp_path / "no" / "out.onnx")
+    assert not out.exists() and not log.exists() and not list(tmp_path.glob("*.part"))
