@@ -102,6 +102,18 @@ class Cluster:
         eventually(f"{name} was started again", lambda: self.pid(name) not in (0, pid))
 
 
+def deploy_echo(cluster, folder, replicas):
+    """A model that gives back its input, column `x` as column `y`: an answer proves whose it is."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "echo", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "echo.onnx")
+    cluster.run("models", "import", folder / "echo.onnx", "--name", "echo")
+    cluster.run("deploy", "echo", "--version", "1", "--replicas", replicas)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left(tmp_path_factory):
     """No test leaves a process or a mount behind; directories go with pytest.ini's word."""

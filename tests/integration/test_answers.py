@@ -10,11 +10,9 @@ import struct
 import threading
 
 import numpy as np
-import onnx
 import pytest
 import wire
-from conftest import SLOW, eventually
-from onnx import TensorProto, helper
+from conftest import SLOW, deploy_echo, eventually
 from wire import ASK, REPLY, Link, Reader, Struct, envelope, message
 
 TOTAL = 20000 // SLOW**2
@@ -24,13 +22,7 @@ FP32 = 11
 
 @pytest.fixture(scope="module")
 def echo(cluster, tmp_path_factory):
-    files = tmp_path_factory.mktemp("echo")
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 1]) for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "echo", ends[:1], ends[1:])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), files / "echo.onnx")
-    cluster.run("models", "import", files / "echo.onnx", "--name", "echo")
-    (files / "echo.toml").write_text('[deployment]\nname = "echo"\nmodel = "echo"\nversion = 1\nreplicas = 2\n')
-    cluster.run("apply", "-f", files / "echo.toml")
+    deploy_echo(cluster, tmp_path_factory.mktemp("echo"), 2)
     replicas_ready(cluster)
     return cluster
 

@@ -10,10 +10,8 @@ import threading
 import time
 
 import numpy as np
-import onnx
 import pytest
-from conftest import FALAJ, SLOW, eventually, falaj
-from onnx import TensorProto, helper
+from conftest import FALAJ, SLOW, deploy_echo, eventually, falaj
 
 
 def node(cluster, name):
@@ -27,12 +25,7 @@ def replicas_on(cluster, name):
 
 @pytest.fixture(scope="module")
 def served(cluster, tmp_path_factory):
-    files = tmp_path_factory.mktemp("echo")
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 1]) for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "echo", ends[:1], ends[1:])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), files / "echo.onnx")
-    cluster.run("models", "import", files / "echo.onnx", "--name", "echo")
-    cluster.run("deploy", "echo", "--version", "1", "--replicas", "2")
+    deploy_echo(cluster, tmp_path_factory.mktemp("echo"), 2)
     eventually("a replica on each node", lambda: replicas_on(cluster, "serving-1") and replicas_on(cluster, "serving-2"), timeout=60)
     return cluster
 

@@ -4,19 +4,13 @@ import http.client
 import json
 import threading
 
-import onnx
-from conftest import SLOW, eventually
-from onnx import TensorProto, helper
+from conftest import SLOW, deploy_echo, eventually
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
 def test_a_request_is_found_on_its_way_over_the_nodes(cluster, tmp_path):
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 1]) for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "echo", ends[:1], ends[1:])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "echo.onnx")
-    cluster.run("models", "import", tmp_path / "echo.onnx", "--name", "echo")
-    cluster.run("deploy", "echo", "--version", "1", "--replicas", "1")
+    deploy_echo(cluster, tmp_path, 1)
     stop = threading.Event()
     statuses = []
 
