@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "actors/artifacts/store.hpp"
+#include "actors/control/foreign.hpp"
 #include "actors/control/membership.hpp"
 #include "actors/control/resources.hpp"
 #include "actors/control/witness.hpp"
@@ -32,6 +33,7 @@ Status start_control(Host& host, const NodeParts& p) {
   host.spawn(governance::log(std::move(log_options)));
   FALAJ_ASSIGN(const auto epoch, control::next_epoch(*p.control));
   host.spawn(control::membership({p.cluster, epoch, p.control}));
+  host.spawn(control::foreign_names());
   host.spawn(p.authority);
   host.spawn(artifacts::store({p.artifacts}));
   const auto principal = net::SpiffeId::node(p.cluster, p.name).value().uri();
@@ -114,6 +116,7 @@ Status start(Host& host, const NodeParts& p) {
   if (p.has(Role::GATEWAY)) host.spawn(serving::router({p.view}));
   host.spawn(control::witness({p.name, p.control_node, p.view}));
   start_agent(host, p);
+  host.spawn(control::foreign({p.control_node, p.view, p.authorizer}));
   return {};
 }
 

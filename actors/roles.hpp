@@ -32,6 +32,7 @@ struct NodeParts {
   std::uint32_t pid = 0;
   cluster::ClusterViewHolder* view = nullptr;
   std::shared_ptr<governance::RefusalQueue> refusals;
+  Authorizer* authorizer = nullptr;
   std::shared_ptr<storage::Kv> spool;
   // role control
   std::shared_ptr<storage::Kv> control_kv;

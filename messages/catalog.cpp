@@ -4,6 +4,7 @@
 #include "messages/control.capnp.h"
 #include "messages/envelope.capnp.h"
 #include "messages/features.capnp.h"
+#include "messages/foreign.capnp.h"
 #include "messages/governance.capnp.h"
 #include "messages/json.hpp"
 #include "messages/registry.capnp.h"
@@ -37,7 +38,8 @@ const std::vector<capnp::StructSchema>& message_catalog() {
            m::PutRowsReply, m::GetFeatures, m::Features, m::DeleteEntity, m::CountRows, m::RowCount, m::CreateSnapshot, m::SnapshotInfo,
            m::PutChunk, m::PutManifest, m::GetManifest, m::ArtifactInfo, m::GetChunk, m::Chunk, m::RegisterVersion, m::GetVersion,
            m::ModelVersionInfo, m::ListModels, m::ModelList, m::SetAlias, m::GetRun, m::RunInfo, m::ListRuns, m::RunList, m::Infer,
-           m::InferReply, m::Predict, m::PredictReply, m::DescribeModel, m::ModelDescription, m::ShowAudit, m::AuditPage>();
+           m::InferReply, m::Predict, m::PredictReply, m::DescribeModel, m::ModelDescription, m::ShowAudit, m::AuditPage, m::RegisterActor,
+           m::UnregisterActor, m::Invoke, m::Invoked>();
   return catalog;
 }
 

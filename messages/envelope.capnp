@@ -1,8 +1,10 @@
 @0xc1d0a7b3e5f94d11;
-# The wire between two Falaj nodes, and between a node and any other program that speaks Cap'n Proto over TLS 1.3.
+# The wire between two Falaj nodes, and between a node and any other program that speaks Cap'n Proto over TLS 1.3 (WIRE.md is the page for
+# those who write one).
 #
 # Who talks to whom: the two ends of one TLS connection, both authenticated by certificates of the cluster's authority. A pair of
-# peers keeps one connection for each lane. Each direction is a sequence of standard Cap'n Proto stream-framed messages:
+# nodes keeps one connection for each lane; a person or a service may have one for all. Each direction is a sequence of standard
+# Cap'n Proto stream-framed messages:
 #   first   one Hello (and nothing else until the other side's Hello was accepted);
 #   then    pairs: an Envelope, followed by its body, a message whose type the envelope names. Kind.heartbeat has no body.
 # Ordering: pairs arrive in the order sent on that lane; nothing is promised between lanes.
@@ -98,5 +100,6 @@ struct Hello {
   lane @4 :Lane;
   listen @5 :Text;        # host:port where this node can be reached; empty: it does not listen
   refusal @6 :ErrorInfo;  # set: the other side's Hello was not accepted, and this is why; the connection closes
-  session @7 :UInt64;     # drawn by the side that dialled: the connections of one session live and die together
+  session @7 :UInt64;     # drawn by the side that dialled: the connections of one session live and die together; zero, from a person or
+                          # a service: this one connection is the session
 }

@@ -60,4 +60,5 @@ struct Grant {
   verbs @1 :List(Text) $A.required $A.doc("features.read, models.*, *");
   tenants @2 :List(Text) $A.doc("empty: all");
   purposes @3 :List(Text) $A.doc("purposes this principal may name; empty: any that the view allows");
+  actors @4 :List(Text) $A.doc("types of actors, e.g. control/*, foreign/pricing; empty: all");
 }

@@ -283,7 +283,10 @@ void add_identity_commands(CLI::App& app, Cli& cli, const std::shared_ptr<Cluste
       app.add_subcommand("principal", "Make a certificate for a person or a service (on the machine that holds the authority)");
   cli.with_dir(*principal);
   principal->add_option("who", a->who, "person/NAME or service/NAME")->required();
-  principal->footer("Example:\n  falaj principal --dir ./falaj service/billing\nRights are given in DIR/rights.toml.");
+  principal->footer(
+      "Example:\n  falaj principal --dir ./falaj service/billing\nRights are given in DIR/rights.toml: a local cluster takes them with "
+      "`falaj up`, a node "
+      "of another machine from its own copy, when it starts.");
   cli.runs(*principal, [&cli, a] { return add_principal(cli.cluster_dir(), a->who, SystemClock()); });
 
   auto* revoke = app.add_subcommand("revoke", "Take back the certificates of a node, a person or a service: those issued until now");

@@ -73,10 +73,12 @@ void add_request_commands(CLI::App& app, Cli& cli) {
 
   auto* call = app.add_subcommand("call", "Send one message to an actor, as JSON, and print its reply");
   cli.with_client(*call);
-  call->add_option("actor", a->actor, "Name of the actor, e.g. control/membership")->required();
+  call->add_option("actor", a->actor, "Name of the actor, e.g. control/membership, or foreign/... of one that a program hosts")->required();
   call->add_option("message", a->message, "Type of the message, e.g. GetStatus")->required();
   call->add_option("json", a->json, "Its fields")->capture_default_str();
-  call->add_option("--node", a->node, "Node of the actor (default: the control node)");
+  call->add_option(
+      "--node", a->node,
+      "Node that is asked (default: the control node); it passes on what is for an actor of another that has a name in the directory");
   call->add_option("--timeout", a->timeout, "Seconds to wait")->capture_default_str();
   call->footer(
       "Example:\n  falaj call serving/router Predict '{\"model\": \"credit\", \"entities\": [\"A0001\"]}' --purpose credit-scoring --dir "

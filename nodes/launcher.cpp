@@ -11,6 +11,7 @@
 #include <map>
 #include <mutex>
 
+#include "actors/governance/policy.hpp"
 #include "messages/control.capnp.h"
 #include "nodes/client.hpp"
 #include "nodes/node.hpp"
@@ -18,6 +19,7 @@
 #include "runtime/base/log.hpp"
 #include "runtime/base/process.hpp"
 #include "runtime/base/thread.hpp"
+#include "runtime/config.hpp"
 
 namespace falaj::nodes {
 namespace {
@@ -240,6 +242,22 @@ Result<std::vector<NodePlan>> local_plan() {
   return plan;
 }
 
+namespace {
+
+// Rights are said once, in the cluster's directory: its nodes go by copies.
+Status hand_out_rights(const ClusterDir& dir) {
+  FALAJ_TRY(governance::Rights::load(dir.rights().string()));
+  FALAJ_ASSIGN(const auto rights, config::read_file(dir.rights()));
+  for (const auto& name : node_names(dir)) {
+    const auto copy = dir.node(name).rights();
+    const auto held = config::read_file(copy);
+    if (!held || *held != rights) FALAJ_TRY(net::write_private_file(copy, rights));
+  }
+  return {};
+}
+
+}  // namespace
+
 Status up(const ClusterDir& dir, const std::string& cluster, const Clock& clock, Duration timeout) {
   if (fs::exists(dir.file())) {
     const auto file = read_cluster_file(dir);
@@ -253,6 +271,7 @@ Status up(const ClusterDir& dir, const std::string& cluster, const Clock& clock,
     FALAJ_ASSIGN(const auto plan, local_plan());
     for (const auto& node : plan) FALAJ_TRY(add_node(dir, node, clock));
   }
+  FALAJ_TRY(hand_out_rights(dir));
   std::error_code none;
   fs::remove(dir.file(), none);
   for (const auto& name : node_names(dir)) fs::remove(dir.node(name).root / "ready", none);

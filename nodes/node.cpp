@@ -174,7 +174,7 @@ Status Node::Parts::open_stores() {
 Status Node::Parts::make_host() {
   FALAJ_ASSIGN(auto rights, governance::Rights::load(dir.rights().string()));
   policy = std::make_unique<governance::Policy>(
-      governance::PolicyOptions{std::string(text(config->getCluster())), std::move(rights), &clock, refusals});
+      governance::PolicyOptions{std::string(text(config->getCluster())), std::move(rights), &clock, refusals, &metrics});
   HostOptions options;
   options.node_name = name;
   options.incarnation = incarnation;
@@ -220,6 +220,7 @@ Status Node::Parts::start_actors() {
   parts.pid = static_cast<std::uint32_t>(getpid());
   parts.view = &view;
   parts.refusals = refusals;
+  parts.authorizer = policy.get();
   parts.spool = as_kv(spool);
   if (has(Role::CONTROL)) {
     parts.control_kv = as_kv(control_kv);

@@ -367,6 +367,7 @@ Status Cluster::boot(Machine& m, Host& host) {
   parts.incarnation = host.incarnation();
   parts.view = &b.view;
   parts.refusals = m.refusals;
+  parts.authorizer = m.policy.get();
   parts.spool = b.spool;
   parts.control_kv = b.control_kv;
   parts.control = b.control.get();

@@ -95,8 +95,8 @@ Result<Rights> Rights::parse(std::string_view toml, std::string_view name) {
   FALAJ_TRY(config::parse_toml<messages::RightsFile>(toml, name, file));
   std::vector<Grant> grants;
   for (const auto grant : file.asReader().getGrant()) {
-    grants.push_back(
-        {std::string(text(grant.getPrincipal())), strings(grant.getVerbs()), strings(grant.getTenants()), strings(grant.getPurposes())});
+    grants.push_back({std::string(text(grant.getPrincipal())), strings(grant.getVerbs()), strings(grant.getTenants()),
+                      strings(grant.getPurposes()), strings(grant.getActors())});
     const auto& made = grants.back();
     if (made.principal.empty() || made.verbs.empty()) {
       return invalid(format("{}: grant {}: principal and verbs must not be empty", name, grants.size()));
@@ -114,16 +114,20 @@ Result<Rights> Rights::load(const std::string& path) {
   return parse(toml, path);
 }
 
-Status Rights::allow(std::string_view path, std::string_view verb, std::string_view tenant, std::string_view purpose) const {
-  bool verb_granted = false, tenant_granted = false;
+Status Rights::allow(std::string_view path, std::string_view verb, std::string_view tenant, std::string_view purpose,
+                     std::string_view actor) const {
+  bool verb_granted = false, actor_granted = false, tenant_granted = false;
   for (const auto& grant : grants_) {
     if (!glob(grant.principal, path) || !any_glob(grant.verbs, verb)) continue;
     verb_granted = true;
+    if (!actor.empty() && !grant.actors.empty() && !any_glob(grant.actors, actor)) continue;
+    actor_granted = true;
     if (!listed(grant.tenants, tenant)) continue;
     tenant_granted = true;
     if (purpose.empty() || listed(grant.purposes, purpose)) return {};
   }
   if (!verb_granted) return denied(format("{} has no right '{}'; grant it in rights.toml", path, verb));
+  if (!actor_granted) return denied(format("{} has no right '{}' on actors of type '{}'; grant it in rights.toml", path, verb, actor));
   if (!tenant_granted) return denied(format("{} has no right '{}' in tenant '{}'; grant it in rights.toml", path, verb, tenant));
   return denied(format("{} may not name the purpose '{}' for '{}'; grant it in rights.toml", path, purpose, verb));
 }
@@ -131,7 +135,7 @@ Status Rights::allow(std::string_view path, std::string_view verb, std::string_v
 std::string default_rights_toml() {
   return R"(# Who may do what. What no grant allows is denied, and each refusal is in the audit log (falaj audit show).
 # principal: path of the SPIFFE id after the cluster's name; * stays within one segment, ** does not.
-# verbs: e.g. features.read, models.*, *. tenants and purposes narrow a grant; left out, all.
+# verbs: e.g. features.read, models.*, *. tenants, purposes and actors (types, e.g. control/*) narrow a grant; left out, all.
 
 [[grant]]
 principal = "person/admin"
@@ -155,6 +159,7 @@ Policy::Policy(PolicyOptions options)
     : cluster_(std::move(options.cluster)),
       clock_(*options.clock),
       refusals_(std::move(options.refusals)),
+      metrics_(options.metrics),
       rights_(std::make_shared<const Rights>(std::move(options.rights))) {}
 
 Status Policy::decide(const Scope& scope, std::string_view verb, std::string_view actor_type, std::string_view message) const {
@@ -171,12 +176,18 @@ Status Policy::decide(const Scope& scope, std::string_view verb, std::string_vie
   }
   if (verb.empty()) return denied(format("{} may be sent by the cluster's own nodes only", message));
   const auto rights = rights_.with([](const auto& held) { return held; });
-  return rights->allow(who.path, verb, scope.tenant.empty() ? "default" : scope.tenant, scope.purpose);
+  // Which actors somebody may host is asked again by node/foreign, which then knows the name.
+  const bool any_actor = verb == kRegisterVerb && actor_type == kForeignDesk;
+  return rights->allow(who.path, verb, scope.tenant.empty() ? "default" : scope.tenant, scope.purpose, any_actor ? "" : actor_type);
 }
 
 Status Policy::allow(const Scope& scope, std::string_view verb, std::string_view actor_type, std::string_view message) {
   auto verdict = decide(scope, verb, actor_type, message);
-  if (verdict.has_value() || !refusals_) return verdict;
+  if (verdict.has_value()) return verdict;
+  if (metrics_ != nullptr) {
+    metrics_->counter("falaj_refusals_total", "Messages of principals that had no right to send them", {{"verb", std::string(verb)}}).add();
+  }
+  if (!refusals_) return verdict;
   refusals_->push(AuditRecord{.time = clock_.wall(),
                               .principal = scope.principal.empty() ? std::string(kAnonymous) : scope.principal,
                               .verb = verb.empty() ? std::string(message) : std::string(verb),

@@ -1,7 +1,8 @@
 // Who may do what: rights.toml, and the Authorizer that the host asks before a message from outside reaches a handler.
 //
 // Denied by default. A grant names principals (globs on the SPIFFE path: person/admin, service/*, anonymous), verbs (globs:
-// features.read, models.*, *), and, where it narrows, tenants and purposes. Every refusal goes to the audit, with its reason.
+// features.read, models.*, *), and, where it narrows, types of actors, tenants and purposes. Every refusal is counted and goes to the
+// audit, with its reason.
 //
 // Members of the cluster need no grant: spiffe://<cluster>/node/<name> may send every message, also those without a verb. A
 // training worker, spiffe://<cluster>/node/<name>/worker/<k>, may send only what training needs (worker_may()).
@@ -37,6 +38,7 @@ struct Grant {
   std::vector<std::string> verbs;
   std::vector<std::string> tenants;   // empty: all
   std::vector<std::string> purposes;  // empty: any that the view allows
+  std::vector<std::string> actors;    // globs on their types; empty: all
 };
 
 class Rights {
@@ -46,8 +48,9 @@ class Rights {
   // `name`: of the file, for errors.
   [[nodiscard]] static Result<Rights> parse(std::string_view text, std::string_view name);
   [[nodiscard]] static Result<Rights> load(const std::string& path);
-  // An error (denied) says which of principal, verb, tenant, purpose no grant allows.
-  [[nodiscard]] Status allow(std::string_view path, std::string_view verb, std::string_view tenant, std::string_view purpose) const;
+  // An error (denied) says which of principal, verb, actor, tenant, purpose no grant allows. `actor`: its type; empty: any will do.
+  [[nodiscard]] Status allow(std::string_view path, std::string_view verb, std::string_view tenant, std::string_view purpose,
+                             std::string_view actor = {}) const;
   [[nodiscard]] const std::vector<Grant>& grants() const { return grants_; }
 
  private:
@@ -62,6 +65,7 @@ struct PolicyOptions {
   Rights rights;
   const Clock* clock = nullptr;
   std::shared_ptr<RefusalQueue> refusals;
+  metrics::Registry* metrics = nullptr;  // counts refusals
 };
 
 class Policy final : public Authorizer {
@@ -76,8 +80,13 @@ class Policy final : public Authorizer {
   std::string cluster_;
   const Clock& clock_;
   std::shared_ptr<RefusalQueue> refusals_;
+  metrics::Registry* metrics_;
   Guarded<std::shared_ptr<const Rights>> rights_;
 };
+
+// To host actors (messages/foreign.capnp): the verb, and the type of the actor that takes the wish.
+constexpr std::string_view kRegisterVerb = "actors.register";
+constexpr std::string_view kForeignDesk = "node/foreign";
 
 // May a worker process send this? `verb` may be empty.
 bool worker_may(std::string_view verb, std::string_view actor_type) noexcept;

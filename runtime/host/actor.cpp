@@ -9,7 +9,9 @@ namespace falaj {
 
 const HandlerEntry* HandlerTable::find(TypeId type) const noexcept {
   const auto at = std::lower_bound(entries_.begin(), entries_.end(), type, [](const HandlerEntry& e, TypeId t) { return e.type < t; });
-  return at == entries_.end() || at->type != type ? nullptr : &*at;
+  if (at != entries_.end() && at->type == type) return &*at;
+  // An entry of type 0 takes whatever no other does; it sorts first.
+  return entries_.empty() || entries_.front().type != TypeId{} ? nullptr : &entries_.front();
 }
 
 void HandlerTable::add(HandlerEntry entry) {

@@ -89,6 +89,8 @@ class Node : public std::enable_shared_from_this<Node> {
   [[nodiscard]] std::vector<DeadLetter> dead_letters() const;
 
   // -- from outside
+  // What a principal sent over its link for a name that no actor here has: true, and the delivery is taken, if another node's has it.
+  bool relay(std::unique_ptr<Delivery>& delivery, const std::string& name);
   void ask(const ActorRef& to, Message message, const SendOptions& options, std::move_only_function<void(Result<Message>)> done);
   void tell(const ActorRef& to, Message message, const SendOptions& options);
 
@@ -99,6 +101,7 @@ class Node : public std::enable_shared_from_this<Node> {
   void poke_root();
 
   std::atomic<std::uint64_t> next_id_{1};
+  std::atomic<std::size_t> relaying_{0};
   std::unique_ptr<Remote> remote_;
   metrics::Counter& dead_letters_count_;
   metrics::Counter& late_answers_;

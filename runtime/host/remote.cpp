@@ -231,7 +231,7 @@ void Remote::inbound_request(const Host::Peer& sender, Lane lane, const Parsed& 
   if (to.has_value()) {
     note_watched(sender, *d, *to);
     to->get()->deliver(std::move(d));
-  } else {
+  } else if (sender.is_node || to.error().code != ErrorCode::not_found || !node_.own(p.to.node) || !node_.relay(d, p.to.name)) {
     const auto nobody = node_.nobody(p.to, to.error());
     nobody.get()->deliver(std::move(d));
   }

@@ -186,10 +186,12 @@ void Shard::on_frame(const ConnectionPtr& connection, Frame frame) {
   const auto now = common_.clock.now();
   switch (frame.kind) {
     case messages::Kind::HEARTBEAT:
+      session->beats = true;
       session->detector.heartbeat(now);
       static_cast<void>(connection->send(heartbeat_envelope(messages::Kind::HEARTBEAT_REPLY, frame.correlation), Message()));
       return;
     case messages::Kind::HEARTBEAT_REPLY: {
+      if (!session->beats) session->detector.heartbeat(now);  // one that only answers lives too
       const auto rtt = now.time_since_epoch() - Duration(static_cast<std::int64_t>(frame.correlation));
       if (rtt < Duration::zero() || rtt > std::chrono::minutes(1)) return;
       session->rtt.record(rtt);
@@ -323,6 +325,12 @@ std::optional<Connection::Closed> Shard::judge(const Connection& connection, mes
   return std::nullopt;
 }
 
+// A program that is no node may have one connection for all lanes. What comes over it is of the normal lane.
+bool Shard::is_whole(const Connection& connection, messages::Hello::Reader hello) {
+  const auto kind = connection.certificate().principal.kind();
+  return hello.getSession() == 0 && (kind == PrincipalKind::person || kind == PrincipalKind::service);
+}
+
 void Shard::admit(const ConnectionPtr& connection, const Message& message) {
   if (connection->is_closed()) return;
   const auto opened = message.open<messages::Hello>();
@@ -331,8 +339,9 @@ void Shard::admit(const ConnectionPtr& connection, const Message& message) {
   auto no = judge(*connection, hello);
   const std::string name(text(hello.getNode()));
   if (!no.has_value()) {
-    connection->lane = hello.getLane();
-    no = hello.getLane() == Lane::CONTROL ? admit_control(connection, hello, name) : admit_other(connection, hello, name);
+    const bool whole = is_whole(*connection, hello);
+    connection->lane = whole ? Lane::NORMAL : hello.getLane();
+    no = whole || hello.getLane() == Lane::CONTROL ? admit_control(connection, hello, name) : admit_other(connection, hello, name);
   }
   if (no.has_value()) return connection->refuse(*no);
   strangers_.erase(connection);
@@ -369,6 +378,7 @@ std::optional<Connection::Closed> Shard::admit_control(const ConnectionPtr& conn
   peer->retry.cancel();
   peer->session = make_session(*connection, hello, hello.getSession());
   peer->session->lanes[kControl] = connection;
+  if (is_whole(*connection, hello)) peer->session->lanes.fill(connection);
   connection->session = peer->session;
   return std::nullopt;
 }

@@ -29,6 +29,7 @@ struct Session {
   const PeerInfo info;
   std::array<std::shared_ptr<Connection>, kLanes> lanes;  // not changed any more once it is up
   bool up = false;
+  bool beats = false;  // the peer sends heartbeats of its own
   PhiDetector detector;
   Instant ticked;
   metrics::Histogram rtt;
@@ -152,6 +153,7 @@ class Shard final : public Connection::Owner {
   void adopt(tcp::socket socket);
   void admit(const ConnectionPtr& connection, const Message& hello);
   std::optional<Connection::Closed> admit_control(const ConnectionPtr& connection, messages::Hello::Reader hello, std::string name);
+  static bool is_whole(const Connection& connection, messages::Hello::Reader hello);
   std::optional<Connection::Closed> admit_other(const ConnectionPtr& connection, messages::Hello::Reader hello, const std::string& name);
   [[nodiscard]] std::optional<Connection::Closed> judge(const Connection& connection, messages::Hello::Reader hello) const;
   Bytes own_hello(Lane lane, std::uint64_t session) const;

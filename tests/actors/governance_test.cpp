@@ -68,6 +68,39 @@ TEST(Policy, GrantsAreNarrowAndWhatIsNotGrantedIsDenied) {
   EXPECT_EQ(code(Rights().allow("person/admin", "x", "default", "")), ErrorCode::denied);
 }
 
+TEST(Policy, AGrantMayHoldForSomeTypesOfActorsOnly) {
+  constexpr std::string_view kNarrow = R"(
+[[grant]]
+principal = "service/pricing"
+verbs = ["cluster.read", "actors.register"]
+actors = ["control/*", "foreign/pricing"]
+
+[[grant]]
+principal = "service/pricing"
+verbs = ["cluster.read"]
+actors = ["node/agent"]
+)";
+  const auto rights = must(Rights::parse(kNarrow, "rights.toml"));
+  const auto allow = [&](std::string_view verb, std::string_view actor) {
+    return rights.allow("service/pricing", verb, "default", "", actor);
+  };
+  EXPECT_TRUE(allow("cluster.read", "control/membership").has_value());
+  EXPECT_TRUE(allow("cluster.read", "node/agent").has_value());
+  EXPECT_TRUE(allow("cluster.read", "").has_value()) << "of some actor";
+  EXPECT_NE(allow("cluster.read", "features/front").error().message.find("on actors of type 'features/front'"), std::string::npos);
+  EXPECT_EQ(code(allow("actors.register", "foreign/billing")), ErrorCode::denied);
+  // The wish to host something reaches the actor that then asks about the type.
+  ManualClock clock;
+  metrics::Registry metrics;
+  Policy policy(PolicyOptions{.cluster = "c", .rights = rights, .clock = &clock, .refusals = nullptr, .metrics = &metrics});
+  const Scope scope{"spiffe://c/service/pricing", "", "", "", ""};
+  EXPECT_TRUE(policy.allow(scope, kRegisterVerb, kForeignDesk, "RegisterActor").has_value());
+  EXPECT_TRUE(policy.allow(scope, kRegisterVerb, "foreign/pricing", "RegisterActor").has_value());
+  EXPECT_FALSE(policy.allow(scope, kRegisterVerb, "foreign/billing", "RegisterActor").has_value());
+  EXPECT_FALSE(policy.allow(Scope{"spiffe://c/service/else", "", "", "", ""}, kRegisterVerb, kForeignDesk, "RegisterActor").has_value());
+  EXPECT_EQ(metrics.counter("falaj_refusals_total", "", {{"verb", std::string(kRegisterVerb)}}).value(), 2U) << "each refusal is counted";
+}
+
 TEST(Policy, BadFilesAreRefusedWithTheirPlace) {
   EXPECT_NE(Rights::parse("[[grant]]\nprincipal = \"x\"\nverb = [\"a\"]\n", "rights.toml").error().message.find("rights.toml:3"),
             std::string::npos);

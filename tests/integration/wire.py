@@ -15,7 +15,7 @@ from conftest import SLOW
 CONTROL, NORMAL, BULK = 0, 1, 2  # lanes
 TELL, ASK, REPLY, REFUSAL, HEARTBEAT, HEARTBEAT_REPLY = 0, 1, 2, 3, 7, 8  # kinds of envelopes
 WIRE_VERSION = 1
-FILES = {"control": 0x9CB313ADE97AFA51, "features": 0x934419BB4E2E479C, "serving": 0xE8B26FF6035E8B26}
+FILES = {"control": 0x9CB313ADE97AFA51, "features": 0x934419BB4E2E479C, "serving": 0xE8B26FF6035E8B26, "foreign": 0xBEC5D908678163F9}
 
 
 def type_id(file_id, name):
@@ -223,6 +223,49 @@ class Link:
         self.beating.join()
         for connection in self.lanes:
             connection.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class Program:
+    """One connection for everything, as messages/WIRE.md has it. Heartbeats are answered while it waits in next()."""
+
+    def __init__(self, address, name, certificate, key, authority, incarnation=None):
+        self.line = Connection(address, certificate, key, authority)
+        self.line.send(hello(name, CONTROL, incarnation, session=0))
+        self.line.message()
+
+    def next(self):
+        while True:
+            head = Reader(self.line.message())
+            kind, correlation = head.number("<H", 0), head.number("<Q", 16)
+            if kind != HEARTBEAT:
+                return kind, correlation, head, self.line.message()
+            self.line.send(message(Struct([HEARTBEAT_REPLY, 0, correlation, 0, 0, 0, 0], [None, None, None])))
+
+    def ask(self, actor, type_, body):
+        """(kind, body) of the answer."""
+        self.line.send(envelope(ASK, actor, type_) + message(body))
+        while True:
+            kind, _, _, answer = self.next()
+            if kind in (REPLY, REFUSAL):
+                return kind, answer
+
+    def question(self):
+        """The next ask, and the envelope of a reply to it, which is still to be given a type."""
+        while True:
+            kind, correlation, head, body = self.next()
+            if kind == ASK:
+                asker = Reader(head.segment, head.follow(head.start + head.data + 1))
+                back = Struct([asker.number("<Q", at) for at in (0, 8, 16)], [None])
+                return body, lambda type_: message(Struct([REPLY, type_, correlation, 0, 0, 0, 0], [back, None, None]))
+
+    def close(self):
+        self.line.close()
 
     def __enter__(self):
         return self

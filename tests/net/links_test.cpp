@@ -225,6 +225,66 @@ TEST(Links, PeopleConnectWithoutListeningAndSeveralAtOnce) {
   ASSERT_TRUE(a.seen.wait([](const Recorder& r) { return r.count("down person/aisha#") == 2; }));
 }
 
+TEST(Links, AProgramMayHaveOneConnectionForAllLanes) {
+  const TestCluster cluster;
+  TestNode a(cluster, "a");
+  RawPeer program(a.port, cluster.identity(SpiffeId::service("oasis", "pricing").value()));
+  program.hello([](messages::Hello::Builder h) {
+    h.setNode("service/pricing");
+    h.setSession(0);
+  });
+  ASSERT_TRUE(program.read_hello());
+  ASSERT_TRUE(a.seen.wait_up("service/pricing"));
+  const auto body = text_message("from it");
+  auto pair = envelope_for(body);
+  pair.insert(pair.end(), body.bytes().begin(), body.bytes().end());
+  program.write(pair);
+  ASSERT_TRUE(a.seen.wait_messages(1));
+  EXPECT_EQ(a.seen.messages[0].lane, Lane::NORMAL) << "it cannot push past the cluster's own control messages";
+  for (const auto lane : {Lane::CONTROL, Lane::NORMAL, Lane::BULK}) ASSERT_TRUE(a.send("service/pricing", lane, "to it").has_value());
+  a.links->disconnect(node_id("service/pricing"), error(ErrorCode::gone, "enough"));
+  const auto all = program.read_all();
+  std::size_t found = 0;
+  for (auto at = all.find("to it"); at != std::string::npos; at = all.find("to it", at + 1)) ++found;
+  EXPECT_EQ(found, 3U);
+  // A node keeps its three.
+  RawPeer node(a.port, cluster.node("c"));
+  node.hello([](messages::Hello::Builder h) {
+    h.setNode("c");
+    h.setLane(Lane::NORMAL);
+    h.setSession(0);
+  });
+  const auto refused = node.read_hello();
+  ASSERT_TRUE(refused);
+  const auto hello = refused.open<messages::Hello>();
+  EXPECT_NE(text((*hello)->getRefusal().getMessage()).find("no session of 'c'"), std::string_view::npos);
+}
+
+TEST(Links, AProgramThatOnlyAnswersHeartbeatsLivesAndAMuteOneDoesNot) {
+  const TestCluster cluster;
+  TestNode a(cluster, "a", 1, [](LinkOptions& o) { o.silence_max = 3s; });
+  const auto join = [&](std::string_view name) {
+    auto peer = std::make_unique<RawPeer>(a.port, cluster.identity(SpiffeId::service("oasis", name).value()));
+    peer->hello([&](messages::Hello::Builder h) {
+      h.setNode(format("service/{}", name));
+      h.setSession(0);
+    });
+    EXPECT_TRUE(peer->read_hello());
+    return peer;
+  };
+  const auto mute = join("mute");
+  const auto answering = join("answering");
+  ASSERT_TRUE(a.seen.wait_up("service/mute"));
+  ASSERT_TRUE(a.seen.wait_up("service/answering"));
+  // Until the mute one is given up, which takes as long as the other could be silent.
+  const auto beat = Message::build<messages::Envelope>([](messages::Envelope::Builder b) { b.setKind(messages::Kind::HEARTBEAT_REPLY); });
+  ASSERT_TRUE(a.seen.wait([&](const Recorder& r) { return answering->write(beat.bytes()) && r.count("down service/mute") == 1; }));
+  ASSERT_TRUE(a.seen.wait([&](const Recorder&) {
+    return answering->write(beat.bytes()) && a.registry.counter("falaj_link_peer_downs_total", "").value() == 1;
+  }));
+  EXPECT_EQ(a.seen.count("down service/answering"), 0U);
+}
+
 TEST(Links, RefuseAnIdentityThatDoesNotFit) {
   const TestCluster cluster;
   SystemClock clock;
