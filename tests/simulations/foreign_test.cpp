@@ -196,6 +196,7 @@ TEST_F(Programs, ADeadProgramsActorEndsOnceAndItsNameIsFree) {
   EXPECT_EQ(downs_->size(), 1U);
   EXPECT_EQ(refused("p2", "n1"), ErrorCode::not_found);
   ASSERT_TRUE(enter("p2", "n0").has_value());
+  ASSERT_TRUE(comes_to("n0", 2s));
   EXPECT_EQ(call("p2", "n2").value_or("-"), "p2 for " + principal("person/admin"));
 }
 
@@ -235,6 +236,7 @@ TEST_F(Programs, ControlIsToldAgainWhatItForgot) {
   cluster_.power_off("n1");
   ASSERT_TRUE(comes_to("", 5s));
   ASSERT_TRUE(enter("p1", "n2").has_value());
+  ASSERT_TRUE(comes_to("n2", 2s));
   EXPECT_EQ(call("p2", "n0").value_or("-"), "p1 for " + principal("person/admin"));
 }
 
