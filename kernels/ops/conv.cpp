@@ -151,7 +151,11 @@ void convolve(const ConvSpec& spec, const double* x, const double* w, const doub
   }
 }
 
-void convolve_back_to_input(const ConvSpec& spec, const double* dy, const double* w, double* dx) {
+namespace {
+
+// Walks over all products of a convolution backwards: visit(slope, where its input channel begins, where its weights begin, meetings).
+template <class Visit>
+void each_slope(const ConvSpec& spec, const double* dy, Visit visit) {
   const Window& window = spec.window;
   std::int64_t in = window.in_elements();
   std::int64_t out = window.out_elements();
@@ -164,36 +168,24 @@ void convolve_back_to_input(const ConvSpec& spec, const double* dy, const double
     for (std::int64_t n = 0; n < spec.batch; ++n) {
       for (std::int64_t m = 0; m < spec.maps; ++m) {
         double slope = dy[(n * spec.maps + m) * out + o];
-        for (std::int64_t c = 0; c < depth; ++c) {
-          double* to = dx + (n * spec.channels + m / share * depth + c) * in;
-          const double* weights = w + (m * depth + c) * kernel;
-          for (const Meeting& p : pairs) to[p.in] += slope * weights[p.kernel];
-        }
+        for (std::int64_t c = 0; c < depth; ++c)
+          visit(slope, (n * spec.channels + m / share * depth + c) * in, (m * depth + c) * kernel, pairs);
       }
     }
   }
 }
+
+}  // namespace
+
+void convolve_back_to_input(const ConvSpec& spec, const double* dy, const double* w, double* dx) {
+  each_slope(spec, dy, [&](double slope, std::int64_t channel, std::int64_t weights, const std::vector<Meeting>& pairs) {
+    for (const Meeting& p : pairs) dx[channel + p.in] += slope * w[weights + p.kernel];
+  });
+}
 void convolve_back_to_weights(const ConvSpec& spec, const double* dy, const double* x, double* dw) {
-  const Window& window = spec.window;
-  std::int64_t in = window.in_elements();
-  std::int64_t out = window.out_elements();
-  std::int64_t kernel = window.kernel_elements();
-  std::int64_t depth = spec.channels / spec.groups;
-  std::int64_t share = spec.maps / spec.groups;
-  std::vector<Meeting> pairs;
-  for (std::int64_t o = 0; o < out; ++o) {
-    meetings(window, o, pairs);
-    for (std::int64_t n = 0; n < spec.batch; ++n) {
-      for (std::int64_t m = 0; m < spec.maps; ++m) {
-        double slope = dy[(n * spec.maps + m) * out + o];
-        for (std::int64_t c = 0; c < depth; ++c) {
-          const double* from = x + (n * spec.channels + m / share * depth + c) * in;
-          double* weights = dw + (m * depth + c) * kernel;
-          for (const Meeting& p : pairs) weights[p.kernel] += slope * from[p.in];
-        }
-      }
-    }
-  }
+  each_slope(spec, dy, [&](double slope, std::int64_t channel, std::int64_t weights, const std::vector<Meeting>& pairs) {
+    for (const Meeting& p : pairs) dw[weights + p.kernel] += slope * x[channel + p.in];
+  });
 }
 
 namespace {
