@@ -217,14 +217,17 @@ Result<KernelPtr> make_batch_norm(const KernelCall& c) {
   });
 }
 
-// dy, x, scale, mean, variance -> dx, dscale, dbias.
-Status infer_batch_norm_grad(InferCall& call) {
-  FALAJ_TRY(check_batch_norm(call, 1, 2, 3));
+// dx, dscale and dbias, of dy, x and parameters of which the scale is the first.
+Status infer_batch_norm_grads(InferCall& call, std::size_t parameters) {
+  FALAJ_TRY(check_batch_norm(call, 1, 2, parameters));
   if (call.in(0).shape != call.in(1).shape) return invalid("the gradient does not fit the input");
   FALAJ_TRY(set_output(call, 0, call.in(1).dtype, call.in(1).shape));
   FALAJ_TRY(set_output(call, 1, call.in(2).dtype, call.in(2).shape));
   return set_output(call, 2, call.in(2).dtype, call.in(2).shape);
 }
+
+// dy, x, scale, mean, variance -> dx, dscale, dbias.
+Status infer_batch_norm_grad(InferCall& call) { return infer_batch_norm_grads(call, 3); }
 Result<KernelPtr> make_batch_norm_grad(const KernelCall& c) {
   FALAJ_ASSIGN(double epsilon, attr_float(c.node, "epsilon", kEpsilon));
   return dispatch_float(c.in(0).dtype, [&]<class T>() {
@@ -258,13 +261,7 @@ Result<KernelPtr> make_batch_norm_grad(const KernelCall& c) {
 }
 
 // By the batch's statistics: dy, x, scale -> dx, dscale, dbias. They depend on x too.
-Status infer_batch_norm_training_grad(InferCall& call) {
-  FALAJ_TRY(check_batch_norm(call, 1, 2, 1));
-  if (call.in(0).shape != call.in(1).shape) return invalid("the gradient does not fit the input");
-  FALAJ_TRY(set_output(call, 0, call.in(1).dtype, call.in(1).shape));
-  FALAJ_TRY(set_output(call, 1, call.in(2).dtype, call.in(2).shape));
-  return set_output(call, 2, call.in(2).dtype, call.in(2).shape);
-}
+Status infer_batch_norm_training_grad(InferCall& call) { return infer_batch_norm_grads(call, 1); }
 Result<KernelPtr> make_batch_norm_training_grad(const KernelCall& c) {
   FALAJ_ASSIGN(double epsilon, attr_float(c.node, "epsilon", kEpsilon));
   return dispatch_float(c.in(0).dtype, [&]<class T>() {
