@@ -45,6 +45,8 @@ std::vector<std::string> node_names(const ClusterDir& dir) {
   return names;
 }
 
+constexpr Duration kTryAgain = std::chrono::seconds(1);
+
 class Launcher {
  public:
   explicit Launcher(ClusterDir dir) : dir_(std::move(dir)), timers_(clock_) {}
@@ -97,14 +99,30 @@ class Launcher {
     const bool quick = clock_.now() - entry.started < std::chrono::seconds(2);
     quick_deaths_[name] = quick ? std::min(quick_deaths_[name] + 1, 6) : 0;
     const Duration wait = quick ? std::chrono::milliseconds(50) * (1 << quick_deaths_[name]) : Duration::zero();
-    timers_.at(clock_.now() + wait, [this, name] {
-      const std::scoped_lock guard(mutex_);
-      if (stopping_) return;
-      auto& again = nodes_.at(name);
-      ++again.restarts;
-      if (auto done = start_node(name, again); !done)
-        log::error("launcher", "cannot start node", {{"node", name}, {"reason", done.error().message}});
-      if (auto done = write(); !done) log::error("launcher", "cannot write cluster.json", {{"reason", done.error().message}});
+    timers_.at(clock_.now() + wait, [this, name] { restart(name); });
+  }
+
+  // What a full disk or a full process table forbids now is tried again: it has room one day.
+  void restart(const std::string& name) {
+    const std::scoped_lock lock(mutex_);
+    if (stopping_) return;
+    auto& entry = nodes_.at(name);
+    if (auto done = start_node(name, entry); !done) {
+      log::error("launcher", "cannot start node; trying again", {{"node", name}, {"reason", done.error().message}});
+      timers_.at(clock_.now() + kTryAgain, [this, name] { restart(name); });
+      return;
+    }
+    ++entry.restarts;
+    publish();
+  }
+
+  void publish() {  // mutex held
+    auto done = write();
+    if (done) return;
+    log::error("launcher", "cannot write cluster.json; trying again", {{"reason", done.error().message}});
+    timers_.at(clock_.now() + kTryAgain, [this] {
+      const std::scoped_lock lock(mutex_);
+      if (!stopping_) publish();
     });
   }
 
