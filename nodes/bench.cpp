@@ -47,10 +47,11 @@ Result<double> rate(const BenchPlan& plan, std::string_view name, const std::fun
   return middle;
 }
 
-void print_figures(const BenchPlan& plan, const std::vector<Figure>& figures, const Figures& ours, const Figures& erlang,
-                   const Figures& caf) {
-  const std::pair<const char*, const Figures*> sides[] = {{"falaj", &ours}, {"erlang", &erlang}, {"caf", &caf}};
-  std::vector<std::vector<std::string>> rows = {{"", "unit", "falaj", "erlang", "caf"}};
+void print_figures(const BenchPlan& plan, const std::vector<Figure>& figures, const Figures& ours, const std::vector<Peer>& peers) {
+  std::vector<std::pair<std::string, const Figures*>> sides = {{"falaj", &ours}};
+  for (const auto& peer : peers) sides.emplace_back(peer.name, &peer.figures);
+  std::vector<std::vector<std::string>> rows = {{"", "unit"}};
+  for (const auto& [side, values] : sides) rows.front().push_back(side);
   for (const auto& figure : figures) {
     net::JsonWriter w;
     w.begin_object().key("name").string(figure.name).key("unit").string(figure.unit);
@@ -73,6 +74,9 @@ void print_figures(const BenchPlan& plan, const std::vector<Figure>& figures, co
   if (!plan.json) print(table(rows));
 }
 
+namespace {
+
+// Of tests/peers, or beside this program; empty: not there.
 std::string peer_program(std::string_view file) {
   std::error_code none;
   const auto own = fs::path(self_executable()).parent_path();
@@ -82,6 +86,7 @@ std::string peer_program(std::string_view file) {
   return {};
 }
 
+// What it prints, "name value" a line.
 Figures run_peer(std::string_view name, const std::vector<std::string>& arguments) {
   Figures figures;
   std::string out = (fs::temp_directory_path() / "falaj-peer.XXXXXX").string();
@@ -117,6 +122,28 @@ Figures run_peer(std::string_view name, const std::vector<std::string>& argument
   std::error_code none;
   fs::remove(out, none);
   return figures;
+}
+
+}  // namespace
+
+std::vector<Peer> run_peers(const BenchPlan& plan, const std::string& part, const std::string& keys) {
+  const auto seconds = format("{}", plan.seconds);
+  const auto rounds = std::to_string(plan.rounds);
+  std::vector<std::string> words = {part, seconds, rounds};
+  if (!keys.empty()) words.push_back(keys);
+  const auto run = [&](std::string_view name, std::vector<std::string> program) {
+    program.insert(program.end(), words.begin(), words.end());
+    return plan.beside(name) ? run_peer(name, program) : Figures{};
+  };
+  std::vector<Peer> peers = {{"erlang", run("erlang", {"/bin/sh", peer_program("erlang.sh")})},
+                             {"caf", run("caf", {peer_program("bench_caf")})}};
+  if (plan.beside("ray")) {
+    std::error_code none;
+    const auto python = fs::path(self_executable()).parent_path() / "../python-peers/bin/python";
+    peers.push_back(
+        {"ray", run_peer("ray", {fs::exists(python, none) ? python.string() : "python3", peer_program("ray_actors.py"), seconds, rounds})});
+  }
+  return peers;
 }
 
 void Gate::open() {

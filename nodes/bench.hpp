@@ -19,7 +19,9 @@ struct BenchPlan {
   double seconds = 1;  // of each round
   unsigned rounds = 5;
   bool json = false;
-  std::vector<std::string> against;  // erlang, caf
+  std::vector<std::string> against;  // erlang, caf, ray
+  double times = 10;                 // overload: of what can be answered
+  unsigned deadline_ms = 100;        // overload: of each request
   std::string dir;                   // http: a running cluster, with `model`; empty: a node of its own
   std::string model;
   SystemClock clock;
@@ -42,13 +44,18 @@ struct Figure {
   std::string unit;
 };
 
-// One JSON object a line, or a table. A figure that a side lacks is null.
-void print_figures(const BenchPlan& plan, const std::vector<Figure>& figures, const Figures& ours, const Figures& erlang,
-                   const Figures& caf);
+// The same figures of another system.
+struct Peer {
+  std::string name;
+  Figures figures;
+};
 
-// What a peer's program prints, "name value" a line; empty when it is not there or fails, and then standard error says so.
-Figures run_peer(std::string_view name, const std::vector<std::string>& arguments);
-std::string peer_program(std::string_view file);  // of tests/peers, or beside this program; empty: not there
+// One JSON object a line, or a table. A figure that a side lacks is null.
+void print_figures(const BenchPlan& plan, const std::vector<Figure>& figures, const Figures& ours, const std::vector<Peer>& peers = {});
+
+// The peers that the plan names, measured now, one after the other, on `part`: actors or links (with the certificates in `keys`). Erlang
+// and CAF are always listed, without figures when they were not asked for, are not installed or fail; then standard error says so.
+std::vector<Peer> run_peers(const BenchPlan& plan, const std::string& part, const std::string& keys = {});
 
 // Opened once, from any thread.
 class Gate {
@@ -64,8 +71,10 @@ class Gate {
 
 Status bench_actors(const BenchPlan& plan);
 Status bench_links(const BenchPlan& plan);
+Status bench_lanes(const BenchPlan& plan);
+Status bench_overload(const BenchPlan& plan);
 Status bench_http(const BenchPlan& plan);
 Status bench_kernels(const BenchPlan& plan);
-Status serve_bench_links(const std::string& dir);  // the other process of bench_links
+Status serve_bench_links(const std::string& dir);  // the other process of links, lanes and overload
 
 }  // namespace falaj::nodes

@@ -205,16 +205,11 @@ class Local {
 Status bench_actors(const BenchPlan& plan) {
   Figures ours;
   FALAJ_TRY(Local(plan).run(ours));
-  const auto seconds = format("{}", plan.seconds);
-  const auto rounds = std::to_string(plan.rounds);
-  Figures erlang;
-  Figures caf;
-  if (plan.beside("erlang")) erlang = run_peer("erlang", {"/bin/sh", peer_program("erlang.sh"), "actors", seconds, rounds});
-  if (plan.beside("caf")) caf = run_peer("caf", {peer_program("bench_caf"), "actors", seconds, rounds});
+  const auto peers = run_peers(plan, "actors");
   print_figures(
       plan,
       {{"ping_pong", "messages/s"}, {"fan_in", "messages/s"}, {"ring", "messages/s"}, {"spawn", "actors/s"}, {"idle_actor_bytes", "bytes"}},
-      ours, erlang, caf);
+      ours, peers);
   return {};
 }
 

@@ -189,7 +189,7 @@ Status bench_http(const BenchPlan& plan) {
     figures.push_back({format("http_p50_{}", connections), "us"});
     figures.push_back({format("http_p99_{}", connections), "us"});
   }
-  print_figures(plan, figures, ours, {}, {});
+  print_figures(plan, figures, ours);
   return {};
 }
 

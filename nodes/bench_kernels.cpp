@@ -67,7 +67,7 @@ Status bench_kernels(const BenchPlan& plan) {
   }
   FALAJ_TRY(model(plan, ours));
   for (const auto* name : {"predict_rows_1", "predict_rows_64", "train_rows"}) figures.push_back({name, "rows/s"});
-  print_figures(plan, figures, ours, {}, {});
+  print_figures(plan, figures, ours);
   return {};
 }
 

@@ -166,8 +166,8 @@ void ProcessTable::stop_all(const Clock& clock, Duration grace) {
   }
 }
 
-std::uint64_t resident_bytes() {
-  std::ifstream file("/proc/self/statm");
+std::uint64_t resident_bytes(pid_t pid) {
+  std::ifstream file(pid == 0 ? "/proc/self/statm" : format("/proc/{}/statm", pid));
   std::uint64_t total = 0;
   std::uint64_t resident = 0;
   file >> total >> resident;

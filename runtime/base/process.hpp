@@ -48,7 +48,7 @@ class ProcessTable {
   std::unique_ptr<State> state_;
 };
 
-std::string self_executable();   // path of this program
-std::uint64_t resident_bytes();  // memory of this process that is not swapped out
+std::string self_executable();                // path of this program
+std::uint64_t resident_bytes(pid_t pid = 0);  // memory of a process (0: this one) that is not swapped out; 0 when there is none
 
 }  // namespace falaj

@@ -279,7 +279,9 @@ Status Cell::authorize(const Delivery& delivery, const HandlerEntry& entry) cons
 void Cell::dispatch(std::unique_ptr<Delivery> delivery) {
   const bool is_ask = delivery->kind == Kind::ask;
   const Instant sent = delivery->sent;
+  const auto ahead = delivery->ahead;
   const Instant now = is_ask || sent != Instant{} ? node_->now() : Instant{};
+  if (sent != Instant{}) measure_pace(sent, ahead, now);
   if (is_ask && delivery->deadline <= now) {
     node_->undeliverable(std::move(delivery), *this, error(ErrorCode::deadline, "the deadline passed in the mailbox; it was not done"));
     return;

@@ -123,7 +123,9 @@ class Cell : public Target, public Context {
   };
 
   // mailbox.cpp
-  bool admit(Delivery& delivery, LaneQueue& lane);
+  const Error* admit(Delivery& delivery, LaneQueue& lane);  // why not; null: it is in
+  [[nodiscard]] bool comes_too_late(const Delivery& delivery, std::uint32_t waiting) const;
+  void measure_pace(Instant sent, std::uint32_t ahead, Instant now);
   void push(std::unique_ptr<Delivery> delivery) noexcept;
   void wake() noexcept;
   std::unique_ptr<Delivery> pop() noexcept;
@@ -181,6 +183,7 @@ class Cell : public Target, public Context {
 
   std::array<LaneQueue, kLanes> lanes_;
   std::atomic<std::size_t> bulk_bytes_{0};
+  std::atomic<std::uint32_t> pace_ns_{0};  // what one more message ahead costs in waiting; smoothed, written by the turn
   std::atomic<std::uint8_t> state_{busy};
   std::atomic<bool> timer_due_{false};
   std::atomic<bool> killed_{false};

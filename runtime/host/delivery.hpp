@@ -120,6 +120,7 @@ struct Delivery {
   Message body;              // refusal and down: ErrorInfo
   Kind kind = Kind::tell;
   Lane lane = Lane::normal;
+  std::uint32_t ahead = 0;  // sampled, as `sent`: how many were before it in its lane
   CorrelationId correlation;
   ActorRef from;
   Instant deadline = Instant::max();

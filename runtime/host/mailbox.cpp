@@ -1,4 +1,6 @@
 // The thread-safe half of Cell: senders push, the turn pops.
+#include <algorithm>
+
 #include "runtime/base/fault.hpp"
 #include "runtime/base/limits.hpp"
 #include "runtime/host/cell.hpp"
@@ -9,27 +11,57 @@ namespace falaj {
 namespace {
 // One message in this many has its waiting and service time measured: two clock reads are dear beside a message.
 constexpr std::uint32_t kSampleEvery = 16;
+constexpr std::uint32_t kLongQueue = 16;  // shorter ones are not worth a look at the clock
+
+const Error& full_error() {
+  static const Error kFull = error(ErrorCode::overloaded, "the actor's mailbox is full; back off, then retry");
+  return kFull;
+}
+
 }  // namespace
 
 // Replies, refusals and the host's own signals are never refused: each answers to something already bounded.
-bool Cell::admit(Delivery& delivery, LaneQueue& lane) {
+const Error* Cell::admit(Delivery& delivery, LaneQueue& lane) {
+  static const Error kBehind = error(ErrorCode::overloaded, "the actor is too far behind to answer in time; back off, then retry");
   const std::uint32_t produced = lane.produced.fetch_add(1, std::memory_order_relaxed);
   // The counts wrap, their difference does not; it is negative when this sender was held up here while others were served.
-  const auto waiting = static_cast<std::int32_t>(produced - lane.consumed.load(std::memory_order_relaxed));
-  if (waiting >= 0 && static_cast<std::uint32_t>(waiting) >= lane.limit && !fault::planted("mailbox-unbounded")) {
+  const auto difference = static_cast<std::int32_t>(produced - lane.consumed.load(std::memory_order_relaxed));
+  const auto waiting = static_cast<std::uint32_t>(std::max(difference, 0));
+  const bool full = waiting >= lane.limit && !fault::planted("mailbox-unbounded");
+  if (full || comes_too_late(delivery, waiting)) {
     lane.produced.fetch_sub(1, std::memory_order_relaxed);
-    return false;
+    return full ? &full_error() : &kBehind;
   }
   if (delivery.lane == Lane::bulk) {
     const std::size_t size = delivery.body.bytes().size();
     if (bulk_bytes_.fetch_add(size, std::memory_order_relaxed) + size > limits::kMailboxBulkBytes) {
       bulk_bytes_.fetch_sub(size, std::memory_order_relaxed);
       lane.produced.fetch_sub(1, std::memory_order_relaxed);
-      return false;
+      return &full_error();
     }
   }
-  if (produced % kSampleEvery == 0 || node_->tracer.on()) delivery.sent = node_->now();
-  return true;
+  if (produced % kSampleEvery == 0 || node_->tracer.on()) {
+    delivery.sent = node_->now();
+    delivery.ahead = waiting;
+  }
+  return nullptr;
+}
+
+// A queue in order of arrival, longer than the deadlines of its asks, would answer each of them just too late: all work, no use. An ask
+// that cannot be answered in time is refused while its asker can still go elsewhere, and those that are let in are answered.
+bool Cell::comes_too_late(const Delivery& delivery, std::uint32_t waiting) const {
+  if (delivery.kind != Kind::ask || waiting < kLongQueue || delivery.deadline == Instant::max()) return false;
+  const Duration expected = std::chrono::nanoseconds(pace_ns_.load(std::memory_order_relaxed)) * waiting;
+  return expected * 4 > (delivery.deadline - node_->now()) * 3;  // a quarter is left for the work and the way back
+}
+
+// Only from a queue that was long enough for its length to be what mattered.
+void Cell::measure_pace(Instant sent, std::uint32_t ahead, Instant now) {
+  constexpr std::int64_t kSecond = 1'000'000'000;
+  if (ahead < kLongQueue / 2) return;
+  const auto sample = std::min<std::int64_t>(std::chrono::nanoseconds(now - sent).count() / ahead, kSecond);
+  const auto before = static_cast<std::int64_t>(pace_ns_.load(std::memory_order_relaxed));
+  pace_ns_.store(static_cast<std::uint32_t>(before == 0 ? sample : before + (sample - before) / 4), std::memory_order_relaxed);
 }
 
 void Cell::deliver(std::unique_ptr<Delivery> delivery) {
@@ -39,10 +71,12 @@ void Cell::deliver(std::unique_ptr<Delivery> delivery) {
   }
   const bool counted = delivery->kind == Kind::tell || delivery->kind == Kind::ask;
   const bool refused = delivery->lane != Lane::control && fault::rarely("mailbox-full", 0.01);
-  if (counted && (refused || !admit(*delivery, lanes_[static_cast<std::size_t>(delivery->lane)]))) {
-    static const Error kFull = error(ErrorCode::overloaded, "the actor's mailbox is full; back off, then retry");
-    node_->undeliverable(std::move(delivery), *this, kFull);
-    return;
+  if (counted) {
+    const Error* why = refused ? &full_error() : admit(*delivery, lanes_[static_cast<std::size_t>(delivery->lane)]);
+    if (why != nullptr) {
+      node_->undeliverable(std::move(delivery), *this, *why);
+      return;
+    }
   }
   push(std::move(delivery));
   wake();

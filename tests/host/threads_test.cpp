@@ -206,6 +206,9 @@ class Stuck : public ActorOf<Stuck> {
   void act(Context&, Msg<Do> m) {
     journal_->write(std::string(text(m->getWhat())));
     if (text(m->getWhat()) == "wait") gate_->wait();
+    const SystemClock clock;
+    for (const auto end = clock.now() + m->getNumber() * 1us; clock.now() < end;) {
+    }
     m.reply(total(0));
   }
 
@@ -228,6 +231,30 @@ TEST(Threads, AnExpiredAskIsNotDone) {
   EXPECT_EQ(value_of(first->get()), 0);
   EXPECT_EQ(value_of(ask_now(*real.host, stuck, do_this("next"))), 0);
   EXPECT_EQ(journal->lines(), (std::vector<std::string>{"wait", "next"}));
+}
+
+TEST(Threads, AnAskThatWouldWaitLongerThanItsDeadlineIsRefusedAtOnce) {
+  Real real;
+  const auto gate = std::make_shared<Gate>();
+  const auto journal = std::make_shared<Journal>();
+  const auto actor = real.host->spawn(child<Stuck>("stuck", gate, journal));
+  SendOptions patient;
+  patient.timeout = 60s;
+  SendOptions hasty;
+  hasty.timeout = 50ms;  // of which three quarters may be spent in the queue: half of what that costs at least
+  std::vector<std::shared_ptr<Answer>> answers;
+  // It learns what a place in its queue costs: a millisecond or more.
+  for (int i = 0; i < 64; ++i) answers.push_back(ask_later(*real.host, actor, do_this("work", 1000), patient));
+  for (const auto& answer : answers) EXPECT_EQ(value_of(answer->get()), 0);
+  answers = {ask_later(*real.host, actor, do_this("wait"), patient)};
+  ASSERT_TRUE(journal->wait_for("wait"));
+  for (int i = 0; i < 100; ++i) answers.push_back(ask_later(*real.host, actor, do_this("work", 1000), patient));
+  const auto refused = ask_later(*real.host, actor, do_this("hasty"), hasty);
+  EXPECT_EQ(code_of(refused->get()), ErrorCode::overloaded) << "while the actor is still busy";
+  gate->open();
+  for (const auto& answer : answers) EXPECT_EQ(value_of(answer->get()), 0);
+  EXPECT_EQ(value_of(ask_now(*real.host, actor, do_this("hasty"), patient)), 0) << "there is no queue any more";
+  EXPECT_EQ(journal->count("hasty"), 1U);
 }
 
 TEST(Threads, ShutdownKeepsItsDeadlineAndNamesWhoLives) {

@@ -124,8 +124,12 @@ NAMES = {
     "actors": ["ping_pong", "fan_in", "ring", "spawn", "idle_actor_bytes"],
     "links": ["link_rtt_p50", "link_rtt_p99", "link_pipelined", "link_one_way", "link_large", "bare_tls_rtt_p50", "bare_tls_rtt_p99", "bare_tls_large"],
     "http": [f"http_{what}_{connections}" for connections in (1, 16) for what in ("rps", "p50", "p99")],
+    "lanes": ["control_p50", "control_p99", "flood", "bulk"],
+    "overload": [f"overload_{what}" for what in ("peak", "offered", "goodput", "goodput_share", "refused", "late", "other", "p50", "p99", "longest", "bytes_first_half", "bytes_second_half")],
     "kernels": ["matmul_64", "matmul_256", "matmul_1024", "predict_rows_1", "predict_rows_64", "train_rows"],
 }
+
+MAY_BE_NONE = [f"overload_{what}" for what in ("goodput", "goodput_share", "refused", "late", "other", "p50", "p99")]
 
 
 @pytest.mark.parametrize("part", NAMES)
@@ -135,8 +139,10 @@ def test_bench_prints_one_object_a_line(part):
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["name"] for line in lines] == NAMES[part]
     for line in lines:
-        assert list(line) == ["name", "unit", "falaj", "erlang", "caf"]
-        assert line["falaj"] > 0 and line["erlang"] is None and line["caf"] is None, line
+        peers = ["erlang", "caf"] if part in ("actors", "links") else []
+        assert list(line) == ["name", "unit", "falaj", *peers]
+        assert line["falaj"] > 0 or line["name"] in MAY_BE_NONE, line
+        assert all(line[peer] is None for peer in peers), line
     assert "bench: " in done.stderr
     assert set(pathlib.Path(tempfile.gettempdir()).glob("falaj-bench*")) <= before
 

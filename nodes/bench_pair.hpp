@@ -1,0 +1,57 @@
+// The two processes of `falaj bench links|lanes|overload`, under TLS 1.3 with certificates made on the spot: this one is node a, the one
+// that it starts is node b, with the actors named below.
+#pragma once
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "messages/bench.capnp.h"
+#include "nodes/bench.hpp"
+#include "nodes/linked_host.hpp"
+#include "nodes/setup.hpp"
+#include "runtime/base/process.hpp"
+#include "runtime/net/bare_tls.hpp"
+
+namespace falaj::nodes {
+
+// Actors of node b. Each takes Parcels.
+constexpr std::string_view kEcho = "echo";        // counts them; gives one back that wants to be, else the count
+constexpr std::string_view kSink = "sink";        // the same, for floods: an actor of its own
+constexpr std::string_view kService = "service";  // computes for kServiceTime, then answers
+constexpr Duration kServiceTime = std::chrono::microseconds(200);
+
+Message parcel(std::size_t bytes, bool echo);
+
+class BenchPair {
+ public:
+  explicit BenchPair(const BenchPlan& plan) : plan_(plan) {}
+  ~BenchPair();
+  BenchPair(const BenchPair&) = delete;
+  BenchPair& operator=(const BenchPair&) = delete;
+
+  Status start();
+  [[nodiscard]] const fs::path& dir() const { return dir_.root; }
+  [[nodiscard]] Host& host() { return side_->host(); }
+  [[nodiscard]] net::BareTlsClient& bare() { return *bare_; }
+  [[nodiscard]] std::uint64_t other_resident_bytes() const { return resident_bytes(other_); }
+  [[nodiscard]] static ActorAddress at(std::string_view actor) { return {node_id("b"), {}, {}, std::string(actor)}; }
+  // Tells the actor `driver` of this process how many units to do, and waits until it answers.
+  Status drive(std::string_view driver, std::uint64_t units);
+
+ private:
+  struct Ports {
+    std::uint16_t links = 0;
+    std::uint16_t bare = 0;
+  };
+  Result<Ports> wait_ports();
+
+  const BenchPlan& plan_;
+  ClusterDir dir_;
+  ProcessTable processes_;
+  pid_t other_ = 0;
+  Gate ended_;
+  std::unique_ptr<LinkedHost> side_;
+  std::unique_ptr<net::BareTlsClient> bare_;
+};
+
+}  // namespace falaj::nodes
