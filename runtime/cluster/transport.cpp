@@ -2,19 +2,19 @@
 
 namespace falaj::cluster {
 
-Status LinkTransport::send(NodeId to, Lane lane, Message envelope, Message body) {
+Status LinkTransport::send(NodeId to, Lane lane, ByteView envelope, const Message& body) {
   if (links_ == nullptr) return error(ErrorCode::unreachable, "this process has no links");
-  return links_->send(to, static_cast<messages::Lane>(lane), envelope.bytes(), body);
+  return links_->send(to, static_cast<messages::Lane>(lane), envelope, body);
 }
 
 void LinkTransport::on_peer_up(const net::PeerInfo& peer) {
   for (const auto& call : up_) call(peer);
 }
 
-void LinkTransport::on_message(const net::PeerInfo& peer, messages::Lane lane, Message envelope, Message body) {
+void LinkTransport::on_message(const net::PeerInfo& peer, messages::Lane lane, const Header& header, Message body) {
   const auto kind = peer.principal.kind();
   const bool is_node = kind == net::PrincipalKind::node || kind == net::PrincipalKind::worker;
-  host_.on_message(Host::Peer{peer.node, peer.incarnation, peer.uri, is_node}, static_cast<Lane>(lane), envelope, std::move(body));
+  host_.on_message(Host::Peer{peer.node, peer.incarnation, peer.uri, is_node}, static_cast<Lane>(lane), header, std::move(body));
 }
 
 void LinkTransport::on_peer_down(const net::PeerInfo& peer, const Error& reason) {

@@ -21,10 +21,10 @@ class LinkTransport final : public Transport, public net::LinkEvents {
   void on_down(std::function<void(const net::PeerInfo&, const Error&)> call) { down_.push_back(std::move(call)); }
   void on_failed_dial(std::function<void(const net::PeerAddress&, const Error&)> call) { failed_.push_back(std::move(call)); }
 
-  Status send(NodeId to, Lane lane, Message envelope, Message body) override;
+  Status send(NodeId to, Lane lane, ByteView envelope, const Message& body) override;
 
   void on_peer_up(const net::PeerInfo& peer) override;
-  void on_message(const net::PeerInfo& peer, messages::Lane lane, Message envelope, Message body) override;
+  void on_message(const net::PeerInfo& peer, messages::Lane lane, const Header& header, Message body) override;
   void on_batch_begin() override { host_.lend_begin(); }
   void on_batch_end() override { host_.lend_end(); }
   void on_peer_down(const net::PeerInfo& peer, const Error& reason) override;

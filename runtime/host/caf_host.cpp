@@ -67,7 +67,7 @@ constexpr unsigned kInFrontMax = 64;
 
 // Bounds of what a lent thread does: it has a link or a connection to serve.
 constexpr std::size_t kLentMessages = 8;
-constexpr unsigned kLentTurns = 8;
+constexpr unsigned kLentTurns = 64;
 constexpr auto kLentTime = std::chrono::microseconds(200);
 constexpr std::uint16_t kSlowTurns = 32;  // so many turns of an actor that took longer than that are not done on a lent thread
 
@@ -243,10 +243,12 @@ class CafHost final : public CommonHost, private Executor {
     if (t_unit != nullptr || (t_lending.host != nullptr && t_lending.host != this)) return;  // a worker, or lent to another host
     t_lending.host = this;
     ++t_lending.depth;
+    core().remote().batch_begin();
   }
 
   void lend_end() noexcept override {
     if (t_lending.host != this || --t_lending.depth != 0) return;
+    core().remote().batch_end();
     if (t_lending.waiting == nullptr) {
       t_lending.host = nullptr;
       return;
@@ -265,10 +267,12 @@ class CafHost final : public CommonHost, private Executor {
       const Instant now = core().now();
       job.took(now - begin > kLentTime);
       begin = now;
-      if (again) {
-        enqueue(job);
-      } else {
+      if (!again) {
         job.release();
+      } else if (t_lending.waiting == nullptr) {
+        t_lending.waiting = &job;
+      } else {
+        enqueue(job);
       }
     }
     t_lending.host = nullptr;

@@ -19,7 +19,10 @@ class CommonHost : public Host {
     node_->ask(to, std::move(message), options, std::move(done));
   }
   void tell(const ActorRef& to, Message message, const SendOptions& options) override { node_->tell(to, std::move(message), options); }
-  void on_message(const Peer& sender, Lane lane, const Message& envelope, Message body) override {
+  void on_message(const Peer& sender, Lane lane, const Header& header, Message body) override {
+    node_->remote().on_message(sender, lane, header, std::move(body));
+  }
+  void on_message(const Peer& sender, Lane lane, ByteView envelope, Message body) override {
     node_->remote().on_message(sender, lane, envelope, std::move(body));
   }
   void on_peer_down(NodeId node, Incarnation incarnation, const Error& why) override {

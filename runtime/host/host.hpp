@@ -10,6 +10,8 @@
 
 namespace falaj {
 
+struct Header;
+
 // What the host asks before a message from outside (a link, HTTP) reaches a handler. Called on the actor's turn: must not block.
 class Authorizer {
  public:
@@ -22,8 +24,8 @@ class Authorizer {
 class Transport {
  public:
   virtual ~Transport() = default;
-  // `envelope` is an Envelope message. Thread-safe, never blocks: overloaded, unreachable or gone otherwise.
-  virtual Status send(NodeId to, Lane lane, Message envelope, Message body) = 0;
+  // `envelope` is an Envelope in its frame, there until this returns. Thread-safe, never blocks: overloaded, unreachable or gone otherwise.
+  virtual Status send(NodeId to, Lane lane, ByteView envelope, const Message& body) = 0;
 };
 
 // Name -> address of the cluster's actors, as last published. Immutable.
@@ -92,8 +94,9 @@ class Host {
     std::string_view principal;  // SPIFFE id
     bool is_node = false;        // may send verb-less messages and speak for other principals
   };
-  virtual void on_message(const Peer& sender, Lane lane, const Message& envelope, Message body) = 0;
-  virtual void on_peer_down(NodeId node, Incarnation incarnation, const Error& why) = 0;  // fails asks, fires watches
+  virtual void on_message(const Peer& sender, Lane lane, const Header& header, Message body) = 0;
+  virtual void on_message(const Peer& sender, Lane lane, ByteView envelope, Message body) = 0;  // one that is still in its frame
+  virtual void on_peer_down(NodeId node, Incarnation incarnation, const Error& why) = 0;        // fails asks, fires watches
 
   // A thread that brings messages from outside (a link's, an HTTP connection's) lends itself to the host for as long as this lives. The
   // actor that was idle and is woken last then has its turn on this thread, at the end, within bounds of messages and time: a hand-over

@@ -123,6 +123,7 @@ ActorRef Node::make_cell(const ChildSpec& spec, Cell* parent, std::uint32_t rest
     auto& named = names_[spec.name];
     if (named && name_must_be_free) throw std::invalid_argument(format("child {}: the name {} is taken", spec.id, spec.name));
     named = cell;
+    names_version_.fetch_add(1, std::memory_order_release);
   }
   cells_.emplace(actor, cell);
   return cell;
@@ -134,6 +135,7 @@ void Node::remove(Cell& cell) {
   if (const auto named = names_.find(cell.name()); named != names_.end() && named->second.get() == &cell) {
     dropped[0] = std::move(named->second);
     names_.erase(named);
+    names_version_.fetch_add(1, std::memory_order_release);
   }
   if (const auto found = cells_.find(cell.id()); found != cells_.end()) {
     dropped[1] = std::move(found->second);

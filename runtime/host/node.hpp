@@ -64,6 +64,8 @@ class Node : public std::enable_shared_from_this<Node> {
   [[nodiscard]] ActorRef at(const ActorAddress& address);
   [[nodiscard]] ActorRef local(ActorId actor) const;
   [[nodiscard]] ActorRef nobody(ActorAddress address, Error why);
+  // Changes whenever a name begins or ceases to stand for an actor.
+  [[nodiscard]] std::uint64_t names_version() const noexcept { return names_version_.load(std::memory_order_acquire); }
   TypeStats& stats(std::string_view type);
   [[nodiscard]] std::vector<ActorInfo> actors() const;
   [[nodiscard]] std::vector<ActorRef> all_cells() const;
@@ -111,6 +113,7 @@ class Node : public std::enable_shared_from_this<Node> {
     std::size_t operator()(std::string_view name) const noexcept { return std::hash<std::string_view>{}(name); }
   };
   mutable std::shared_mutex tables_;
+  std::atomic<std::uint64_t> names_version_{1};  // written under tables_
   std::unordered_map<std::string, ActorRef, NameHash, std::equal_to<>> names_;
   std::unordered_map<ActorId, ActorRef> cells_;
   std::shared_ptr<const Directory> directory_;

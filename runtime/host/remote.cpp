@@ -1,12 +1,120 @@
 #include "runtime/host/remote.hpp"
 
-#include "messages/envelope.capnp.h"
+#include "messages/header.hpp"
 #include "runtime/base/fault.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/limits.hpp"
 #include "runtime/base/log.hpp"
+#include "runtime/host/cell.hpp"
 
 namespace falaj {
+
+namespace {
+
+constexpr std::size_t kKnown = 64;  // pairs of a sender there and a receiver here that are remembered of each peer
+constexpr std::size_t kSweepAsks = 1024;
+
+}  // namespace
+
+// Guarded by `mutex`, but for `incarnation`, which is written under it and read by anybody.
+struct Remote::Peer {
+  // Who waits for an answer. The correlation on the wire says where: index and generation, so that a late answer finds nobody.
+  struct Ask {
+    ActorRef asker;  // empty: free
+    ActorId actor;   // of the asker, whom the answer must name
+    CorrelationId token;
+    Lane lane = Lane::normal;
+    Instant deadline;
+    Incarnation incarnation;
+    std::uint32_t generation = 1;
+  };
+  struct Watch {
+    ActorRef watcher;
+    CorrelationId token;  // the watcher's
+    ActorRef watched;     // the proxy
+    Incarnation incarnation;
+  };
+  struct Watched {  // a local actor that the peer watches
+    ActorRef actor;
+    ActorRef watcher;  // a proxy
+    Incarnation incarnation;
+  };
+  // What was found for a message, for the next one like it.
+  struct Known {
+    std::uint64_t to_actor = 0;
+    std::string to_name;
+    std::uint64_t from_actor = 0;
+    Incarnation incarnation;
+    std::uint64_t names = 0;
+    Ends ends;
+  };
+
+  explicit Peer(NodeId id, bool is_closed) : node(id), closed(is_closed) {}
+
+  std::uint64_t add_ask(Ask ask, Instant now);
+  std::optional<Ask> take_ask(std::uint64_t wire, ActorId actor);
+  void free_ask(std::size_t index);
+
+  const NodeId node;
+  std::atomic<std::uint64_t> incarnation{0};  // the newest that we heard of; zero: none yet
+  std::recursive_mutex mutex;
+  bool closed;  // nothing is remembered any more
+  std::vector<Ask> asks;
+  std::vector<std::uint32_t> free_asks;
+  std::size_t sweep_at = kSweepAsks;
+  std::map<std::uint64_t, Watch> watches;                                   // by our token on the wire
+  std::map<std::pair<Target*, std::uint64_t>, std::uint64_t> watch_tokens;  // (watcher, its token) -> ours
+  std::map<std::uint64_t, Watched> watched;                                 // by the peer's token
+  std::unique_ptr<std::array<Known, kKnown>> known;                         // null until the first message
+};
+
+namespace {
+
+// The peer whose messages this thread brings.
+struct Batch {
+  const Remote* remote = nullptr;
+  std::shared_ptr<Remote::Peer> peer;
+};
+thread_local Batch t_batch;
+
+}  // namespace
+
+std::uint64_t Remote::Peer::add_ask(Ask ask, Instant now) {
+  if (asks.size() - free_asks.size() >= sweep_at) {
+    for (std::size_t i = 0; i < asks.size(); ++i) {  // an asker whose deadline has passed has answered itself
+      if (asks[i].asker && asks[i].deadline < now) free_ask(i);
+    }
+    sweep_at = std::max(kSweepAsks, (asks.size() - free_asks.size()) * 2);
+  }
+  if (free_asks.empty()) {
+    free_asks.push_back(static_cast<std::uint32_t>(asks.size()));
+    asks.emplace_back();
+  }
+  const auto index = free_asks.back();
+  free_asks.pop_back();
+  ask.generation = asks[index].generation;
+  asks[index] = std::move(ask);
+  return std::uint64_t{asks[index].generation} << 32 | index;
+}
+
+void Remote::Peer::free_ask(std::size_t index) {
+  auto& ask = asks[index];
+  if (++ask.generation == 0) ask.generation = 1;
+  free_asks.push_back(static_cast<std::uint32_t>(index));
+  ask.asker = {};
+}
+
+std::optional<Remote::Peer::Ask> Remote::Peer::take_ask(std::uint64_t wire, ActorId actor) {
+  const auto index = static_cast<std::uint32_t>(wire);
+  if (index >= asks.size()) return std::nullopt;
+  auto& ask = asks[index];
+  if (!ask.asker || ask.generation != wire >> 32 || ask.actor != actor) return std::nullopt;
+  std::optional<Ask> taken(std::move(ask));
+  free_ask(index);
+  return taken;
+}
+
+// ---- who is there ------------------------------------------------------------------------------------------------------------------
 
 void Remote::set_transport(Transport* transport) { transport_.store(transport, std::memory_order_release); }
 
@@ -15,7 +123,7 @@ ActorRef Remote::proxy(const ActorAddress& address) {
   auto& cached = proxies_[ProxyKey{address.node, address.incarnation, address.actor, address.name}];
   // A cached proxy whose last count is going away is not there any more: its forget() waits for our lock.
   if (cached != nullptr && cached->try_retain()) return ActorRef::adopt(cached);
-  ActorRef fresh(cached = new Proxy(node_.shared_from_this(), address));
+  ActorRef fresh(cached = new Proxy(node_.shared_from_this(), address, peer(address.node)));
   recent_[next_recent_++ % recent_.size()] = fresh;
   return fresh;
 }
@@ -27,273 +135,317 @@ void Remote::forget(Proxy& proxy) noexcept {
   if (found != proxies_.end() && found->second == &proxy) proxies_.erase(found);
 }
 
+std::shared_ptr<Remote::Peer> Remote::peer(NodeId node) {
+  {
+    const std::shared_lock lock(peers_mutex_);
+    if (const auto found = peers_.find(node); found != peers_.end()) return found->second;
+  }
+  const std::unique_lock lock(peers_mutex_);
+  auto& made = peers_[node];
+  if (!made) made = std::make_shared<Peer>(node, closed_);
+  return made;
+}
+
+std::shared_ptr<Remote::Peer> Remote::sending_peer(NodeId node) {
+  if (t_batch.remote != this) return peer(node);
+  if (!t_batch.peer || t_batch.peer->node != node) t_batch.peer = peer(node);
+  return t_batch.peer;
+}
+
+void Remote::batch_begin() noexcept { t_batch.remote = this; }
+
+void Remote::batch_end() noexcept { t_batch = {}; }
+
 // ---- out ------------------------------------------------------------------------------------------------------------------------
 
 namespace {
 
-void write(messages::Address::Builder to, const ActorAddress& address) {
-  to.setNode(address.node.value());
-  to.setIncarnation(address.incarnation.value());
-  to.setActor(address.actor.value());
-  // An id is enough; a name is for those that have none.
-  if (address.actor.value() == 0 && !address.name.empty()) to.setName(address.name);
+// An id is enough; a name is for those that have none.
+Header::Address written(const ActorAddress& a) {
+  return {a.node.value(), a.incarnation.value(), a.actor.value(), a.actor.value() == 0 ? std::string_view(a.name) : std::string_view()};
 }
 
-Message empty_body() {
+const Message& empty_body() {
   static const Message kEmpty = Message::build<messages::Empty>();
   return kEmpty;
 }
 
 }  // namespace
 
-Message Remote::envelope(const Proxy& proxy, const Delivery& d, std::uint64_t wire) const {
-  return Message::build<messages::Envelope>([&](messages::Envelope::Builder b) {
-    write(b.initTo(), proxy.where());
-    if (d.from) {
-      auto from = d.from.address();
-      if (node_.own(from.node)) {
-        from.node = node_.id;
-        from.incarnation = node_.options.incarnation;
-        write(b.initFrom(), from);
-      }
-    }
-    b.setKind(static_cast<messages::Kind>(d.kind));
-    b.setTypeId(d.body.type().value());
-    b.setCorrelation(wire);
-    if (d.deadline != Instant::max()) {
-      const auto left = std::chrono::duration_cast<std::chrono::microseconds>(d.deadline - node_.now()).count();
-      b.setBudgetUs(left > 0 ? static_cast<std::uint64_t>(left) : 1);
-    }
-    b.setTraceHigh(d.trace.trace_high);
-    b.setTraceLow(d.trace.trace_low);
-    b.setSpan(d.trace.span);
-    b.setSampled(d.trace.sampled);
-    if (d.scope) {
-      auto scope = b.initScope();
-      scope.setPrincipal(d.scope->principal);
-      scope.setTenant(d.scope->tenant);
-      scope.setPurpose(d.scope->purpose);
-      scope.setResidency(d.scope->residency);
-      scope.setIdempotencyKey(d.scope->idempotency_key);
-    }
-  });
+Status Remote::post(Transport& transport, const Proxy& proxy, const Delivery& d, const ActorAddress& from, std::uint64_t wire) const {
+  Header h;
+  h.to = written(proxy.where());
+  if (d.from && node_.own(from.node)) {
+    h.from = written(from);
+    h.from.node = node_.id.value();
+    h.from.incarnation = node_.options.incarnation.value();
+  }
+  h.kind = static_cast<messages::Kind>(d.kind);
+  h.type = d.body ? d.body.type() : TypeId();
+  h.correlation = wire;
+  if (d.deadline != Instant::max()) {
+    const auto left = std::chrono::duration_cast<std::chrono::microseconds>(d.deadline - node_.now()).count();
+    h.budget_us = left > 0 ? static_cast<std::uint64_t>(left) : 1;
+  }
+  h.trace_high = d.trace.trace_high;
+  h.trace_low = d.trace.trace_low;
+  h.span = d.trace.span;
+  h.sampled = d.trace.sampled;
+  if (d.scope) {
+    h.has_scope = true;
+    h.scope = {d.scope->principal, d.scope->tenant, d.scope->purpose, d.scope->residency, d.scope->idempotency_key};
+  }
+  HeaderBytes space;
+  const auto envelope = write_header(h, space);
+  if (envelope.empty())
+    return invalid(format("the names and scope of a message take more than the {} bytes of an envelope", limits::kEnvelopeBytesMax));
+  return transport.send(proxy.where().node, d.lane, envelope, d.body ? d.body : empty_body());
 }
 
 // Remembers who waits before the message leaves, so that a fast answer finds them. Gives the correlation for the wire.
-std::uint64_t Remote::note(Proxy& proxy, const Delivery& d) {
+Result<std::uint64_t> Remote::note(Peer& peer, Proxy& proxy, const Delivery& d, ActorId from) {
   const std::uint64_t plain = d.correlation.value();
-  if (d.kind != Kind::ask && d.kind != Kind::watch && d.kind != Kind::unwatch && d.kind != Kind::down) return plain;
   const auto& to = proxy.where();
-  const std::scoped_lock lock(mutex_);
-  auto& peer = peers_[to.node];
+  if (peer.closed) return error(ErrorCode::unreachable, "this node has stopped");
   if (d.kind == Kind::down) {
     peer.watched.erase(plain);
     return plain;
   }
-  const auto incarnation = to.incarnation.value() != 0 ? to.incarnation : peer.incarnation;
+  const auto incarnation = to.incarnation.value() != 0 ? to.incarnation : Incarnation(peer.incarnation.load(std::memory_order_relaxed));
   if (d.kind == Kind::ask) {
-    if (peer.asks.size() >= peer.sweep_at) {
-      const auto now = node_.now();  // an asker whose deadline has passed has answered itself
-      std::erase_if(peer.asks, [&](const auto& entry) { return entry.second.deadline < now; });
-      peer.sweep_at = std::max<std::size_t>(1024, peer.asks.size() * 2);
-    }
-    peer.asks.insert_or_assign(AskKey{d.from.address().actor.value(), plain}, Waiting{d.from, d.lane, d.deadline, incarnation});
-    return plain;
+    const bool many = peer.asks.size() - peer.free_asks.size() >= peer.sweep_at;
+    return peer.add_ask({d.from, from, d.correlation, d.lane, d.deadline, incarnation}, many ? node_.now() : Instant{});
   }
   const std::pair<Target*, std::uint64_t> key{d.from.get(), plain};
   if (d.kind == Kind::watch) {
-    const auto token = next_watch_++;
-    peer.watches.emplace(token, Watch{d.from, d.correlation, ActorRef(&proxy), incarnation});
+    const auto token = next_watch_.fetch_add(1, std::memory_order_relaxed);
+    peer.watches.emplace(token, Peer::Watch{d.from, d.correlation, ActorRef(&proxy), incarnation});
     peer.watch_tokens[key] = token;
     return token;
   }
   const auto found = peer.watch_tokens.find(key);
-  if (found == peer.watch_tokens.end()) return 0;
+  if (found == peer.watch_tokens.end()) return std::uint64_t{0};
   const auto token = found->second;
   peer.watches.erase(token);
   peer.watch_tokens.erase(found);
   return token;
 }
 
-void Remote::forget_note(Proxy& proxy, const Delivery& d, std::uint64_t wire) {
-  const std::scoped_lock lock(mutex_);
-  auto& peer = peers_[proxy.where().node];
-  if (d.kind == Kind::ask) peer.asks.erase(AskKey{d.from.address().actor.value(), wire});
-  if (d.kind == Kind::watch) {
+void Remote::forget_note(Peer& peer, const Delivery& d, std::uint64_t wire) {
+  if (d.kind != Kind::ask && d.kind != Kind::watch) return;
+  const std::scoped_lock lock(peer.mutex);
+  if (d.kind == Kind::ask) {
+    static_cast<void>(peer.take_ask(wire, d.from.address().actor));
+  } else {
     peer.watches.erase(wire);
     peer.watch_tokens.erase({d.from.get(), d.correlation.value()});
   }
 }
 
 void Remote::send(Proxy& proxy, std::unique_ptr<Delivery> d) {
+  auto& peer = proxy.peer();
   const auto& to = proxy.where();
-  Status sent;
-  std::uint64_t wire = d->correlation.value();
+  const auto from = d->from ? d->from.address() : ActorAddress{};
+  const auto ended = [&] {
+    return to.incarnation.value() != 0 && to.incarnation.value() < peer.incarnation.load(std::memory_order_acquire);
+  };
+  const bool noted = d->kind == Kind::ask || d->kind == Kind::watch || d->kind == Kind::unwatch || d->kind == Kind::down;
   auto* transport = transport_.load(std::memory_order_acquire);
-  {
-    const std::scoped_lock lock(mutex_);
-    const auto& peer = peers_[to.node];
-    if (to.incarnation.value() != 0 && to.incarnation < peer.incarnation)
-      sent = error(ErrorCode::gone, "that incarnation of the node has ended; look the name up again");
-    if (transport == nullptr) sent = error(ErrorCode::unreachable, "this node has no links to others");
-    if (sent.has_value()) wire = note(proxy, *d);
+  Result<std::uint64_t> wire = d->correlation.value();
+  if (transport == nullptr) {
+    wire = error(ErrorCode::unreachable, "this node has no links to others");
+  } else if (noted) {
+    // Under one lock with heard_of(): what is noted for an incarnation is there when that one's end is told.
+    const std::scoped_lock lock(peer.mutex);
+    if (!ended()) {
+      wire = note(peer, proxy, *d, from.actor);
+    } else {
+      wire = error(ErrorCode::gone, "that incarnation of the node has ended; look the name up again");
+    }
+  } else if (ended()) {
+    wire = error(ErrorCode::gone, "that incarnation of the node has ended; look the name up again");
   }
-  if (sent.has_value()) {
-    if (d->kind == Kind::unwatch && wire == 0) return;
-    sent = transport->send(to.node, d->lane, envelope(proxy, *d, wire), d->body ? d->body : empty_body());
-    if (!sent.has_value()) forget_note(proxy, *d, wire);
-  }
-  if (!sent.has_value()) node_.undeliverable(std::move(d), proxy, sent.error());
+  if (!wire.has_value()) return node_.undeliverable(std::move(d), proxy, wire.error());
+  if (d->kind == Kind::unwatch && *wire == 0) return;
+  const auto sent = post(*transport, proxy, *d, from, *wire);
+  if (sent.has_value()) return;
+  forget_note(peer, *d, *wire);
+  node_.undeliverable(std::move(d), proxy, sent.error());
 }
 
 // ---- in -------------------------------------------------------------------------------------------------------------------------
 
-struct Remote::Parsed {
-  messages::Kind kind;
-  ActorAddress to;
-  ActorAddress from;
-  CorrelationId correlation;
-  Instant deadline = Instant::max();
-  TraceContext trace;
-  ScopeRef scope;
-};
-
 namespace {
 
-ActorAddress read(messages::Address::Reader from) {
-  return {NodeId(from.getNode()), Incarnation(from.getIncarnation()), ActorId(from.getActor()), std::string(text(from.getName()))};
+ActorAddress address_of(const Header::Address& a) {
+  return {NodeId(a.node), Incarnation(a.incarnation), ActorId(a.actor), std::string(a.name)};
 }
 
 }  // namespace
 
-void Remote::on_message(const Host::Peer& sender, Lane lane, const Message& envelope, Message body) {
-  auto view = envelope.open<messages::Envelope>();
-  if (!view.has_value()) {
-    node_.dead_letter({}, envelope.type(), "an envelope that cannot be read: " + view.error().message);
+void Remote::on_message(const Host::Peer& sender, Lane lane, ByteView envelope, Message body) {
+  Header header;
+  if (const auto read = read_header(envelope, header); !read.has_value()) {
+    node_.dead_letter({}, TypeId(capnp::typeId<messages::Envelope>()), "an envelope that cannot be read: " + read.error().message);
     return;
   }
-  const auto& e = **view;
-  Parsed p{.kind = e.getKind(), .to = read(e.getTo()), .from = read(e.getFrom()), .correlation = CorrelationId(e.getCorrelation())};
-  // Whatever it claims, a message comes from the peer that was authenticated.
-  p.from.node = sender.node;
-  p.from.incarnation = sender.incarnation;
-  constexpr std::uint64_t kLongest = 1'000'000ULL * 3600 * 24;
-  if (e.getBudgetUs() != 0) p.deadline = node_.now() + std::chrono::microseconds(std::min(e.getBudgetUs(), kLongest));
-  p.trace = {e.getTraceHigh(), e.getTraceLow(), e.getSpan(), e.getSampled()};
-  if (e.hasScope() || !sender.is_node) {
-    const auto s = e.getScope();
-    auto scope = std::make_shared<Scope>(Scope{std::string(text(s.getPrincipal())), std::string(text(s.getTenant())),
-                                               std::string(text(s.getPurpose())), std::string(text(s.getResidency())),
-                                               std::string(text(s.getIdempotencyKey()))});
-    if (!sender.is_node) scope->principal = sender.principal;  // speaks only for itself
-    p.scope = std::move(scope);
-  }
+  on_message(sender, lane, header, std::move(body));
+}
+
+void Remote::on_message(const Host::Peer& sender, Lane lane, const Header& h, Message body) {
+  const auto peer = sending_peer(sender.node);
   // The first word of a restarted node may be the answer to an ask that was fenced with its old incarnation: that answer counts,
   // and only then are the asks to the old one failed.
-  const bool answer = p.kind == messages::Kind::REPLY || p.kind == messages::Kind::REFUSAL;
-  if (answer) inbound_answer(sender, p, body);
-  const bool current = heard_of(sender.node, sender.incarnation);
+  const bool answer = h.kind == messages::Kind::REPLY || h.kind == messages::Kind::REFUSAL;
+  if (answer) inbound_answer(*peer, h, std::move(body));
+  const bool current = heard_of(*peer, sender.incarnation);
   if (answer) return;
   if (!current) {
-    node_.dead_letter(p.to, body.type(), "gone: from an incarnation of a node that has ended");
+    node_.dead_letter(address_of(h.to), body.type(), "gone: from an incarnation of a node that has ended");
     return;
   }
-  switch (p.kind) {
+  switch (h.kind) {
     case messages::Kind::TELL:
     case messages::Kind::ASK:
     case messages::Kind::WATCH:
     case messages::Kind::UNWATCH:
-      inbound_request(sender, lane, p, std::move(body));
+      inbound_request(*peer, sender, lane, h, std::move(body));
       return;
     case messages::Kind::DOWN:
-      inbound_down(sender, p, std::move(body));
+      inbound_down(*peer, h, std::move(body));
       return;
     default:
-      node_.dead_letter(p.to, body.type(), "an envelope of a kind that belongs to the links");
+      node_.dead_letter(address_of(h.to), body.type(), "an envelope of a kind that belongs to the links");
   }
 }
 
-void Remote::inbound_request(const Host::Peer& sender, Lane lane, const Parsed& p, Message body) {
+void Remote::inbound_request(Peer& peer, const Host::Peer& sender, Lane lane, const Header& h, Message body) {
   auto d = std::make_unique<Delivery>();
-  d->kind = static_cast<Kind>(p.kind);
+  d->kind = static_cast<Kind>(h.kind);
   d->lane = lane;
   d->body = std::move(body);
-  d->correlation = p.correlation;
-  d->deadline = p.deadline;
-  if (d->kind == Kind::ask && d->deadline == Instant::max()) d->deadline = node_.now() + limits::kAskDefault;
-  d->trace = p.trace;
-  d->scope = p.scope;
+  d->correlation = CorrelationId(h.correlation);
+  constexpr std::uint64_t kLongest = 1'000'000ULL * 3600 * 24;
+  if (h.budget_us != 0) {
+    d->deadline = node_.now() + std::chrono::microseconds(std::min(h.budget_us, kLongest));
+  } else if (d->kind == Kind::ask) {
+    d->deadline = node_.now() + limits::kAskDefault;
+  }
+  d->trace = {h.trace_high, h.trace_low, h.span, h.sampled};
+  if (h.has_scope || !sender.is_node) {
+    const auto& s = h.scope;
+    auto scope = std::make_shared<Scope>(Scope{std::string(s.principal), std::string(s.tenant), std::string(s.purpose),
+                                               std::string(s.residency), std::string(s.idempotency_key)});
+    if (!sender.is_node) scope->principal = sender.principal;  // speaks only for itself
+    d->scope = std::move(scope);
+  }
   d->from_outside = true;
   d->from_node = sender.is_node;
-  if (p.from.actor.value() != 0 || !p.from.name.empty()) d->from = proxy(p.from);
 
-  const auto to = receiver(sender, p);
-  if (to.has_value()) {
-    note_watched(sender, *d, *to);
-    to->get()->deliver(std::move(d));
-  } else if (sender.is_node || to.error().code != ErrorCode::not_found || !node_.own(p.to.node) || !node_.relay(d, p.to.name)) {
-    const auto nobody = node_.nobody(p.to, to.error());
-    nobody.get()->deliver(std::move(d));
+  auto wrong = misdirected(sender, h);
+  Ends ends;
+  if (wrong.has_value()) {
+    ends.from = sender_of(sender, h);
+  } else {
+    ends = ends_of(peer, sender, h);
   }
+  d->from = std::move(ends.from);
+  if (ends.to) {
+    note_watched(peer, sender, *d, ends.to);
+    ends.to.get()->deliver(std::move(d));
+    return;
+  }
+  if (!wrong.has_value()) {
+    if (h.to.actor != 0) {
+      wrong = error(ErrorCode::gone, "the actor has ended; look its name up again");
+    } else {
+      const std::string name(h.to.name);
+      if (!sender.is_node && node_.relay(d, name)) return;
+      wrong = error(ErrorCode::not_found, format("no actor named {} on this node", name));
+    }
+  }
+  const auto nobody = node_.nobody(address_of(h.to), std::move(*wrong));
+  nobody.get()->deliver(std::move(d));
 }
 
-Result<ActorRef> Remote::receiver(const Host::Peer& sender, const Parsed& p) {
-  if (p.to.node.value() != 0 && p.to.node != node_.id) return error(ErrorCode::not_found, "the message is addressed to another node");
-  if (p.to.incarnation.value() != 0 && p.to.incarnation != node_.options.incarnation && !fault::planted("incarnation-unchecked"))
+std::optional<Error> Remote::misdirected(const Host::Peer& sender, const Header& h) const {
+  if (h.to.node != 0 && h.to.node != node_.id.value()) return error(ErrorCode::not_found, "the message is addressed to another node");
+  if (h.to.incarnation != 0 && h.to.incarnation != node_.options.incarnation.value() && !fault::planted("incarnation-unchecked"))
     return error(ErrorCode::gone, "that incarnation of the node has ended; look the name up again");
-  if (!sender.is_node && (p.kind == messages::Kind::WATCH || p.kind == messages::Kind::UNWATCH))
+  if (!sender.is_node && (h.kind == messages::Kind::WATCH || h.kind == messages::Kind::UNWATCH))
     return error(ErrorCode::denied, "only nodes may watch actors");
-  if (p.to.actor.value() != 0) {
-    auto to = node_.local(p.to.actor);
-    if (!to) return error(ErrorCode::gone, "the actor has ended; look its name up again");
-    return to;
+  return std::nullopt;
+}
+
+// Whatever it claims, a message comes from the peer that was authenticated.
+ActorRef Remote::sender_of(const Host::Peer& sender, const Header& h) {
+  if (h.from.actor == 0 && h.from.name.empty()) return {};
+  return proxy({sender.node, sender.incarnation, ActorId(h.from.actor), std::string(h.from.name)});
+}
+
+// Most messages are of a pair that has just exchanged others: it is looked up once.
+Remote::Ends Remote::ends_of(Peer& peer, const Host::Peer& sender, const Header& h) {
+  const auto names = node_.names_version();  // read first: a name that changes while we look makes what we remember stale
+  const auto look_up = [&] {
+    return Ends{h.to.actor != 0 ? node_.local(ActorId(h.to.actor)) : node_.find_local(h.to.name), sender_of(sender, h)};
+  };
+  if (h.from.actor == 0) return look_up();
+  const auto receiver = h.to.actor != 0 ? h.to.actor : std::hash<std::string_view>{}(h.to.name);
+  const std::size_t slot = ((receiver * 0x9E3779B97F4A7C15ULL ^ h.from.actor) * 0x9E3779B97F4A7C15ULL >> 32) % kKnown;
+  {
+    const std::scoped_lock lock(peer.mutex);
+    if (peer.known) {
+      const auto& k = (*peer.known)[slot];
+      if (k.ends.to && k.from_actor == h.from.actor && k.to_actor == h.to.actor && k.incarnation == sender.incarnation &&
+          (h.to.actor != 0 || (k.names == names && k.to_name == h.to.name)) && !static_cast<Cell*>(k.ends.to.get())->dead())
+        return k.ends;
+    }
   }
-  auto to = node_.find_local(p.to.name);
-  if (!to) return error(ErrorCode::not_found, format("no actor named {} on this node", p.to.name));
-  return to;
+  Peer::Known fresh{h.to.actor, h.to.actor != 0 ? std::string() : std::string(h.to.name), h.from.actor, sender.incarnation, names,
+                    look_up()};
+  const auto found = fresh.ends;
+  const std::scoped_lock lock(peer.mutex);
+  if (found.to && !peer.closed) {
+    if (!peer.known) peer.known = std::make_unique<std::array<Peer::Known, kKnown>>();
+    std::swap((*peer.known)[slot], fresh);
+  }
+  return found;
 }
 
 // So that an actor which lives long does not remember the watchers of nodes that have died.
-void Remote::note_watched(const Host::Peer& sender, const Delivery& d, const ActorRef& to) {
+void Remote::note_watched(Peer& peer, const Host::Peer& sender, const Delivery& d, const ActorRef& to) {
   if (d.kind != Kind::watch && d.kind != Kind::unwatch) return;
-  const std::scoped_lock lock(mutex_);
-  auto& watched = peers_[sender.node].watched;
-  if (d.kind == Kind::watch) {
-    watched.insert_or_assign(d.correlation.value(), Watched{to, d.from, sender.incarnation});
-  } else {
-    watched.erase(d.correlation.value());
+  const std::scoped_lock lock(peer.mutex);
+  if (d.kind == Kind::unwatch) {
+    peer.watched.erase(d.correlation.value());
+  } else if (!peer.closed) {
+    peer.watched.insert_or_assign(d.correlation.value(), Peer::Watched{to, d.from, sender.incarnation});
   }
 }
 
-void Remote::inbound_answer(const Host::Peer& sender, const Parsed& p, const Message& body) {
-  Waiting waiting;
+void Remote::inbound_answer(Peer& peer, const Header& h, Message body) {
+  std::optional<Peer::Ask> ask;
   {
-    const std::scoped_lock lock(mutex_);
-    auto& peer = peers_[sender.node];
-    const auto found = peer.asks.find(AskKey{p.to.actor.value(), p.correlation.value()});
-    if (found != peer.asks.end()) {
-      waiting = std::move(found->second);
-      peer.asks.erase(found);
-    }
+    const std::scoped_lock lock(peer.mutex);
+    ask = peer.take_ask(h.correlation, ActorId(h.to.actor));
   }
-  if (!waiting.asker) {
+  if (!ask) {
     node_.late_answer();
     return;
   }
   auto d = std::make_unique<Delivery>();
-  d->kind = static_cast<Kind>(p.kind);
-  d->lane = waiting.lane;
-  d->body = body;
-  d->correlation = p.correlation;
-  waiting.asker.get()->deliver(std::move(d));
+  d->kind = static_cast<Kind>(h.kind);
+  d->lane = ask->lane;
+  d->body = std::move(body);
+  d->correlation = ask->token;
+  ask->asker.get()->deliver(std::move(d));
 }
 
-void Remote::inbound_down(const Host::Peer& sender, const Parsed& p, Message body) {
-  Watch watch;
+void Remote::inbound_down(Peer& peer, const Header& h, Message body) {
+  Peer::Watch watch;
   {
-    const std::scoped_lock lock(mutex_);
-    auto& peer = peers_[sender.node];
-    const auto found = peer.watches.find(p.correlation.value());
+    const std::scoped_lock lock(peer.mutex);
+    const auto found = peer.watches.find(h.correlation);
     if (found == peer.watches.end()) return;
     watch = std::move(found->second);
     peer.watches.erase(found);
@@ -310,37 +462,50 @@ void Remote::inbound_down(const Host::Peer& sender, const Parsed& p, Message bod
 // ---- peers come and go ---------------------------------------------------------------------------------------------------------------
 
 // False: the peer has restarted since, what it sent before is from the dead.
-bool Remote::heard_of(NodeId peer, Incarnation incarnation) {
+bool Remote::heard_of(Peer& peer, Incarnation incarnation) {
+  if (peer.incarnation.load(std::memory_order_acquire) == incarnation.value()) return true;
   Incarnation old;
   {
-    const std::scoped_lock lock(mutex_);
-    auto& known = peers_[peer];
-    if (incarnation <= known.incarnation) return incarnation == known.incarnation;
-    old = std::exchange(known.incarnation, incarnation);
+    const std::scoped_lock lock(peer.mutex);
+    old = Incarnation(peer.incarnation.load(std::memory_order_relaxed));
+    if (incarnation <= old) return incarnation == old;
+    peer.incarnation.store(incarnation.value(), std::memory_order_release);
   }
   if (old.value() != 0) fail_peer(peer, old, error(ErrorCode::unreachable, "the node has restarted"));
   return true;
 }
 
-void Remote::on_peer_down(NodeId peer, Incarnation incarnation, const Error& why) {
+void Remote::on_peer_down(NodeId node, Incarnation incarnation, const Error& why) {
   const auto message = why.message.empty() ? std::string("its node is lost") : "its node is lost: " + why.message;
-  fail_peer(peer, incarnation, error(ErrorCode::unreachable, message));
+  fail_peer(*peer(node), incarnation, error(ErrorCode::unreachable, message));
 }
 
-void Remote::fail_peer(NodeId id, Incarnation incarnation, const Error& why) {
-  std::vector<std::pair<CorrelationId, Waiting>> asks;
-  std::vector<Watch> watches;
-  std::vector<std::pair<std::uint64_t, Watched>> watched;
+namespace {
+
+void refuse(const ActorRef& asker, Lane lane, CorrelationId token, const Message& body) {
+  auto d = std::make_unique<Delivery>();
+  d->kind = Kind::refusal;
+  d->lane = lane;
+  d->body = body;
+  d->correlation = token;
+  asker.get()->deliver(std::move(d));
+}
+
+}  // namespace
+
+void Remote::fail_peer(Peer& peer, Incarnation incarnation, const Error& why) {
+  std::vector<Peer::Ask> asks;
+  std::vector<Peer::Watch> watches;
+  std::vector<std::pair<std::uint64_t, Peer::Watched>> watched;
+  decltype(peer.known) known;  // let go of after the lock: a program that does not come back leaves nothing large behind
   {
-    const std::scoped_lock lock(mutex_);
-    auto& peer = peers_[id];
-    for (auto at = peer.asks.begin(); at != peer.asks.end();) {
-      if (at->second.incarnation <= incarnation) {
-        asks.emplace_back(CorrelationId(at->first.correlation), std::move(at->second));
-        at = peer.asks.erase(at);
-      } else {
-        ++at;
-      }
+    const std::scoped_lock lock(peer.mutex);
+    known.swap(peer.known);
+    for (std::size_t i = 0; i < peer.asks.size(); ++i) {
+      auto& ask = peer.asks[i];
+      if (!ask.asker || ask.incarnation > incarnation) continue;
+      asks.push_back(std::move(ask));
+      peer.free_ask(i);
     }
     for (auto at = peer.watched.begin(); at != peer.watched.end();) {
       if (at->second.incarnation <= incarnation) {
@@ -368,14 +533,7 @@ void Remote::fail_peer(NodeId id, Incarnation incarnation, const Error& why) {
     w.actor.get()->deliver(std::move(d));
   }
   const auto body = refusal_message(why);
-  for (auto& [correlation, waiting] : asks) {
-    auto d = std::make_unique<Delivery>();
-    d->kind = Kind::refusal;
-    d->lane = waiting.lane;
-    d->body = body;
-    d->correlation = correlation;
-    waiting.asker.get()->deliver(std::move(d));
-  }
+  for (const auto& ask : asks) refuse(ask.asker, ask.lane, ask.token, body);
   if (fault::planted("down-lost")) watches.clear();
   for (auto& watch : watches) {
     auto d = std::make_unique<Delivery>();
@@ -390,22 +548,35 @@ void Remote::fail_peer(NodeId id, Incarnation incarnation, const Error& why) {
 // What waits holds proxies and askers, and these hold the node: without this the node would hold itself.
 void Remote::close() {
   transport_.store(nullptr, std::memory_order_release);
-  std::map<NodeId, Peer> peers;
+  std::vector<std::shared_ptr<Peer>> peers;
+  {
+    const std::unique_lock lock(peers_mutex_);
+    closed_ = true;
+    for (const auto& [node, peer] : peers_) peers.push_back(peer);
+  }
   decltype(recent_) recent;
   {
     const std::scoped_lock lock(mutex_);
-    peers.swap(peers_);
     recent.swap(recent_);
   }
   const auto body = refusal_message(error(ErrorCode::gone, "the host has stopped"));
-  for (auto& [id, peer] : peers) {
-    for (auto& [key, waiting] : peer.asks) {
-      auto d = std::make_unique<Delivery>();
-      d->kind = Kind::refusal;
-      d->lane = waiting.lane;
-      d->body = body;
-      d->correlation = CorrelationId(key.correlation);
-      waiting.asker.get()->deliver(std::move(d));
+  for (const auto& peer : peers) {
+    decltype(peer->asks) asks;
+    decltype(peer->watches) watches;
+    decltype(peer->watched) watched;
+    decltype(peer->known) known;
+    {
+      const std::scoped_lock lock(peer->mutex);
+      peer->closed = true;
+      asks.swap(peer->asks);
+      peer->free_asks.clear();
+      watches.swap(peer->watches);
+      peer->watch_tokens.clear();
+      watched.swap(peer->watched);
+      known.swap(peer->known);
+    }
+    for (const auto& ask : asks) {
+      if (ask.asker) refuse(ask.asker, ask.lane, ask.token, body);
     }
   }
 }

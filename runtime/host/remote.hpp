@@ -4,6 +4,7 @@
 #include <array>
 #include <map>
 #include <mutex>
+#include <shared_mutex>
 #include <unordered_map>
 
 #include "runtime/host/node.hpp"
@@ -14,11 +15,18 @@ class Proxy;
 
 class Remote {
  public:
+  struct Peer;  // what is remembered of another node, with a lock of its own
+
   explicit Remote(Node& node) : node_(node) {}
   void set_transport(Transport* transport);
   ActorRef proxy(const ActorAddress& address);
-  void on_message(const Host::Peer& sender, Lane lane, const Message& envelope, Message body);
+  void on_message(const Host::Peer& sender, Lane lane, const Header& header, Message body);
+  void on_message(const Host::Peer& sender, Lane lane, ByteView envelope, Message body);
   void on_peer_down(NodeId peer, Incarnation incarnation, const Error& why);
+
+  // Around messages that this thread brings, mostly of one peer, which is not looked up for each then.
+  void batch_begin() noexcept;
+  void batch_end() noexcept;
 
   void close();  // at the host's end: who still waits is refused, and nothing is held any more
 
@@ -27,39 +35,6 @@ class Remote {
   void forget(Proxy& proxy) noexcept;
 
  private:
-  struct AskKey {
-    std::uint64_t actor;
-    std::uint64_t correlation;
-    bool operator==(const AskKey&) const = default;
-  };
-  struct AskKeyHash {
-    std::size_t operator()(const AskKey& key) const noexcept { return key.actor * 0x9E3779B97F4A7C15ULL ^ key.correlation; }
-  };
-  struct Waiting {
-    ActorRef asker;
-    Lane lane;
-    Instant deadline;
-    Incarnation incarnation;
-  };
-  struct Watch {
-    ActorRef watcher;
-    CorrelationId token;  // the watcher's
-    ActorRef watched;     // the proxy
-    Incarnation incarnation;
-  };
-  struct Watched {  // a local actor that the peer watches
-    ActorRef actor;
-    ActorRef watcher;  // a proxy
-    Incarnation incarnation;
-  };
-  struct Peer {
-    Incarnation incarnation;  // the newest that we heard of; zero: none yet
-    std::unordered_map<AskKey, Waiting, AskKeyHash> asks;
-    std::size_t sweep_at = 1024;
-    std::map<std::uint64_t, Watch> watches;                                   // by our token on the wire
-    std::map<std::pair<Target*, std::uint64_t>, std::uint64_t> watch_tokens;  // (watcher, its token) -> ours
-    std::map<std::uint64_t, Watched> watched;                                 // by the peer's token
-  };
   struct ProxyKey {
     NodeId node;
     Incarnation incarnation;
@@ -75,36 +50,49 @@ class Remote {
     }
   };
 
-  struct Parsed;
-  void inbound_request(const Host::Peer& sender, Lane lane, const Parsed& parsed, Message body);
-  Result<ActorRef> receiver(const Host::Peer& sender, const Parsed& parsed);
-  void inbound_answer(const Host::Peer& sender, const Parsed& parsed, const Message& body);
-  void note_watched(const Host::Peer& sender, const Delivery& delivery, const ActorRef& to);
-  void inbound_down(const Host::Peer& sender, const Parsed& parsed, Message body);
-  bool heard_of(NodeId peer, Incarnation incarnation);
-  void fail_peer(NodeId peer, Incarnation incarnation, const Error& why);
-  std::uint64_t note(Proxy& proxy, const Delivery& delivery);
-  void forget_note(Proxy& proxy, const Delivery& delivery, std::uint64_t wire);
-  [[nodiscard]] Message envelope(const Proxy& proxy, const Delivery& delivery, std::uint64_t wire) const;
+  struct Ends {  // of a message that came in
+    ActorRef to;
+    ActorRef from;
+  };
+
+  std::shared_ptr<Peer> peer(NodeId node);
+  std::shared_ptr<Peer> sending_peer(NodeId node);
+  void inbound_request(Peer& peer, const Host::Peer& sender, Lane lane, const Header& header, Message body);
+  void inbound_answer(Peer& peer, const Header& header, Message body);
+  static void inbound_down(Peer& peer, const Header& header, Message body);
+  [[nodiscard]] std::optional<Error> misdirected(const Host::Peer& sender, const Header& header) const;
+  ActorRef sender_of(const Host::Peer& sender, const Header& header);
+  Ends ends_of(Peer& peer, const Host::Peer& sender, const Header& header);
+  static void note_watched(Peer& peer, const Host::Peer& sender, const Delivery& delivery, const ActorRef& to);
+  bool heard_of(Peer& peer, Incarnation incarnation);
+  static void fail_peer(Peer& peer, Incarnation incarnation, const Error& why);
+  Result<std::uint64_t> note(Peer& peer, Proxy& proxy, const Delivery& delivery, ActorId from);
+  static void forget_note(Peer& peer, const Delivery& delivery, std::uint64_t wire);
+  Status post(Transport& transport, const Proxy& proxy, const Delivery& delivery, const ActorAddress& from, std::uint64_t wire) const;
 
   Node& node_;
   std::atomic<Transport*> transport_{nullptr};
-  // Recursive: letting go of a ref under it may end a proxy, which then leaves the cache.
+  // Locks are taken in this order: a Peer's, mutex_, peers_mutex_. The first two are recursive: letting go of a ref under them may end a
+  // proxy, which then leaves the cache.
   std::recursive_mutex mutex_;
   std::unordered_map<ProxyKey, Proxy*, ProxyHash> proxies_;
   // The last ones made live on: else the sender of each message would be made, and thrown away, anew.
   std::array<ActorRef, 64> recent_;
   std::size_t next_recent_ = 0;
-  std::map<NodeId, Peer> peers_;
-  std::uint64_t next_watch_ = 1;
+  std::shared_mutex peers_mutex_;
+  std::map<NodeId, std::shared_ptr<Peer>> peers_;
+  bool closed_ = false;  // under peers_mutex_
+  std::atomic<std::uint64_t> next_watch_{1};
 };
 
 class Proxy final : public Target {
  public:
-  Proxy(std::shared_ptr<Node> node, ActorAddress address) : node_(std::move(node)), address_(std::move(address)) {}
+  Proxy(std::shared_ptr<Node> node, ActorAddress address, std::shared_ptr<Remote::Peer> peer)
+      : node_(std::move(node)), address_(std::move(address)), peer_(std::move(peer)) {}
   void deliver(std::unique_ptr<Delivery> delivery) override { node_->remote().send(*this, std::move(delivery)); }
   [[nodiscard]] ActorAddress address() const override { return address_; }
   [[nodiscard]] const ActorAddress& where() const noexcept { return address_; }
+  [[nodiscard]] Remote::Peer& peer() const noexcept { return *peer_; }
 
  private:
   void dispose() noexcept override {
@@ -113,6 +101,7 @@ class Proxy final : public Target {
   }
   std::shared_ptr<Node> node_;
   ActorAddress address_;
+  std::shared_ptr<Remote::Peer> peer_;
 };
 
 }  // namespace falaj

@@ -74,7 +74,9 @@ class SimWorld::NodeExecutor final : public Executor {
 class SimWorld::NodeTransport final : public Transport {
  public:
   NodeTransport(SimWorld& world, SimNode& node) : world_(world), node_(node) {}
-  Status send(NodeId to, Lane lane, Message envelope, Message body) override { return world_.send(node_, to, lane, envelope, body); }
+  Status send(NodeId to, Lane lane, ByteView envelope, const Message& body) override {
+    return world_.send(node_, to, lane, envelope, body);
+  }
 
  private:
   SimWorld& world_;
@@ -330,7 +332,7 @@ SimWorld::Link& SimWorld::link(const SimNode& a, const SimNode& b) {
 
 std::size_t SimWorld::end_of(const SimNode& of, const SimNode& other) noexcept { return of.id < other.id ? 0 : 1; }
 
-Status SimWorld::send(SimNode& from, NodeId to_id, Lane lane, const Message& envelope, const Message& body) {
+Status SimWorld::send(SimNode& from, NodeId to_id, Lane lane, ByteView envelope, const Message& body) {
   auto* to = by_id(to_id);
   if (to == nullptr || !from.host || from.executors.back()->down) return error(ErrorCode::unreachable, "no such node");
   auto& l = link(from, *to);
@@ -345,20 +347,20 @@ Status SimWorld::send(SimNode& from, NodeId to_id, Lane lane, const Message& env
   auto& last = l.last[end][static_cast<std::size_t>(lane)];
   const auto arrival = now_ + options_.delay_min + l.lag[end] + Duration(static_cast<Duration::rep>(network_.below(spread)));
   last = std::max({last, arrival, l.clogged[end]});
-  schedule(last, nullptr,
-           [this, &from, to, lane, generation = l.generation, envelope, body] { arrive(from, *to, lane, generation, envelope, body); });
+  schedule(last, nullptr, [this, &from, to, lane, generation = l.generation, sent = Bytes(envelope.begin(), envelope.end()), body] {
+    arrive(from, *to, lane, generation, sent, body);
+  });
   return {};
 }
 
-void SimWorld::arrive(SimNode& from, SimNode& to, Lane lane, std::uint64_t generation, const Message& envelope, const Message& body) {
+void SimWorld::arrive(SimNode& from, SimNode& to, Lane lane, std::uint64_t generation, ByteView envelope, const Message& body) {
   const auto& l = link(from, to);
   if (l.generation != generation || l.cut[end_of(from, to)] || !l.connected[end_of(to, from)] || !to.up()) return;
   // As from a socket: copied, and read with limits.
-  auto envelope_copy = message_from_bytes(envelope.type(), envelope.bytes());
   auto body_copy = message_from_bytes(body.type(), body.bytes());
-  if (!envelope_copy.has_value() || !body_copy.has_value()) throw std::logic_error("a message that was sent cannot be read");
+  if (!body_copy.has_value()) throw std::logic_error("a message that was sent cannot be read");
   const Host::Peer peer{from.id, from.options.incarnation, from.principal, from.is_node};
-  to.host->on_message(peer, lane, *envelope_copy, std::move(*body_copy));
+  to.host->on_message(peer, lane, envelope, std::move(*body_copy));
 }
 
 // Nothing gets through from now on; what is under way is lost, and the ends find out later.

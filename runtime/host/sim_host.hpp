@@ -109,8 +109,8 @@ class SimWorld {
   [[nodiscard]] SimNode* by_id(NodeId id) noexcept;
   Link& link(const SimNode& a, const SimNode& b);
   static std::size_t end_of(const SimNode& of, const SimNode& other) noexcept;
-  Status send(SimNode& from, NodeId to, Lane lane, const Message& envelope, const Message& body);
-  void arrive(SimNode& from, SimNode& to, Lane lane, std::uint64_t generation, const Message& envelope, const Message& body);
+  Status send(SimNode& from, NodeId to, Lane lane, ByteView envelope, const Message& body);
+  void arrive(SimNode& from, SimNode& to, Lane lane, std::uint64_t generation, ByteView envelope, const Message& body);
   void silence(SimNode& a, SimNode& b);
   void lose(SimNode& a, SimNode& b, const std::string& why);
   void drop(SimNode& at, SimNode& peer, const std::string& why);  // one end notices

@@ -14,9 +14,12 @@ namespace {
 
 constexpr std::size_t kCoalesced = 64U << 10;     // small messages go in one write of so much
 constexpr std::size_t kRunKept = 256U << 10;      // memory of an outbox that is kept for the next
+constexpr std::size_t kRecordFull = 15U << 10;    // a TLS record holds 16 KiB: with so much there is no use in waiting for more
 constexpr std::size_t kSmallBody = 16U << 10;     // larger ones are encrypted from where they lie
 constexpr std::size_t kLargePiece = 128U << 10;   // and in pieces of this, each one system call
+constexpr std::size_t kReadPerBatch = 32U << 10;  // then those who were sent something may have a turn on this thread
 constexpr std::size_t kReadPerTurn = 512U << 10;  // then other connections of this thread have their turn
+constexpr auto kTurnTime = std::chrono::microseconds(500);  // so, too, when those who were sent something take long
 constexpr int kRoundsAsGuest = 4;                 // writes in a row that a sender does for others
 constexpr int kDirectAfterRead = 2;
 
@@ -204,10 +207,7 @@ void Connection::fail(Closed why) {
 void Connection::refuse(const Closed& why) {
   if (stage_ == Stage::closed) return;
   static_cast<void>(send(refusal_hello(why.error), Message()));
-  if (flush_deferred_) {
-    flush_deferred_ = false;
-    flush();
-  }
+  flush_now();
   fail(why);
 }
 
@@ -329,15 +329,14 @@ bool Connection::deliver() {
       stage_ = Stage::paused;
       owner_.on_hello(shared_from_this(), std::move(*hello.value()));
     } else if (stage_ == Stage::open) {
-      auto frame = frames_.next();
-      if (!frame.has_value()) {
-        fail(closed("malformed", ErrorCode::corrupt, format("{}: {}", remote_, frame.error().message)));
+      const auto whole = frames_.next(frame_);
+      if (!whole.has_value()) {
+        fail(closed("malformed", ErrorCode::corrupt, format("{}: {}", remote_, whole.error().message)));
         return false;
       }
-      if (!frame.value().has_value()) return true;
-      received_.fetch_add(1, std::memory_order_relaxed);
-      setting_.metrics.messages_in[static_cast<std::size_t>(lane)]->add();
-      owner_.on_frame(shared_from_this(), std::move(*frame.value()));
+      if (!whole.value()) return true;
+      ++received_now_;
+      owner_.on_frame(*this, frame_);
     } else {
       return false;
     }
@@ -349,17 +348,25 @@ void Connection::read_some() {
   const auto keep = shared_from_this();
   busy_ = true;
   owner_.on_batch_begin();
-  const auto before = received_.load(std::memory_order_relaxed);
+  received_now_ = 0;
   std::size_t total = 0;
+  std::size_t batch_end = kReadPerBatch;
+  Instant turn_end = Instant::max();
+  bool wait = false;
   while (deliver()) {
-    if (total >= kReadPerTurn) {
-      post_to_io(&Connection::on_readable);
-      break;
+    if (total >= batch_end) {
+      batch_end = total + kReadPerBatch;
+      if (turn_end == Instant::max()) turn_end = setting_.clock.now() + kTurnTime;
+      owner_.on_batch_end();
+      owner_.on_batch_begin();
+      if (total >= kReadPerTurn || setting_.clock.now() >= turn_end) {
+        post_to_io(&Connection::on_readable);
+        break;
+      }
     }
     const auto space = frames_.space();
     int count = 0;
     bool more = false;
-    bool wait = false;
     Closed why;
     {
       const std::scoped_lock lock(tls_mutex_);
@@ -373,28 +380,26 @@ void Connection::read_some() {
       }
     }
     if (count <= 0) {
-      if (wait) {
-        wait_readable();
-      } else {
-        fail(std::move(why));
-      }
+      if (!wait) fail(std::move(why));
       break;
     }
     frames_.commit(static_cast<std::size_t>(count));
     total += static_cast<std::size_t>(count);
     if (!more) {
-      if (deliver()) wait_readable();  // the kernel may hold more: the wait ends at once then
+      wait = deliver();
       break;
     }
   }
+  if (received_now_ != 0) {
+    received_.fetch_add(received_now_, std::memory_order_relaxed);
+    setting_.metrics.messages_in[static_cast<std::size_t>(lane)]->add(received_now_);
+    direct_.store(kDirectAfterRead, std::memory_order_relaxed);
+  }
+  if (total != 0) setting_.metrics.bytes_in.add(total);
   owner_.on_batch_end();
   busy_ = false;
-  if (total != 0) setting_.metrics.bytes_in.add(total);
-  if (received_.load(std::memory_order_relaxed) != before) direct_.store(kDirectAfterRead, std::memory_order_relaxed);
-  if (flush_deferred_) {
-    flush_deferred_ = false;
-    flush();
-  }
+  flush_now();
+  if (wait) wait_readable();  // last, for it is a system call too; the kernel may hold more: then the wait ends at once
 }
 
 // --- writing ---
@@ -420,6 +425,7 @@ void Connection::Outbox::clear() {
 Status Connection::send(ByteView envelope, const Message& body) {
   const std::size_t size = envelope.size() + body.bytes().size();
   bool writer = false;
+  bool record_full = false;
   {
     const std::scoped_lock lock(queue_mutex_);
     if (shut_) return error(ErrorCode::unreachable, format("{}: connection is closed", remote_));
@@ -430,23 +436,26 @@ Status Connection::send(ByteView envelope, const Message& body) {
     }
     queued_bytes_.fetch_add(size, std::memory_order_relaxed);
     queue_.add(envelope, body);
+    record_full = queue_.run.size() >= kRecordFull || !queue_.large.empty();
+    sent_.store(sent_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
     if (!writing_) writing_ = writer = true;
   }
-  sent_.fetch_add(1, std::memory_order_relaxed);
-  setting_.metrics.messages_out[static_cast<std::size_t>(lane)]->add();
-  if (!writer) return {};
   if (on_io_thread()) {
-    if (busy_) {
-      flush_deferred_ = true;
-    } else {
+    // What callbacks send waits for the end of read_some(), but not longer than until it fills a record: the peer may work meanwhile.
+    if (writer) flush_deferred_ = true;
+    if (!busy_ || record_full) flush_now();
+  } else if (writer) {
+    if (direct_.fetch_sub(1, std::memory_order_relaxed) > 0) {
       flush();
+    } else {
+      post_to_io(&Connection::flush);
     }
-  } else if (direct_.fetch_sub(1, std::memory_order_relaxed) > 0) {
-    flush();
-  } else {
-    post_to_io(&Connection::flush);
   }
   return {};
+}
+
+void Connection::flush_now() {
+  if (std::exchange(flush_deferred_, false)) flush();
 }
 
 void Connection::kick() {
@@ -469,6 +478,7 @@ void Connection::flush() {
         return;
       }
       std::swap(batch_, queue_);
+      setting_.metrics.messages_out[static_cast<std::size_t>(lane)]->add(batch_.messages);
     }
     if (guest && round == kRoundsAsGuest) return post_to_io(&Connection::flush);
     // One message at a time and nobody faster: the next sender may as well write by itself.

@@ -55,8 +55,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
     virtual ~Owner() = default;
     virtual void on_authenticated(const std::shared_ptr<Connection>& connection) = 0;
     virtual void on_hello(const std::shared_ptr<Connection>& connection, Message hello) = 0;
-    virtual void on_frame(const std::shared_ptr<Connection>& connection, Frame frame) = 0;
-    virtual void on_batch_begin() = 0;  // around the frames of one read
+    virtual void on_frame(Connection& connection, Frame& frame) = 0;  // takes the body
+    virtual void on_batch_begin() = 0;                                // around the frames of one read
     virtual void on_batch_end() = 0;
     virtual void on_closed(const std::shared_ptr<Connection>& connection, const Closed& why) = 0;  // once, not after close()
   };
@@ -130,6 +130,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void fail(Closed why);
   void kick();   // takes the writer's role if it is free
   void flush();  // with the writer's role
+  void flush_now();
   Wrote write_batch();
   Wrote push_cipher();
   bool encrypt(ByteView bytes);
@@ -148,13 +149,15 @@ class Connection : public std::enable_shared_from_this<Connection> {
   Stage stage_ = Stage::tls;
   bool reading_ = false;         // a wait for readability is under way
   bool busy_ = false;            // inside read_some(): what callbacks send is written once, at its end
-  bool flush_deferred_ = false;  // read_some() holds the writer's role
+  bool flush_deferred_ = false;  // the IO thread holds the writer's role and has not begun
   FrameReader frames_;
+  Frame frame_;                     // the one that was read last
+  std::uint64_t received_now_ = 0;  // frames, by the present read_some()
   CertificateInfo certificate_;
   std::string remote_;
   std::atomic<std::uint64_t> received_{0};
-  std::atomic<std::uint64_t> sent_{0};
-  std::atomic<int> direct_{0};  // how many more times a foreign thread may write at once
+  std::atomic<std::uint64_t> sent_{0};  // written under queue_mutex_
+  std::atomic<int> direct_{0};          // how many more times a foreign thread may write at once
 
   // Guarded by tls_mutex_.
   std::mutex tls_mutex_;

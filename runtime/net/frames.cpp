@@ -58,66 +58,64 @@ void FrameReader::commit(std::size_t bytes) {
   }
 }
 
-Result<std::optional<Message>> FrameReader::take(std::size_t bytes_max, TypeId type) {
-  if (large_.has_value()) {
-    if (large_->filled < large_->buffer.writable().size()) return std::optional<Message>();
-    auto whole = std::move(large_->buffer).finish(type);
-    large_.reset();
-    if (!whole.has_value()) return std::move(whole).error();
-    return std::optional<Message>(std::move(whole).value());
-  }
-  FALAJ_ASSIGN(const auto size, framed_size(waiting(), bytes_max));
-  if (!size.has_value()) return std::optional<Message>();
-  const std::size_t here = std::min(*size, end_ - begin_);
-  if (here < *size && *size < kDirectMin) return std::optional<Message>();
-  FALAJ_ASSIGN(auto buffer, MessageBuffer::allocate(*size));
-  std::memcpy(buffer.writable().data(), staging_.get() + begin_, here);
-  begin_ += here;
-  if (here < *size) {
-    large_.emplace(Large{std::move(buffer), here});
-    return std::optional<Message>();
-  }
-  FALAJ_ASSIGN(auto whole, std::move(buffer).finish(type));
-  return std::optional<Message>(std::move(whole));
-}
-
 Result<std::optional<Message>> FrameReader::next_hello() {
-  return take(limits::kEnvelopeBytesMax, TypeId(capnp::typeId<messages::Hello>()));
+  FALAJ_ASSIGN(const auto size, framed_size(waiting(), limits::kEnvelopeBytesMax));
+  if (!size.has_value() || waiting().size() < *size) return std::optional<Message>();
+  FALAJ_ASSIGN(auto hello, message_from_bytes(TypeId(capnp::typeId<messages::Hello>()), waiting().first(*size)));
+  begin_ += *size;
+  return std::optional<Message>(std::move(hello));
 }
 
-Result<std::optional<Frame>> FrameReader::next() {
-  if (!frame_.has_value()) {
-    FALAJ_ASSIGN(auto envelope, take(limits::kEnvelopeBytesMax, TypeId(capnp::typeId<messages::Envelope>())));
-    if (!envelope.has_value()) return std::optional<Frame>();
-    Frame frame;
-    {
-      const auto view = envelope->open<messages::Envelope>();
-      if (!view.has_value()) return view.error();
-      frame.kind = (*view)->getKind();
-      frame.correlation = (*view)->getCorrelation();
-      body_type_ = TypeId((*view)->getTypeId());
-    }
-    frame.envelope = std::move(*envelope);
-    if (frame.kind == messages::Kind::HEARTBEAT || frame.kind == messages::Kind::HEARTBEAT_REPLY)
-      return std::optional<Frame>(std::move(frame));
-    frame_ = std::move(frame);
+Result<bool> FrameReader::next(Frame& frame) {
+  if (large_.has_value()) {
+    if (large_->filled < large_->buffer.writable().size()) return false;
+    FALAJ_TRY(read_header(large_envelope_, frame.header));
+    FALAJ_ASSIGN(frame.body, std::move(large_->buffer).finish(frame.header.type));
+    large_.reset();
+    return true;
   }
-  FALAJ_ASSIGN(auto body, take(limits::kMessageBytesMax, body_type_));
-  if (!body.has_value()) return std::optional<Frame>();
-  frame_->body = std::move(*body);
-  std::optional<Frame> whole(std::move(*frame_));
-  frame_.reset();
-  return whole;
+  const auto bytes = waiting();
+  if (bytes.size() < wanted_) return false;
+  FALAJ_ASSIGN(const auto envelope_size, framed_size(bytes, limits::kEnvelopeBytesMax));
+  if (!envelope_size.has_value() || bytes.size() < *envelope_size) {
+    wanted_ = envelope_size.value_or(bytes.size() + 1);
+    return false;
+  }
+  const auto envelope = bytes.first(*envelope_size);
+  FALAJ_TRY(read_header(envelope, frame.header));
+  const auto kind = frame.header.kind;
+  if (kind == messages::Kind::HEARTBEAT || kind == messages::Kind::HEARTBEAT_REPLY) {
+    begin_ += *envelope_size;
+    wanted_ = 0;
+    frame.body = Message();
+    return true;
+  }
+  const auto rest = bytes.subspan(*envelope_size);
+  FALAJ_ASSIGN(const auto size, framed_size(rest, limits::kMessageBytesMax));
+  const std::size_t here = std::min(size.value_or(0), rest.size());
+  if (!size.has_value() || (here < *size && *size < kDirectMin)) {
+    wanted_ = size.has_value() ? *envelope_size + *size : bytes.size() + 1;
+    return false;
+  }
+  FALAJ_ASSIGN(auto buffer, MessageBuffer::allocate(*size));
+  std::memcpy(buffer.writable().data(), rest.data(), here);
+  begin_ += *envelope_size + here;
+  wanted_ = 0;
+  if (here < *size) {
+    large_envelope_.assign(envelope.begin(), envelope.end());
+    large_.emplace(Large{std::move(buffer), here});
+    return false;
+  }
+  FALAJ_ASSIGN(frame.body, std::move(buffer).finish(frame.header.type));
+  return true;
 }
 
 Bytes heartbeat_envelope(messages::Kind kind, std::uint64_t correlation) {
-  const auto message = Message::build<messages::Envelope>(
-      [&](messages::Envelope::Builder envelope) {
-        envelope.setKind(kind);
-        envelope.setCorrelation(correlation);
-      },
-      24);
-  const auto bytes = message.bytes();
+  Header header;
+  header.kind = kind;
+  header.correlation = correlation;
+  HeaderBytes space;
+  const auto bytes = write_header(header, space);
   return {bytes.begin(), bytes.end()};
 }
 

@@ -1,24 +1,21 @@
 // Cuts the bytes of a connection into messages. Pure: no socket, no clock; tests/fuzz/frame_reader.cpp feeds it anything.
 //
-// Small messages are collected in one staging buffer and copied out; a large body gets its Message memory as soon as its
-// segment table is known, and space() then is that memory: what TLS decrypts lands where it stays.
+// Small messages are collected in one staging buffer, where their envelopes are read as they lie and from where their bodies are copied
+// out; a large body gets its Message memory as soon as its segment table is known, and space() then is that memory: what TLS decrypts
+// lands where it stays.
 //
-// Bounded: the staging buffer, and one message of at most the limit of what is expected next.
+// Bounded: the staging buffer, one envelope, and one message of at most the limit of what is expected next.
 #pragma once
 #include <memory>
 #include <optional>
 #include <span>
 
-#include "messages/message.hpp"  // before the generated header
-//
-#include "messages/envelope.capnp.h"
+#include "messages/header.hpp"
 
 namespace falaj::net {
 
 struct Frame {
-  messages::Kind kind = messages::Kind::TELL;
-  std::uint64_t correlation = 0;
-  Message envelope;
+  Header header;
   Message body;  // empty for heartbeats
 };
 
@@ -32,7 +29,8 @@ class FrameReader {
 
   // nullopt: more bytes are needed. An error is final: the stream cannot be read any further.
   Result<std::optional<Message>> next_hello();
-  Result<std::optional<Frame>> next();
+  // False: more bytes are needed. The texts of the header are there until the next call of next() or space().
+  Result<bool> next(Frame& frame);
 
  private:
   static constexpr std::size_t kStaging = 64U << 10;
@@ -43,14 +41,13 @@ class FrameReader {
   };
 
   [[nodiscard]] std::span<const std::uint8_t> waiting() const { return {staging_.get() + begin_, end_ - begin_}; }
-  Result<std::optional<Message>> take(std::size_t bytes_max, TypeId type);
 
   std::unique_ptr<std::uint8_t[]> staging_;
   std::size_t begin_ = 0;
   std::size_t end_ = 0;
-  std::optional<Large> large_;
-  std::optional<Frame> frame_;  // its envelope has come, its body has not
-  TypeId body_type_;
+  std::size_t wanted_ = 0;      // bytes that must wait before it is worth looking again
+  std::optional<Large> large_;  // a body under way
+  Bytes large_envelope_;        // of that body
 };
 
 // A framed envelope of a heartbeat or of its reply.

@@ -10,7 +10,7 @@
 //  - A pair that send() took is either written in its lane's order or lost with the connection.
 //
 // Ways to get hurt:
-//  - LinkEvents are called on the IO thread: do not block there; send() from there writes at once.
+//  - LinkEvents are called on the IO thread: do not block there. What they send is written together, at the end of the read they are in.
 //  - Destroy Links before what LinkEvents points to. stop() returns when no event will come any more; do not call it from one.
 #pragma once
 #include <array>
@@ -22,8 +22,7 @@
 #include <string_view>
 #include <vector>
 
-#include "messages/envelope.capnp.h"
-#include "messages/message.hpp"
+#include "messages/header.hpp"
 #include "runtime/base/clock.hpp"
 #include "runtime/base/ids.hpp"
 #include "runtime/base/limits.hpp"
@@ -57,8 +56,8 @@ class LinkEvents {
  public:
   virtual ~LinkEvents() = default;
   virtual void on_peer_up(const PeerInfo& peer) = 0;
-  // `body` is empty (false) for an envelope without one.
-  virtual void on_message(const PeerInfo& peer, Lane lane, Message envelope, Message body) = 0;
+  // The texts of `header` are there until this returns.
+  virtual void on_message(const PeerInfo& peer, Lane lane, const Header& header, Message body) = 0;
   // Around the messages that one read has brought.
   virtual void on_batch_begin() {}
   virtual void on_batch_end() {}

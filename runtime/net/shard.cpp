@@ -25,22 +25,43 @@ PhiDetector::Options detector_options(const LinkOptions& options) {
 
 // --- routes ---
 
+void Routes::changed() noexcept {
+  static std::atomic<std::uint64_t> versions{0};
+  version_.store(versions.fetch_add(1, std::memory_order_relaxed) + 1, std::memory_order_release);
+}
+
 std::shared_ptr<Session> Routes::find(NodeId node) const {
+  struct Last {
+    std::uint64_t version = 0;
+    NodeId node;
+    std::weak_ptr<Session> session;  // a thread may outlive the links
+  };
+  thread_local Last last;
+  // Read first: what changes while we look makes the entry stale.
+  const auto version = version_.load(std::memory_order_acquire);
+  if (last.version == version && last.node == node) {
+    if (auto session = last.session.lock()) return session;
+  }
   const std::shared_lock lock(mutex_);
   const auto found = map_.find(node);
-  return found == map_.end() ? nullptr : found->second;
+  if (found == map_.end()) return nullptr;
+  last = {version, node, found->second};
+  return found->second;
 }
 
 void Routes::put(std::shared_ptr<Session> session) {
   const std::unique_lock lock(mutex_);
   const auto node = session->info.node;
   map_[node] = std::move(session);
+  changed();
 }
 
 void Routes::remove(const Session& session) {
   const std::unique_lock lock(mutex_);
   const auto found = map_.find(session.info.node);
-  if (found != map_.end() && found->second.get() == &session) map_.erase(found);
+  if (found == map_.end() || found->second.get() != &session) return;
+  map_.erase(found);
+  changed();
 }
 
 std::vector<std::shared_ptr<Session>> Routes::all() const {
@@ -180,19 +201,19 @@ void Shard::on_hello(const ConnectionPtr& connection, Message hello) {
   });
 }
 
-void Shard::on_frame(const ConnectionPtr& connection, Frame frame) {
-  const auto session = connection->session;
+void Shard::on_frame(Connection& connection, Frame& frame) {
+  const auto& session = connection.session;  // nothing below lets go of it: connections end in handlers of their own
   if (!session || !session->up) return;
-  const auto now = common_.clock.now();
-  switch (frame.kind) {
+  switch (frame.header.kind) {
     case messages::Kind::HEARTBEAT:
       session->beats = true;
-      session->detector.heartbeat(now);
-      static_cast<void>(connection->send(heartbeat_envelope(messages::Kind::HEARTBEAT_REPLY, frame.correlation), Message()));
+      session->detector.heartbeat(common_.clock.now());
+      static_cast<void>(connection.send(heartbeat_envelope(messages::Kind::HEARTBEAT_REPLY, frame.header.correlation), Message()));
       return;
     case messages::Kind::HEARTBEAT_REPLY: {
+      const auto now = common_.clock.now();
       if (!session->beats) session->detector.heartbeat(now);  // one that only answers lives too
-      const auto rtt = now.time_since_epoch() - Duration(static_cast<std::int64_t>(frame.correlation));
+      const auto rtt = now.time_since_epoch() - Duration(static_cast<std::int64_t>(frame.header.correlation));
       if (rtt < Duration::zero() || rtt > std::chrono::minutes(1)) return;
       session->rtt.record(rtt);
       common_.metrics.rtt.record(rtt);
@@ -201,7 +222,7 @@ void Shard::on_frame(const ConnectionPtr& connection, Frame frame) {
     default:
       break;
   }
-  common_.events.on_message(session->info, connection->lane, std::move(frame.envelope), std::move(frame.body));
+  common_.events.on_message(session->info, connection.lane, frame.header, std::move(frame.body));
 }
 
 void Shard::on_closed(const ConnectionPtr& connection, const Connection::Closed& why) {

@@ -36,17 +36,20 @@ struct Session {
   std::atomic<double> phi{0};
 };
 
-// Sessions that are up, for senders on any thread.
+// Sessions that are up, for senders on any thread. Each thread remembers the one that it found last.
 class Routes {
  public:
+  Routes() { changed(); }
   [[nodiscard]] std::shared_ptr<Session> find(NodeId node) const;
   void put(std::shared_ptr<Session> session);
   void remove(const Session& session);
   [[nodiscard]] std::vector<std::shared_ptr<Session>> all() const;
 
  private:
+  void changed() noexcept;
   mutable std::shared_mutex mutex_;
   std::unordered_map<NodeId, std::shared_ptr<Session>> map_;
+  std::atomic<std::uint64_t> version_{0};  // unlike that of any other Routes
 };
 
 // A value that is replaced as a whole, from any thread.
@@ -130,7 +133,7 @@ class Shard final : public Connection::Owner {
 
   void on_authenticated(const ConnectionPtr& connection) override;
   void on_hello(const ConnectionPtr& connection, Message hello) override;
-  void on_frame(const ConnectionPtr& connection, Frame frame) override;
+  void on_frame(Connection& connection, Frame& frame) override;
   void on_batch_begin() override { common_.events.on_batch_begin(); }
   void on_batch_end() override { common_.events.on_batch_end(); }
   void on_closed(const ConnectionPtr& connection, const Connection::Closed& why) override;

@@ -227,13 +227,13 @@ TEST(Rights, APrincipalSpeaksOnlyForItself) {
     b.initScope().setPrincipal("spiffe://c/user/reader");
   });
   Host::Peer peer{NodeId(77), Incarnation(1), "spiffe://c/user/mallory", false};
-  host.on_message(peer, Lane::normal, envelope, Message::build<GetTotal>());
+  host.on_message(peer, Lane::normal, envelope.bytes(), Message::build<GetTotal>());
   world.run_for(1ms);
   ASSERT_EQ(policy.asked.size(), 1U);
   EXPECT_EQ(policy.asked[0].substr(0, 23), "spiffe://c/user/mallory");
   EXPECT_EQ(host.dead_letters().size(), 1U);
   peer.is_node = true;  // a node may speak for others
-  host.on_message(peer, Lane::normal, envelope, Message::build<GetTotal>());
+  host.on_message(peer, Lane::normal, envelope.bytes(), Message::build<GetTotal>());
   world.run_for(1ms);
   EXPECT_EQ(policy.asked.at(1).substr(0, 22), "spiffe://c/user/reader");
 }
@@ -350,7 +350,7 @@ TEST(Remote, NobodyAnswersUnasked) {
       b.setKind(messages::Kind::REPLY);
       b.setCorrelation(1);
     });
-    pair.a().on_message({NodeId(66), Incarnation(1), "spiffe://c/user/mallory", false}, Lane::normal, forged, total(666));
+    pair.a().on_message({NodeId(66), Incarnation(1), "spiffe://c/user/mallory", false}, Lane::normal, forged.bytes(), total(666));
   }
   pair.world.run_for(10s);
   ASSERT_TRUE(answer.has_value());

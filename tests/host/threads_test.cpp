@@ -152,11 +152,10 @@ TEST(Threads, StressWithFaultsEndsEveryAsk) {
 class Wire final : public Transport {
  public:
   Wire(Host& from, Host*& to) : from_(from), to_(to) {}
-  Status send(NodeId, Lane lane, Message envelope, Message body) override {
-    auto e = message_from_bytes(envelope.type(), envelope.bytes());
+  Status send(NodeId, Lane lane, ByteView envelope, const Message& body) override {
     auto b = message_from_bytes(body.type(), body.bytes());
-    const bool taken = thread_.submit([this, lane, e = std::move(*e), b = std::move(*b)]() mutable {
-      to_->on_message({from_.node(), from_.incarnation(), "spiffe://test/node", true}, lane, e, std::move(b));
+    const bool taken = thread_.submit([this, lane, e = Bytes(envelope.begin(), envelope.end()), b = std::move(*b)]() mutable {
+      to_->on_message({from_.node(), from_.incarnation(), "spiffe://test/node", true}, lane, ByteView(e), std::move(b));
     });
     return taken ? Status{} : error(ErrorCode::overloaded, "the wire is full");
   }

@@ -18,6 +18,7 @@ Bytes pair(std::string_view text) {
 // Feeds in pieces; returns the texts that came out, or the error.
 Result<std::vector<std::string>> feed(FrameReader& reader, ByteView bytes, Random& random, std::size_t piece_max) {
   std::vector<std::string> texts;
+  Frame frame;
   while (!bytes.empty()) {
     const auto space = reader.space();
     const auto size = std::min({bytes.size(), space.size(), std::size_t{1} + static_cast<std::size_t>(random.below(piece_max))});
@@ -25,10 +26,10 @@ Result<std::vector<std::string>> feed(FrameReader& reader, ByteView bytes, Rando
     reader.commit(size);
     bytes = bytes.subspan(size);
     for (;;) {
-      auto frame = reader.next();
-      if (!frame.has_value()) return std::move(frame).error();
-      if (!frame->has_value()) break;
-      texts.push_back((*frame)->body ? text_of((*frame)->body) : "heartbeat");
+      const auto whole = reader.next(frame);
+      if (!whole.has_value()) return whole.error();
+      if (!*whole) break;
+      texts.push_back(frame.body ? text_of(frame.body) : "heartbeat");
     }
   }
   return texts;

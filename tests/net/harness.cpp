@@ -38,7 +38,7 @@ void Recorder::on_peer_up(const PeerInfo& peer) {
   changed.notify_all();
 }
 
-void Recorder::on_message(const PeerInfo& peer, Lane lane, Message, Message body) {
+void Recorder::on_message(const PeerInfo& peer, Lane lane, const Header&, Message body) {
   if (also) also(peer, lane, body);
   auto text = text_of(body);
   const std::scoped_lock lock(mutex);

@@ -56,7 +56,7 @@ class Recorder final : public LinkEvents {
     std::string text;
   };
   void on_peer_up(const PeerInfo& peer) override;
-  void on_message(const PeerInfo& peer, Lane lane, Message envelope, Message body) override;
+  void on_message(const PeerInfo& peer, Lane lane, const Header& header, Message body) override;
   void on_peer_down(const PeerInfo& peer, const Error& reason) override;
   void on_dial_failed(const PeerAddress& peer, const Error& reason) override;
 
