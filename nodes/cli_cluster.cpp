@@ -279,12 +279,13 @@ void add_node_commands(CLI::App& app, Cli& cli, const std::shared_ptr<ClusterArg
 }
 
 void add_identity_commands(CLI::App& app, Cli& cli, const std::shared_ptr<ClusterArguments>& a) {
-  auto* principal =
-      app.add_subcommand("principal", "Make a certificate for a person or a service (on the machine that holds the authority)");
+  auto* principal = app.add_subcommand(
+      "principal", "Make a certificate for a person, a service or, anew, a node (on the machine that holds the authority)");
   cli.with_dir(*principal);
-  principal->add_option("who", a->who, "person/NAME or service/NAME")->required();
+  principal->add_option("who", a->who, "person/NAME or service/NAME; node/NAME renews the certificate of a node in DIR/nodes")->required();
   principal->footer(
-      "Example:\n  falaj principal --dir ./falaj service/billing\nRights are given in DIR/rights.toml: a local cluster takes them with "
+      "Example:\n  falaj principal --dir ./falaj service/billing\nA node that runs shows its new certificate within a second or two; its "
+      "connections go on. Rights are given in DIR/rights.toml: a local cluster takes them with "
       "`falaj up`, a node "
       "of another machine from its own copy, when it starts.");
   cli.runs(*principal, [&cli, a] { return add_principal(cli.cluster_dir(), a->who, SystemClock()); });

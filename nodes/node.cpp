@@ -78,6 +78,7 @@ struct Node::Parts {
   Instant started = clock.now();
   Incarnation incarnation{static_cast<std::uint64_t>(clock.wall().unix_ns)};
   metrics::Registry metrics;
+  net::IdentityFiles identity_files;
   net::Identity identity;
   bool cluster_file_is_ours = false;
   std::atomic<int> fatal{0};  // exit code of a node that cannot go on
@@ -102,6 +103,7 @@ struct Node::Parts {
       : dir(std::move(d)),
         config(std::move(c)),
         name(text(config->getName())),
+        identity_files(dir.certificate(), dir.key(), dir.authority()),
         workers(dir, std::string(text(config->getCluster())), name) {}
 
   [[nodiscard]] bool has(Role role) const {
@@ -113,7 +115,8 @@ struct Node::Parts {
 
   // A control node lies in its cluster's directory: D/nodes/<name>.
   [[nodiscard]] ClusterDir cluster_dir() const { return {fs::absolute(dir.root).lexically_normal().parent_path().parent_path()}; }
-  Status check_certificate() const;
+  Result<net::CertificateInfo> check_certificate(const net::Identity& of) const;
+  void renew_identity();
   void control_refuses(const net::PeerAddress& peer, const Error& why);
   void give_up(int exit_code);
   Status open_stores();
@@ -126,12 +129,29 @@ struct Node::Parts {
   void fill_stats(messages::NodeStats::Builder b) const;
 };
 
-Status Node::Parts::check_certificate() const {
+Result<net::CertificateInfo> Node::Parts::check_certificate(const net::Identity& of) const {
   const auto file = dir.certificate().string();
-  const auto own = net::parse_certificate(identity.certificate_pem);
+  auto own = net::parse_certificate(of.certificate_pem);
   if (!own) return within(file, own.error());
-  if (own->validity.not_after > clock.wall()) return {};
+  if (own->validity.not_after > clock.wall()) return own;
   return error(ErrorCode::denied, format("{}: this certificate has expired; make a token with `falaj token` and join again", file));
+}
+
+// A certificate that was renewed on disk is what this node shows from now on; connections that are there go on.
+void Node::Parts::renew_identity() {
+  const auto renew = [this]() -> Status {
+    FALAJ_ASSIGN(auto fresh, identity_files.load_if_changed());
+    if (!fresh.has_value()) return {};
+    fresh->revocations = dir.revocations();
+    FALAJ_ASSIGN(const auto own, check_certificate(*fresh));
+    FALAJ_TRY(links->reload_identity(*fresh));
+    if (gateway) FALAJ_TRY(gateway->reload_identity(*fresh));
+    log::info("node", "certificate renewed", {{"serial", own.serial}});
+    return {};
+  };
+  if (const auto done = renew(); !done)
+    log::warn("node", "the files of this node's certificate have changed, but cannot be used; it goes on with the old ones",
+              {{"reason", done.error().message}});
 }
 
 // Before this node belonged to the cluster, that control does not know it will not change by waiting. Later it may be a disturbance, or
@@ -331,8 +351,9 @@ Result<std::unique_ptr<Node>> Node::start(const NodeDir& dir, bool by_launcher) 
   FALAJ_ASSIGN(auto config, read_config(dir));
   std::unique_ptr<Node> node(new Node(std::make_unique<Parts>(dir, std::move(config))));
   auto& p = *node->parts_;
-  FALAJ_ASSIGN(p.identity, node_identity(dir));
-  FALAJ_TRY(p.check_certificate());
+  FALAJ_ASSIGN(p.identity, p.identity_files.load());
+  p.identity.revocations = dir.revocations();
+  FALAJ_TRY(p.check_certificate(p.identity));
   FALAJ_TRY(p.open_stores());
   FALAJ_TRY(p.make_host());
   FALAJ_TRY(p.start_actors());
@@ -363,8 +384,9 @@ int Node::run() {
   sigset_t set;
   sigemptyset(&set);
   for (const int number : {SIGTERM, SIGINT, SIGUSR1}) sigaddset(&set, number);
-  int number = 0;
-  sigwait(&set, &number);
+  constexpr timespec kLook{1, 0};
+  int number = -1;
+  while ((number = sigtimedwait(&set, nullptr, &kLook)) < 0) p.renew_identity();
   log::info("node", "stopping", {{"signal", number}});
   return p.fatal;
 }

@@ -18,7 +18,8 @@ class Node {
   Node& operator=(const Node&) = delete;
 
   [[nodiscard]] const std::string& name() const;
-  // Waits for SIGTERM or SIGINT, or for the actor tree to give up; stops in order; returns the process's exit code.
+  // Waits for SIGTERM or SIGINT, or for the actor tree to give up; stops in order; returns the process's exit code. Meanwhile it looks
+  // every second whether the node's certificate was renewed.
   int run();
 
  private:

@@ -59,11 +59,16 @@ Status init_cluster(const ClusterDir& dir, const std::string& cluster, const Clo
 Status add_principal(const ClusterDir& dir, std::string_view who, const Clock& clock) {
   FALAJ_ASSIGN(const auto authority, net::CertificateAuthority::load(dir.ca()));
   FALAJ_ASSIGN(const auto id, net::SpiffeId::parse(format("spiffe://{}/{}", authority.cluster(), who)));
-  if (id.kind() != net::PrincipalKind::person && id.kind() != net::PrincipalKind::service)
-    return invalid(format("'{}': give person/NAME or service/NAME", who));
+  const bool renews = id.kind() == net::PrincipalKind::node;
+  if (!renews && id.kind() != net::PrincipalKind::person && id.kind() != net::PrincipalKind::service)
+    return invalid(format("'{}': give person/NAME or service/NAME, or node/NAME for a new certificate of a node", who));
+  const auto node = dir.node(id.name());
+  if (renews && !fs::exists(node.config()))
+    return error(ErrorCode::not_found, format("'{}': no such node in {}; one that joined from elsewhere joins again with a new token", who,
+                                              (dir.root / "nodes").string()));
   FALAJ_ASSIGN(const auto credentials, authority.issue(id, net::Validity::from(clock.wall(), kPrincipalLife)));
-  FALAJ_TRY(net::write_private_file(dir.principal(id.name(), ".crt"), credentials.certificate_pem));
-  return net::write_private_file(dir.principal(id.name(), ".key"), credentials.key_pem);
+  FALAJ_TRY(net::write_private_file(renews ? node.certificate() : dir.principal(id.name(), ".crt"), credentials.certificate_pem));
+  return net::write_private_file(renews ? node.key() : dir.principal(id.name(), ".key"), credentials.key_pem);
 }
 
 namespace {

@@ -24,7 +24,8 @@ struct NodePlan {
 Status init_cluster(const ClusterDir& dir, const std::string& cluster, const Clock& clock);
 // Certificate, keys and config.toml of one node of this machine.
 Status add_node(const ClusterDir& dir, const NodePlan& plan, const Clock& clock);
-// A certificate for a person or a service: D/principals/<name>.{crt,key}. `who`: "person/alice", "service/billing".
+// A certificate for a person or a service: D/principals/<name>.{crt,key}. `who`: "person/alice", "service/billing". "node/n1": a new one
+// for that node, in its own directory.
 Status add_principal(const ClusterDir& dir, std::string_view who, const Clock& clock);
 // A bearer token for HTTP that stands for a person or a service: known from now on to each gateway whose directory lies here (`dir` is a
 // cluster's or one node's). The token itself is only in what this returns. No `ttl`: it does not expire.

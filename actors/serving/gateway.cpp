@@ -456,6 +456,8 @@ void Gateway::stop() {
   if (state_->tls) state_->tls->stop();
 }
 
+Status Gateway::reload_identity(const net::Identity& identity) { return state_->tls ? state_->tls->reload_identity(identity) : Status{}; }
+
 std::uint16_t Gateway::http_port() const { return state_->clear ? state_->clear->port() : 0; }
 
 void Gateway::fill_stats(messages::NodeStats::Builder into) const {

@@ -35,6 +35,7 @@ class Gateway {
   Gateway(const Gateway&) = delete;
   Gateway& operator=(const Gateway&) = delete;
   void stop();                                               // no request is taken any more; those in progress are answered
+  Status reload_identity(const net::Identity& identity);     // shown to new connections
   void fill_stats(messages::NodeStats::Builder into) const;  // requests by deployment
   [[nodiscard]] std::uint16_t http_port() const;             // 0: none
 

@@ -12,15 +12,15 @@
 namespace falaj::net {
 namespace {
 
-constexpr std::size_t kCoalesced = 64U << 10;     // small messages go in one write of so much
-constexpr std::size_t kRunKept = 256U << 10;      // memory of an outbox that is kept for the next
-constexpr std::size_t kRecordFull = 15U << 10;    // a TLS record holds 16 KiB: with so much there is no use in waiting for more
-constexpr std::size_t kSmallBody = 16U << 10;     // larger ones are encrypted from where they lie
-constexpr std::size_t kLargePiece = 128U << 10;   // and in pieces of this, each one system call
-constexpr std::size_t kReadPerBatch = 32U << 10;  // then those who were sent something may have a turn on this thread
-constexpr std::size_t kReadPerTurn = 512U << 10;  // then other connections of this thread have their turn
+constexpr std::size_t kCoalesced = 64U << 10;               // small messages go in one write of so much
+constexpr std::size_t kRunKept = 256U << 10;                // memory of an outbox that is kept for the next
+constexpr std::size_t kRecordFull = 15U << 10;              // a TLS record holds 16 KiB: with so much there is no use in waiting for more
+constexpr std::size_t kSmallBody = 16U << 10;               // larger ones are encrypted from where they lie
+constexpr std::size_t kLargePiece = 128U << 10;             // and in pieces of this, each one system call
+constexpr std::size_t kReadPerBatch = 32U << 10;            // then those who were sent something may have a turn on this thread
+constexpr std::size_t kReadPerTurn = 512U << 10;            // then other connections of this thread have their turn
 constexpr auto kTurnTime = std::chrono::microseconds(500);  // so, too, when those who were sent something take long
-constexpr int kRoundsAsGuest = 4;                 // writes in a row that a sender does for others
+constexpr int kRoundsAsGuest = 4;                           // writes in a row that a sender does for others
 constexpr int kDirectAfterRead = 2;
 
 Connection::Closed closed(std::string_view label, ErrorCode code, std::string message) { return {label, Error{code, std::move(message)}}; }
@@ -55,6 +55,8 @@ LinkMetrics::LinkMetrics(metrics::Registry& r)
       bytes_in(r.counter("falaj_link_bytes_total", "Bytes over links, decrypted.", {{"direction", "in"}})),
       bytes_out(r.counter("falaj_link_bytes_total", "Bytes over links, decrypted.", {{"direction", "out"}})),
       writes(r.counter("falaj_link_writes_total", "System calls that wrote to links.")),
+      handshakes(r.counter("falaj_link_handshakes_total", "TLS handshakes of links that succeeded.", {{"resumed", "no"}})),
+      resumptions(r.counter("falaj_link_handshakes_total", "TLS handshakes of links that succeeded.", {{"resumed", "yes"}})),
       rtt(r.histogram("falaj_link_rtt_seconds", "Round trip of a heartbeat.")),
       peers(r.gauge("falaj_link_peers", "Peers that are up.")),
       peer_downs(r.counter("falaj_link_peer_downs_total", "Peers that went down.")) {
@@ -133,7 +135,7 @@ void Connection::post_to_io(void (Connection::*step)()) {
   asio::post(*io_.load(std::memory_order_relaxed), [self = shared_from_this(), step] { (self.get()->*step)(); });
 }
 
-void Connection::start(SSL_CTX* context) {
+void Connection::start(SSL_CTX* context, tls::Ticket ticket) {
   boost::system::error_code code;
   socket_.non_blocking(true, code);
   socket_.set_option(tcp::no_delay(true), code);
@@ -141,6 +143,8 @@ void Connection::start(SSL_CTX* context) {
   auto made = tls::make_session(context, side_, setting_.clock.wall());
   if (!made.has_value()) return fail({"internal", std::move(made).error()});
   tls_ = std::move(made).value();
+  if (dialled()) tls::keep_tickets(tls_.get(), tickets_);
+  if (ticket) SSL_set_session(tls_.get(), ticket.get());
   fd_ = socket_.native_handle();
   BIO* bio = BIO_new(bio_method());
   BIO_set_data(bio, this);
@@ -283,6 +287,7 @@ void Connection::authenticate() {
   Closed why;
   {
     const std::scoped_lock lock(tls_mutex_);
+    (SSL_session_reused(tls_.get()) == 1 ? setting_.metrics.resumptions : setting_.metrics.handshakes).add();
     const tls::Certificate certificate(SSL_get1_peer_certificate(tls_.get()));
     auto info = certificate ? tls::certificate_info(certificate.get()) : Result<CertificateInfo>(ErrorCode::denied, "no certificate");
     if (!info.has_value()) {
@@ -292,6 +297,11 @@ void Connection::authenticate() {
     }
   }
   const auto& who = certificate_.principal;
+  const auto now = setting_.clock.wall();
+  if (why.label.empty() && (now < certificate_.validity.not_before || certificate_.validity.not_after <= now)) {
+    // Of a resumed session only: a whole handshake has checked it.
+    why = closed("expired", ErrorCode::denied, format("{}: the certificate of '{}' has expired; renew it", remote_, who.uri()));
+  }
   if (why.label.empty() && who.cluster() != setting_.cluster) {
     why = closed("wrong_cluster", ErrorCode::denied, format("{}: '{}' is not of cluster '{}'", remote_, who.uri(), setting_.cluster));
   }

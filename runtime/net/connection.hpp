@@ -32,6 +32,8 @@ struct LinkMetrics {
   std::array<metrics::Counter*, kLanes> messages_out;
   std::array<metrics::Counter*, kLanes> window_full;
   metrics::Counter& writes;
+  metrics::Counter& handshakes;  // that were done in full
+  metrics::Counter& resumptions;
   metrics::Histogram& rtt;
   metrics::Gauge& peers;
   metrics::Counter& peer_downs;
@@ -75,7 +77,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
   Connection& operator=(const Connection&) = delete;
 
   // --- IO thread ---
-  void start(SSL_CTX* context);    // TLS handshake, then on_authenticated, then on_hello; bounded in bytes and time
+  // TLS handshake, then on_authenticated, then on_hello; bounded in bytes and time. With a ticket that came with this context the peer is
+  // known again, if it still knows the ticket.
+  void start(SSL_CTX* context, tls::Ticket ticket = {});
+  std::vector<tls::Ticket> take_tickets() { return std::exchange(tickets_, {}); }
   void resume();                   // after on_hello the connection reads nothing until this
   void established();              // ends the time limit of the handshake
   void close();                    // silent: on_closed is not called
@@ -161,6 +166,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   // Guarded by tls_mutex_.
   std::mutex tls_mutex_;
+  std::vector<tls::Ticket> tickets_;  // the IO thread's; before the session, which knows where they are
   tls::Session tls_;
   int fd_ = -1;
   bool dead_ = false;

@@ -11,6 +11,7 @@ namespace falaj::net {
 namespace {
 
 constexpr std::size_t kControl = static_cast<std::size_t>(Lane::CONTROL);
+constexpr std::size_t kTicketsMax = 2 * kLanes;
 
 Connection::Closed unreachable(std::string message) { return {"unreachable", Error{ErrorCode::unreachable, std::move(message)}}; }
 
@@ -19,6 +20,9 @@ Connection::Closed unreachable(std::string message) { return {"unreachable", Err
 void Shard::dial(const PeerPtr& peer) {
   const auto attempt = std::make_shared<Dial>(random_.next() | 1U, io_);
   attempt->address = *peer->wanted;
+  attempt->context = common_.context.get();
+  if (peer->tickets_of != attempt->context) peer->tickets.clear();
+  peer->tickets_of = attempt->context;
   peer->dial = attempt;
   attempt->timer.expires_after(common_.options.handshake_timeout);
   attempt->timer.async_wait([this, peer, attempt](const boost::system::error_code& code) {
@@ -57,8 +61,20 @@ void Shard::connected(const PeerPtr& peer, const std::shared_ptr<Dial>& attempt,
   const auto connection = std::make_shared<Connection>(std::move(*socket), tls::Side::client, lane, common_.setting, *this);
   connection->expected_name = peer->name;
   attempt->lanes[slot] = connection;
-  const auto context = common_.context.get();
-  connection->start(context.get());
+  tls::Ticket ticket;  // each is used once, so that nobody on the way can tell that both connections are of one peer
+  if (!peer->tickets.empty()) {
+    ticket = std::move(peer->tickets.back());
+    peer->tickets.pop_back();
+  }
+  connection->start(attempt->context.get(), std::move(ticket));
+}
+
+// They have come before the peer's Hello, which is when this is called.
+void Shard::keep_tickets(Peer& peer, const Dial& dial, Connection& connection) {
+  if (peer.tickets_of != dial.context) return;
+  for (auto& ticket : connection.take_tickets()) peer.tickets.push_back(std::move(ticket));
+  if (peer.tickets.size() > kTicketsMax)
+    peer.tickets.erase(peer.tickets.begin(), peer.tickets.end() - static_cast<std::ptrdiff_t>(kTicketsMax));
 }
 
 void Shard::dial_answered(const ConnectionPtr& connection, messages::Hello::Reader hello) {
@@ -79,6 +95,7 @@ void Shard::dial_answered(const ConnectionPtr& connection, messages::Hello::Read
     return dial_failed(peer,
                        {"wrong_name", Error{ErrorCode::denied, format("expected '{}', found '{}'", peer->name, text(hello.getNode()))}});
   }
+  keep_tickets(*peer, *attempt, *connection);
   if (slot == kControl) {
     attempt->session = make_session(*connection, hello, attempt->id);
     dial_lane(peer, attempt, Lane::NORMAL);
@@ -111,6 +128,7 @@ void Shard::dial_failed(const PeerPtr& peer, const Connection::Closed& why) {
   const auto attempt = std::exchange(peer->dial, nullptr);
   if (!attempt) return;
   abandon(attempt);
+  peer->tickets.clear();  // in case they are why
   ++peer->failures;
   handshake_failed(peer->name, why);
   if (why.label != "simultaneous") common_.events.on_dial_failed(attempt->address, why.error);

@@ -2,6 +2,7 @@
 
 #include <openssl/pem.h>
 #include <openssl/x509v3.h>
+#include <sys/stat.h>
 
 #include "runtime/base/format.hpp"
 #include "runtime/net/tls.hpp"
@@ -221,6 +222,30 @@ Result<Identity> load_identity(const std::filesystem::path& certificate, const s
   FALAJ_ASSIGN(identity.key_pem, read_text_file(key));
   FALAJ_ASSIGN(identity.authority_pem, read_text_file(authority));
   return identity;
+}
+
+IdentityFiles::IdentityFiles(std::filesystem::path certificate, std::filesystem::path key, std::filesystem::path authority)
+    : files_{std::move(certificate), std::move(key), std::move(authority)} {}
+
+std::array<IdentityFiles::Stamp, 3> IdentityFiles::look() const {
+  std::array<Stamp, 3> stamps;
+  for (std::size_t i = 0; i < files_.size(); ++i) {
+    struct stat now{};
+    if (::stat(files_[i].c_str(), &now) != 0) continue;
+    stamps[i] = {now.st_mtim.tv_sec * std::int64_t{1'000'000'000} + now.st_mtim.tv_nsec, now.st_size, now.st_ino};
+  }
+  return stamps;
+}
+
+Result<Identity> IdentityFiles::load() {
+  seen_ = look();  // first: what is written while we read is read again
+  return load_identity(files_[0], files_[1], files_[2]);
+}
+
+Result<std::optional<Identity>> IdentityFiles::load_if_changed() {
+  if (look() == seen_) return std::optional<Identity>();
+  FALAJ_ASSIGN(auto identity, load());
+  return std::optional<Identity>(std::move(identity));
 }
 
 }  // namespace falaj::net

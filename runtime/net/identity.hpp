@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -137,6 +138,28 @@ struct Identity {
 };
 Result<Identity> load_identity(const std::filesystem::path& certificate, const std::filesystem::path& key,
                                const std::filesystem::path& authority);
+
+// An identity that lies in files, and may be renewed there while the process that speaks by it runs. One thread at a time.
+class IdentityFiles {
+ public:
+  IdentityFiles(std::filesystem::path certificate, std::filesystem::path key, std::filesystem::path authority);
+  Result<Identity> load();
+  // The identity, if a file has changed since the last call or load(). The two of a pair are not replaced at one instant: what comes
+  // between them is an error of Links::reload_identity(), and the second file a change like the first.
+  Result<std::optional<Identity>> load_if_changed();
+
+ private:
+  struct Stamp {
+    std::int64_t modified_ns = -1;
+    std::int64_t bytes = -1;
+    std::uint64_t inode = 0;
+    bool operator==(const Stamp&) const = default;
+  };
+  [[nodiscard]] std::array<Stamp, 3> look() const;
+
+  std::array<std::filesystem::path, 3> files_;
+  std::array<Stamp, 3> seen_;
+};
 
 Status write_private_file(const std::filesystem::path& file, std::string_view text);  // mode 0600, synced, replaces atomically
 Result<std::string> read_text_file(const std::filesystem::path& file, std::size_t bytes_max = 1U << 20);

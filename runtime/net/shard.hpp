@@ -110,6 +110,7 @@ class Shard final : public Connection::Owner {
     explicit Dial(std::uint64_t number, asio::io_context& io) : id(number), resolver(io), timer(io) {}
     const std::uint64_t id;
     PeerAddress address;
+    std::shared_ptr<SSL_CTX> context;  // of all its connections
     tcp::resolver resolver;
     asio::steady_timer timer;  // until TCP is connected; then the connection's own
     tcp::endpoint endpoint;
@@ -125,7 +126,9 @@ class Shard final : public Connection::Owner {
     std::optional<PeerAddress> wanted;
     std::shared_ptr<Dial> dial;
     std::shared_ptr<Session> session;
-    int failures = 0;  // dials in a row
+    int failures = 0;                  // dials in a row
+    std::vector<tls::Ticket> tickets;  // for the next connections, with this context
+    std::shared_ptr<SSL_CTX> tickets_of;
     asio::steady_timer retry;
     asio::steady_timer tick;
   };
@@ -147,6 +150,7 @@ class Shard final : public Connection::Owner {
   void dial_lane(const PeerPtr& peer, const std::shared_ptr<Dial>& dial, Lane lane);
   void connected(const PeerPtr& peer, const std::shared_ptr<Dial>& dial, Lane lane);
   void dial_answered(const ConnectionPtr& connection, messages::Hello::Reader hello);
+  static void keep_tickets(Peer& peer, const Dial& dial, Connection& connection);
   void abandon(const std::shared_ptr<Dial>& dial);
   void dial_failed(const PeerPtr& peer, const Connection::Closed& why);
   void redial_later(const PeerPtr& peer);

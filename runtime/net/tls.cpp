@@ -110,6 +110,36 @@ Result<CertificateInfo> certificate_info(X509* certificate) {
   return info;
 }
 
+namespace {
+
+constexpr std::size_t kTicketsPerHandshake = 3;  // one for each lane; OpenSSL sends one more with each that is used
+constexpr long kTicketSeconds = 3600;
+constexpr std::size_t kTicketsKept = 4;
+
+// One: we keep the ticket.
+int take_ticket(SSL* session, SSL_SESSION* ticket) {
+  auto* where = static_cast<std::vector<Ticket>*>(SSL_get_app_data(session));
+  if (where == nullptr || where->size() >= kTicketsKept) return 0;
+  where->emplace_back(ticket);
+  return 1;
+}
+
+Status allow_resumption(SSL_CTX* context, X509* authority) {
+  unsigned char scope[EVP_MAX_MD_SIZE];
+  unsigned size = 0;
+  if (X509_digest(authority, EVP_sha256(), scope, &size) != 1 || SSL_CTX_set_session_id_context(context, scope, size) != 1)
+    return error_of(ErrorCode::failed, "TLS: no session scope");
+  SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL);
+  SSL_CTX_sess_set_new_cb(context, take_ticket);
+  SSL_CTX_set_timeout(context, kTicketSeconds);
+  SSL_CTX_set_num_tickets(context, kTicketsPerHandshake);
+  return {};
+}
+
+}  // namespace
+
+void keep_tickets(SSL* session, std::vector<Ticket>& where) { SSL_set_app_data(session, &where); }
+
 Result<std::shared_ptr<SSL_CTX>> make_context(const Identity& identity, PeerCertificate peer) {
   FALAJ_ASSIGN(const auto certificate, read_certificate(identity.certificate_pem));
   FALAJ_ASSIGN(const auto key, read_private_key(identity.key_pem));
@@ -129,9 +159,14 @@ Result<std::shared_ptr<SSL_CTX>> make_context(const Identity& identity, PeerCert
   SSL_CTX_set_max_proto_version(c, TLS1_3_VERSION);
   // With AES instructions AES-128-GCM is the fastest of the three, and as strong as the P-256 keys beside it.
   SSL_CTX_set_ciphersuites(c, "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256");
-  SSL_CTX_set_session_cache_mode(c, SSL_SESS_CACHE_OFF);
-  SSL_CTX_set_num_tickets(c, 0);
-  SSL_CTX_set_options(c, SSL_OP_NO_TICKET | SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION);
+  SSL_CTX_set_options(c, SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION);
+  if (peer == PeerCertificate::required) {
+    FALAJ_TRY(allow_resumption(c, authority.get()));
+  } else {
+    SSL_CTX_set_session_cache_mode(c, SSL_SESS_CACHE_OFF);
+    SSL_CTX_set_num_tickets(c, 0);
+    SSL_CTX_set_options(c, SSL_OP_NO_TICKET);
+  }
   SSL_CTX_set_mode(c, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
   SSL_CTX_set_max_cert_list(c, 16384);
   SSL_CTX_set_verify(c, SSL_VERIFY_PEER | (peer == PeerCertificate::required ? SSL_VERIFY_FAIL_IF_NO_PEER_CERT : 0), nullptr);

@@ -91,6 +91,37 @@ def test_a_node_of_another_cluster_is_refused_and_says_so(cluster, joined, tmp_p
     assert done.returncode == 4 and "do not accept one another" in done.stderr, done
 
 
+@pytest.mark.parametrize("node", ["control", "features-1"])
+def test_a_renewed_certificate_is_shown_to_new_connections_and_the_others_go_on(cluster, undisturbed, node):
+    def shown(address):
+        connection = Connection(address, *person(cluster, "admin"))
+        try:
+            return connection.tls.getpeercert(binary_form=True)
+        finally:
+            connection.close()
+
+    def on_disk():
+        return ssl.PEM_cert_to_DER_cert((cluster.dir / f"nodes/{node}/node.crt").read_text())
+
+    doors = [address_of(cluster, node)] + ([cluster.file["https"]] if node == "control" else [])  # its gateway
+    def lost():
+        """Other nodes, by its log."""
+        log = (cluster.dir / f"nodes/{node}/log").read_text()
+        return [line for line in log.splitlines() if "peer down" in line and "person/" not in line]
+
+    before, lost_before = on_disk(), lost()
+    assert all(shown(door) == before for door in doors)
+    with Link(doors[0], "person/admin#renewal", *person(cluster, "admin")) as link:
+        assert link.ask(STATUS)[0] == REPLY
+        cluster.run("principal", f"node/{node}")
+        assert on_disk() != before
+        eventually("it shows the new one", lambda: all(shown(door) == on_disk() for door in doors))
+        assert link.ask(STATUS)[0] == REPLY  # by the connection that was there
+    assert lost() == lost_before
+    refused = cluster.run("principal", "node/nobody", check=False)
+    assert refused.returncode == 5 and "no such node" in refused.stderr, refused
+
+
 def test_a_revoked_node_is_cut_off_and_may_join_again(cluster, joined, tmp_path):
     def is_up():
         return any(n["name"] == joined.name and n["up"] for n in cluster.json("status")["view"]["nodes"])

@@ -86,6 +86,8 @@ class Reader:
 
     def content(self, index):
         """Bytes of a Data; of a Text with its NUL."""
+        if index >= self.pointers:  # what is empty at the end of a struct may be left out
+            return b""
         word = self.start + self.data + index
         (pointer,) = struct.unpack_from("<Q", self.segment, word * 8)
         at = (word + 1) * 8 + (pointer & 0xFFFFFFFF) // 4 * 8

@@ -131,6 +131,11 @@ Status TestNode::send(const std::string& to, Lane lane, std::string_view text) c
   return links->send(node_id(to), lane, envelope_for(body), body);
 }
 
+std::uint64_t TestNode::handshakes(bool resumed) {
+  return registry.counter("falaj_link_handshakes_total", "TLS handshakes of links that succeeded.", {{"resumed", resumed ? "yes" : "no"}})
+      .value();
+}
+
 RawPeer::RawPeer(std::uint16_t port) {
   fd_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   sockaddr_in address{};
@@ -170,6 +175,15 @@ RawPeer::~RawPeer() {
   SSL_free(static_cast<SSL*>(ssl_));
   SSL_CTX_free(static_cast<SSL_CTX*>(context_));
   if (fd_ >= 0) ::close(fd_);
+}
+
+std::string RawPeer::serial() const {
+  if (!connected()) return {};
+  X509* shown = SSL_get1_peer_certificate(static_cast<SSL*>(ssl_));
+  const ASN1_INTEGER* number = X509_get0_serialNumber(shown);
+  auto text = hex(ByteView(ASN1_STRING_get0_data(number), static_cast<std::size_t>(ASN1_STRING_length(number))));
+  X509_free(shown);
+  return text;
 }
 
 bool RawPeer::write(ByteView bytes) {

@@ -2,6 +2,7 @@
 #pragma once
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <filesystem>
 #include <functional>
@@ -31,6 +32,18 @@ class TempDir {
 
  private:
   std::filesystem::path path_;
+};
+
+// Real time, and a wall clock that can be set wrong.
+class TestClock final : public Clock {
+ public:
+  [[nodiscard]] Instant now() const override { return real_.now(); }
+  [[nodiscard]] WallTime wall() const override { return WallTime{real_.wall().unix_ns + ahead_ns_.load()}; }
+  void set_ahead(Duration by) { ahead_ns_ = by.count(); }
+
+ private:
+  SystemClock real_;
+  std::atomic<std::int64_t> ahead_ns_{0};
 };
 
 struct TestCluster {
@@ -80,8 +93,11 @@ struct TestNode {
   [[nodiscard]] PeerAddress address() const { return {name, "127.0.0.1", port}; }
   Status send(const std::string& to, Lane lane, std::string_view text) const;
 
+  // TLS handshakes of its links so far.
+  [[nodiscard]] std::uint64_t handshakes(bool resumed);
+
   std::string name;
-  SystemClock clock;
+  TestClock clock;
   metrics::Registry registry;
   Recorder seen;
   std::uint16_t port = 0;
@@ -101,8 +117,9 @@ class RawPeer {
   RawPeer(const RawPeer&) = delete;
   RawPeer& operator=(const RawPeer&) = delete;
   [[nodiscard]] bool connected() const { return ssl_ != nullptr; }
-  bool write(ByteView bytes);        // over TLS
-  bool write_plain(ByteView bytes);  // under TLS
+  [[nodiscard]] std::string serial() const;  // of the certificate it was shown
+  bool write(ByteView bytes);                // over TLS
+  bool write_plain(ByteView bytes);          // under TLS
   bool hello(const std::function<void(messages::Hello::Builder)>& fill);
   [[nodiscard]] Message read_hello();    // empty when the connection closed
   [[nodiscard]] bool closed_by_peer();   // waits for it
