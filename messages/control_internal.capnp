@@ -81,3 +81,12 @@ struct KnownNodes {
 struct RevocationsChanged {
   # control/authority -> control/membership: there is a new key revoked/<principal>; put all into the view. Reply: Empty.
 }
+
+struct CommandRecord {
+  # Kept for each command that came with an idempotency key (key command/<SHA-256 of principal and key>), in the transaction of its effect.
+  actor @0 :Text;    # whose command it was
+  content @1 :Data;  # SHA-256 of type, tenant and canonical content: another one under this key is a conflict
+  atNs @2 :Int64;
+  answerType @3 :UInt64;
+  answer @4 :Data;
+}

@@ -39,6 +39,7 @@ Result<Client*> Cli::client() {
     options.principal = principal;
     options.tenant = tenant;
     options.purpose = purpose;
+    options.idempotency_key = idempotency_key;
     FALAJ_ASSIGN(client_, Client::connect(options));
   }
   return client_.get();
@@ -57,6 +58,13 @@ void Cli::with_client(CLI::App& command) {
 
 void Cli::with_output(CLI::App& command) {
   command.add_option("--output,-o", output, "How to print: table or json")->check(CLI::IsMember({"table", "json"}))->capture_default_str();
+}
+
+void Cli::with_key(CLI::App& command) {
+  command
+      .add_option("--idempotency-key", idempotency_key,
+                  "Carry this out once: sent again under the same key it is answered as the first time; other content is a conflict")
+      ->type_name("KEY");
 }
 
 void Cli::runs(CLI::App& command, std::function<Status()> body) {

@@ -23,6 +23,7 @@ class Cli {
   std::string principal = "admin";
   std::string tenant;
   std::string purpose;
+  std::string idempotency_key;
   std::string output = "table";    // table, json
   std::function<Status()> chosen;  // what the parsed command does
   int code = 0;                    // when the command itself knows better than its Status
@@ -36,6 +37,7 @@ class Cli {
   void with_dir(CLI::App& command);
   void with_client(CLI::App& command);  // --dir, --as, --tenant, --purpose
   void with_output(CLI::App& command);  // -o
+  void with_key(CLI::App& command);     // --idempotency-key
   void runs(CLI::App& command, std::function<Status()> body);
 
  private:

@@ -135,11 +135,13 @@ void add_model_commands(CLI::App& app, Cli& cli) {
   exported->add_option("file", a->file, "File to write (default: MODEL-VERSION.onnx)")->type_name("FILE");
   exported->footer("Example:\n  falaj models export credit credit.onnx --dir ./falaj");
   auto* alias = verb("alias", "Give a version an alias; `production` only through its gate, else exit code 6", do_alias);
+  cli.with_key(*alias);
   alias->add_option("model", a->model, "Model")->required();
   alias->add_option("alias", a->alias, "Alias")->required();
   alias->add_option("version", a->version, "Version")->required();
   alias->footer("Example:\n  falaj models alias credit production 1 --dir ./falaj");
   auto* import = verb("import", "Register an ONNX file", do_import);
+  cli.with_key(*import);
   import->add_option("file", a->file, "ONNX file")->type_name("FILE")->required();
   import->add_option("--name,-n", a->model, "Model")->required();
   import->footer("Example:\n  falaj models import resnet.onnx --name resnet --dir ./falaj");

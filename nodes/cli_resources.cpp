@@ -41,6 +41,15 @@ void say_applied(const Cli& cli, const View<ResourceRecord>& record) {
   if (resource.isDeployment()) line("deployment", text(resource.getDeployment().getName()));
 }
 
+// Each declaration is a command of its own, so each has a key of its own: the one given, and which it is.
+Status key_for(Cli& cli, Resource::Reader resource) {
+  if (cli.idempotency_key.empty()) return {};
+  FALAJ_ASSIGN(const auto name, control::name_of(resource));
+  FALAJ_ASSIGN(auto* client, cli.client());
+  client->set_idempotency_key(format("{}/{}/{}/{}", cli.idempotency_key, name.kind, name.tenant, name.name));
+  return {};
+}
+
 // All files are read and checked before anything is sent.
 Status do_apply(Cli& cli, const ResourceArguments& a) {
   std::vector<Message> resources;
@@ -68,6 +77,7 @@ Status do_apply(Cli& cli, const ResourceArguments& a) {
   }
   for (const auto& resource : resources) {  // all of them are good, by themselves at least: a slip in the last changes nothing either
     const auto made = resource.view<Resource>();
+    FALAJ_TRY(key_for(cli, *made));
     FALAJ_ASSIGN(const auto record, apply_one(cli, *made));
     say_applied(cli, record);
   }
@@ -158,6 +168,7 @@ void add_resource_commands(CLI::App& app, Cli& cli) {
 
   auto* apply = app.add_subcommand("apply", "Declare feature views, jobs and deployments from TOML files");
   cli.with_client(*apply);
+  cli.with_key(*apply);
   cli.with_output(*apply);
   apply->add_option("--file,-f", a->files, "TOML file; may be given several times")->type_name("FILE")->required();
   apply->footer("Example:\n  falaj apply --dir ./falaj -f configs/examples/credit.toml");
@@ -173,6 +184,7 @@ void add_resource_commands(CLI::App& app, Cli& cli) {
 
   auto* remove = app.add_subcommand("delete", "Take a declaration back");
   cli.with_client(*remove);
+  cli.with_key(*remove);
   remove->add_option("kind", a->kind, "feature_view, job or deployment")->required()->check(kinds);
   remove->add_option("name", a->name, "Its name")->required();
   remove->footer("Example:\n  falaj delete deployment credit --dir ./falaj");
@@ -180,6 +192,7 @@ void add_resource_commands(CLI::App& app, Cli& cli) {
 
   auto* deploy = app.add_subcommand("deploy", "Serve a model, and wait until it is ready");
   cli.with_client(*deploy);
+  cli.with_key(*deploy);
   cli.with_output(*deploy);
   deploy->add_option("model", a->model, "Model in the registry")->required();
   deploy->add_option("--name", a->name, "Name that clients use (default: the model's)");

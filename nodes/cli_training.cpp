@@ -91,6 +91,7 @@ void add_training_commands(CLI::App& app, Cli& cli) {
   const auto a = std::make_shared<TrainingArguments>();
   auto* train = app.add_subcommand("train", "Store a job and follow its run to the end");
   cli.with_client(*train);
+  cli.with_key(*train);
   cli.with_output(*train);
   train->add_option("--file,-f", a->file, "TOML file with a [job]")->type_name("FILE")->required();
   train->add_option("--job", a->job, "Which, when it declares several (default: the first)");

@@ -56,6 +56,7 @@ struct Client::State {
     fresh->principal = options.principal;  // the peer puts what the certificate says
     fresh->tenant = options.tenant;
     fresh->purpose = options.purpose;
+    fresh->idempotency_key = options.idempotency_key;
     scope = std::move(fresh);
   }
 
@@ -157,6 +158,11 @@ void Client::ask_async(std::string_view actor, const Message& message, Duration 
 
 void Client::set_purpose(std::string purpose) {
   state_->options.purpose = std::move(purpose);
+  state_->make_scope();
+}
+
+void Client::set_idempotency_key(std::string key) {
+  state_->options.idempotency_key = std::move(key);
   state_->make_scope();
 }
 

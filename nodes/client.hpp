@@ -17,6 +17,7 @@ struct ClientOptions {
   std::string principal = "admin";  // D/principals/<principal>.{crt,key}
   std::string tenant;
   std::string purpose;
+  std::string idempotency_key;  // of commands
   Duration connect_timeout = std::chrono::seconds(10);
 };
 
@@ -39,6 +40,7 @@ class Client {
   void ask_async(std::string_view actor, const Message& message, Duration timeout, std::move_only_function<void(Result<Message>)> done);
 
   void set_purpose(std::string purpose);
+  void set_idempotency_key(std::string key);
   [[nodiscard]] messages::ClusterFile::Reader cluster() const;
   [[nodiscard]] const Clock& clock() const;
   // Waits on the client's own timers; for progress loops.

@@ -35,9 +35,13 @@ class Resources final : public ActorOf<Resources> {
     on.message<DeleteResource>(&Resources::remove);
     on.message<ViewChanged>(&Resources::view_changed);
   }
-  explicit Resources(const ResourcesOptions& options) : options_(options), placer_(*options.store, *options.view, options.epoch) {}
+  explicit Resources(const ResourcesOptions& options)
+      : options_(options),
+        commands_("control/resources", *options.store, options.commands),
+        placer_(*options.store, *options.view, options.epoch) {}
 
   void on_start(Context& ctx) override {
+    if (const auto loaded = commands_.load(); !loaded) throw std::runtime_error(loaded.error().message);
     const auto listing = options_.store->list("resource/");
     if (!listing.has_value()) throw std::runtime_error(listing.error().message);
     for (const auto& item : listing->items) {
@@ -59,15 +63,20 @@ class Resources final : public ActorOf<Resources> {
       co_return m.refuse(error(
           ErrorCode::denied, format("the message speaks for tenant '{}', the resource belongs to '{}'", m.scope()->tenant, name->tenant)));
     }
+    auto admitting = commands_.admit(ctx, m);
+    auto turn = co_await std::move(admitting);
+    if (!turn) co_return m.refuse(turn.error());
+    if (turn->before()) co_return answer_again(m, *turn->before());
     const auto key = name->key();
     const auto known = records_.find(key);
     const Revision now(known == records_.end() ? 0 : known->second->getRevision());
-    if (m->getExpected() != 0 && m->getExpected() != now.value()) {
-      co_return m.refuse(
-          error(ErrorCode::conflict, format("{} has revision {}, not {}; read it again", key, now.value(), m->getExpected())));
+    if (auto fits = as_expected(key, now, m->getExpected()); !fits) co_return m.refuse(fits.error());
+    if (known != records_.end() && !m->getAgain() && same(known->second->getResource(), m->getResource())) {
+      const auto answer = known->second.message();
+      auto keeping = keep_only(ctx, *turn, answer);
+      if (const auto kept = co_await std::move(keeping); !kept) co_return m.refuse(kept.error());
+      co_return m.reply(answer);
     }
-    if (known != records_.end() && !m->getAgain() && same(known->second->getResource(), m->getResource()))
-      co_return m.reply(known->second.message());
     if (name->kind == "feature_view") {
       auto dealt = ctx.ask<Empty>(ctx.find("control/membership"), Message::build<DealPartitions>());
       const auto done = co_await dealt;
@@ -76,21 +85,9 @@ class Resources final : public ActorOf<Resources> {
     }
     auto audited = governance::audit_ask(ctx, governance::record_of(m.scope(), m.trace(), ctx.node_name(), "resources.write", key));
     if (const auto kept = co_await std::move(audited); !kept) co_return m.refuse(within("not audited, so not done", kept.error()));
-    const std::string by = m.scope() ? m.scope()->principal : "node/" + ctx.node_name();
-    const auto record = Message::build<ResourceRecord>(
-        [&](ResourceRecord::Builder b) {
-          b.setResource(m->getResource());
-          b.setCreatedNs(ctx.wall().unix_ns);
-          b.setCreatedBy(by);
-          b.getStatus().setPhase("pending");
-        },
-        256);
-    auto* store = options_.store;
-    auto write = ctx.blocking([store, key, now, bytes = record_bytes(record)]() -> Result<Revision> {
-      if (fault::planted("command-not-stored")) return Revision(now.value() + 1);
-      return store->put(key, bytes, now);
-    });
-    const auto revision = co_await write;
+    const auto record = pending(ctx, m);
+    auto write = commit(ctx, *turn, {key, record_bytes(record), {}}, now, record);
+    const auto revision = co_await std::move(write);
     if (!revision) co_return m.refuse(revision.error());
     auto stored = open_record(storage::KeyValue{key, record_bytes(record), now, *revision, {}});
     if (!stored) co_return m.refuse(stored.error());
@@ -102,6 +99,62 @@ class Resources final : public ActorOf<Resources> {
     }
     look_again(ctx);
     m.reply(answer);
+  }
+
+  static Message pending(Context& ctx, const Msg<Apply>& m) {
+    const std::string by = m.scope() ? m.scope()->principal : "node/" + ctx.node_name();
+    return Message::build<ResourceRecord>(
+        [&](ResourceRecord::Builder b) {
+          b.setResource(m->getResource());
+          b.setCreatedNs(ctx.wall().unix_ns);
+          b.setCreatedBy(by);
+          b.getStatus().setPhase("pending");
+        },
+        256);
+  }
+
+  static Status as_expected(const std::string& key, Revision now, std::uint64_t expected) {
+    if (expected == 0 || expected == now.value()) return {};
+    return error(ErrorCode::conflict, format("{} has revision {}, not {}; read it again", key, now.value(), expected));
+  }
+
+  // The write and, when the command has a key, its answer, at once.
+  Task<Result<Revision>> commit(Context& ctx, CommandBook::Turn& turn, storage::Write change, Revision now, Message answer) {
+    storage::Transaction transaction;
+    transaction.conditions.push_back({change.key, now});
+    transaction.writes.push_back(std::move(change));
+    turn.keep(transaction, answer, ctx.wall());
+    auto* store = options_.store;
+    auto write = ctx.blocking([store, now, transaction = std::move(transaction)]() -> Result<Revision> {
+      if (fault::planted("command-not-stored")) return Revision(now.value() + 1);
+      return store->commit(transaction);
+    });
+    const auto revision = co_await write;
+    if (revision) turn.kept();
+    co_return revision;
+  }
+
+  // A command that found everything done: with a key, its answer must hold when somebody else has changed it since.
+  Task<Status> keep_only(Context& ctx, CommandBook::Turn& turn, Message answer) {
+    if (!turn.keyed()) co_return Status{};
+    storage::Transaction transaction;
+    turn.keep(transaction, answer, ctx.wall());
+    auto* store = options_.store;
+    auto write = ctx.blocking([store, transaction = std::move(transaction)] { return store->commit(transaction); });
+    const auto done = co_await write;
+    if (!done) co_return done.error();
+    turn.kept();
+    co_return Status{};
+  }
+
+  // A record knows its revision only when it is stored: that of its transaction.
+  static void answer_again(Msg<Apply>& m, const CommandBook::Answered& before) {
+    const auto record = before.answer.open<ResourceRecord>();
+    if (!record) return m.refuse(record.error());
+    if ((*record)->getRevision() != 0) return m.reply(before.answer);
+    auto whole = open_record(storage::KeyValue{{}, record_bytes(before.answer), {}, before.revision, {}});
+    if (!whole) return m.refuse(whole.error());
+    m.reply(whole->message());
   }
 
   // A feature view may gain fields; a field that rows hold keeps its type and its place.
@@ -162,18 +215,18 @@ class Resources final : public ActorOf<Resources> {
   Task<> remove(Context& ctx, Msg<DeleteResource> m) {
     const auto key =
         ResourceName{std::string(text(m->getKind())), std::string(text(m->getTenant())), std::string(text(m->getName()))}.key();
+    auto admitting = commands_.admit(ctx, m);
+    auto turn = co_await std::move(admitting);
+    if (!turn) co_return m.refuse(turn.error());
+    if (turn->before()) co_return m.reply(turn->before()->answer);
     const auto known = records_.find(key);
     if (known == records_.end()) co_return m.refuse(error(ErrorCode::not_found, format("there is no {}", key)));
     const Revision now(known->second->getRevision());
-    if (m->getExpected() != 0 && m->getExpected() != now.value()) {
-      co_return m.refuse(
-          error(ErrorCode::conflict, format("{} has revision {}, not {}; read it again", key, now.value(), m->getExpected())));
-    }
+    if (auto fits = as_expected(key, now, m->getExpected()); !fits) co_return m.refuse(fits.error());
     auto audited = governance::audit_ask(ctx, governance::record_of(m.scope(), m.trace(), ctx.node_name(), "resources.delete", key));
     if (const auto kept = co_await std::move(audited); !kept) co_return m.refuse(within("not audited, so not done", kept.error()));
-    auto* store = options_.store;
-    auto write = ctx.blocking([store, key, now] { return store->erase(key, now); });
-    const auto done = co_await write;
+    auto write = commit(ctx, *turn, {key, std::nullopt, {}}, now, Message::build<Empty>());
+    const auto done = co_await std::move(write);
     if (!done) co_return m.refuse(done.error());
     records_.erase(key);
     status_.erase(key);
@@ -318,6 +371,7 @@ class Resources final : public ActorOf<Resources> {
   }
 
   ResourcesOptions options_;
+  CommandBook commands_;
   Placer placer_;
   std::map<std::string, View<ResourceRecord>> records_;
   std::map<std::string, Message> status_;        // ResourceStatus, by key; made anew, never stored

@@ -62,24 +62,31 @@ class Registry final : public ActorOf<Registry> {
     on.message<ListModels>(&Registry::list);
     on.message<SetAlias>(&Registry::set_alias);
   }
-  explicit Registry(RegistryOptions options) : options_(std::move(options)) {}
+  explicit Registry(RegistryOptions options)
+      : options_(std::move(options)), commands_("mlops/registry", *options_.store, options_.commands) {}
+
+  void on_start(Context&) override {
+    if (const auto loaded = commands_.load(); !loaded) throw std::runtime_error(loaded.error().message);
+  }
 
  private:
   // ---- reading --------------------------------------------------------------------------------------------------------------------
 
-  // With the aliases that name it now: they are kept apart, because they move.
-  Result<Message> with_aliases(const std::string& prefix, const KeyValue& item) {
+  // With the aliases that name it now: they are kept apart, because they move. `also`: one that is about to.
+  Result<Message> with_aliases(const std::string& prefix, const KeyValue& item, const std::string& also = {}) {
     FALAJ_ASSIGN(const auto stored, open_version(item));
     FALAJ_ASSIGN(const auto aliases, options_.store->list(prefix + "alias/"));
-    std::vector<std::string> names;
+    std::set<std::string> names;
     for (const auto& alias : aliases.items) {
-      if (number(alias.value) == stored->getVersion()) names.push_back(alias.key.substr(prefix.size() + 6));
+      if (number(alias.value) == stored->getVersion()) names.insert(alias.key.substr(prefix.size() + 6));
     }
+    if (!also.empty()) names.insert(also);
     return Message::build<ModelVersionInfo>(
         [&](ModelVersionInfo::Builder b) {
           copy(*stored, b);
           auto list = b.initAliases(static_cast<unsigned>(names.size()));
-          for (unsigned i = 0; i < names.size(); ++i) list.set(i, names[i]);
+          unsigned i = 0;
+          for (const auto& name : names) list.set(i++, name);
         },
         item.value.size() / 8 + 32);
   }
@@ -162,6 +169,10 @@ class Registry final : public ActorOf<Registry> {
     if (auto seen = may_see(m.scope(), tenant); !seen) co_return m.refuse(seen.error());
     if (auto good = check_name("model", text(info.getModel())); !good) co_return m.refuse(good.error());
     if (text(info.getArtifact()).empty()) co_return m.refuse(invalid("artifact: the digest of the model's file must be given"));
+    auto admitting = commands_.admit(ctx, m);
+    auto turn = co_await std::move(admitting);
+    if (!turn) co_return m.refuse(turn.error());
+    if (turn->before()) co_return m.reply(turn->before()->answer);
     const auto prefix = prefix_of(tenant, text(info.getModel()));
     auto recorded = governance::audit_ask(
         ctx, governance::record_of(m.scope(), m.trace(), ctx.node_name(), "models.write", format("model/{}", text(info.getModel()))));
@@ -185,14 +196,16 @@ class Registry final : public ActorOf<Registry> {
       transaction.conditions.push_back({prefix + "head", *head ? (*head)->modified : Revision(0)});
       transaction.writes.push_back({prefix + "head", to_bytes(std::to_string(version)), {}});
       transaction.writes.push_back({version_key(prefix, version), stored_bytes(message), {}});
+      turn->keep(transaction, message, ctx.wall());
       auto* store = options_.store;
       auto write = ctx.blocking([store, transaction] { return store->commit(transaction); });
       const auto done = co_await write;
       if (done) {
+        turn->kept();
         log::info("registry", "version added", {{"model", text(info.getModel())}, {"version", version}});
         co_return m.reply(message);
       }
-      if (done.error().code != ErrorCode::conflict) co_return m.refuse(done.error());
+      if (done.error().code != ErrorCode::conflict || turn->overtaken()) co_return m.refuse(done.error());
     }
   }
 
@@ -216,6 +229,10 @@ class Registry final : public ActorOf<Registry> {
     const auto tenant = text(m->getTenant());
     if (auto seen = may_see(m.scope(), tenant); !seen) co_return m.refuse(seen.error());
     if (auto good = check_name("alias", text(m->getAlias())); !good) co_return m.refuse(good.error());
+    auto admitting = commands_.admit(ctx, m);
+    auto turn = co_await std::move(admitting);
+    if (!turn) co_return m.refuse(turn.error());
+    if (turn->before()) co_return m.reply(turn->before()->answer);
     const auto prefix = prefix_of(tenant, text(m->getModel()));
     const auto item = find(tenant, text(m->getModel()), m->getVersion(), {});
     if (!item) co_return m.refuse(item.error());
@@ -232,38 +249,43 @@ class Registry final : public ActorOf<Registry> {
     }
     auto record = governance::record_of(m.scope(), m.trace(), ctx.node_name(), "models.promote",
                                         format("model/{}/{} -> {}", text(m->getModel()), (*candidate)->getVersion(), text(m->getAlias())));
+    const std::string reasons = joined(verdict.reasons);
     record.allowed = verdict.passed;
-    for (const auto& reason : verdict.reasons) record.reason += (record.reason.empty() ? "" : "; ") + reason;
+    record.reason = reasons;
     auto audited = governance::audit_ask(ctx, std::move(record));
     if (const auto done = co_await std::move(audited); !done) co_return m.refuse(done.error());
 
     const auto current = options_.store->get(alias_key(prefix, text(m->getAlias())));
     if (!current) co_return m.refuse(current.error());
     const std::string by = m.scope() ? m.scope()->principal : "node/" + ctx.node_name();
-    const auto updated = gated ? with_verdict(**candidate, verdict, champion, by, ctx.wall()) : Message();
+    KeyValue updated = *item;
+    if (gated) updated.value = stored_bytes(with_verdict(**candidate, verdict, champion, by, ctx.wall()));
+    auto answer = with_aliases(prefix, updated, std::string(text(m->getAlias())));
+    if (!answer) co_return m.refuse(answer.error());
     storage::Transaction transaction;
     if (gated) {
       transaction.conditions.push_back({item->key, item->modified});
-      transaction.writes.push_back({item->key, stored_bytes(updated), {}});
+      transaction.writes.push_back({item->key, updated.value, {}});
     }
     if (verdict.passed) {
       const auto key = alias_key(prefix, text(m->getAlias()));
       transaction.conditions.push_back({key, *current ? (*current)->modified : Revision(0)});
       transaction.writes.push_back({key, to_bytes(std::to_string((*candidate)->getVersion())), {}});
+      turn->keep(transaction, *answer, ctx.wall());
     }
     auto* store = options_.store;
     auto write = ctx.blocking([store, transaction] { return store->commit(transaction); });
     if (const auto done = co_await write; !done) co_return m.refuse(done.error());
-    if (!verdict.passed) {
-      std::string reasons;
-      for (const auto& reason : verdict.reasons) reasons += (reasons.empty() ? "" : "; ") + reason;
+    if (!verdict.passed)
       co_return m.refuse(error(ErrorCode::conflict, format("the gate refuses version {}: {}", (*candidate)->getVersion(), reasons)));
-    }
-    const auto now = options_.store->get(item->key);
-    if (!now || !*now) co_return m.refuse(error(ErrorCode::failed, "the version has gone"));
-    auto answer = with_aliases(prefix, **now);
-    if (!answer) co_return m.refuse(answer.error());
+    turn->kept();
     m.reply(std::move(answer).value());
+  }
+
+  static std::string joined(const std::vector<std::string>& reasons) {
+    std::string out;
+    for (const auto& reason : reasons) out += (out.empty() ? "" : "; ") + reason;
+    return out;
   }
 
   static Message with_verdict(ModelVersionInfo::Reader info, const GateVerdict& verdict, std::uint64_t champion, const std::string& by,
@@ -321,6 +343,7 @@ class Registry final : public ActorOf<Registry> {
   }
 
   RegistryOptions options_;
+  control::CommandBook commands_;
 };
 
 }  // namespace

@@ -1,12 +1,14 @@
 // `mlops/registry` on the control node: versions of models with their lineage, aliases, and the gate in front of `production`.
 //
 // Keys in the control store: models/<tenant>/<model>/head (the newest version's number), .../version/<number>, .../alias/<alias>.
-// A version never changes but for its verdict; an alias moves in the same transaction that stores the verdict which allowed it.
+// A version never changes but for its verdict; an alias moves in the same transaction that stores the verdict which allowed it. A command
+// with an idempotency key is carried out once (actors/control/commands.hpp).
 #pragma once
 #include <functional>
 #include <map>
 #include <string>
 
+#include "actors/control/commands.hpp"
 #include "messages/registry.capnp.h"
 #include "runtime/host/actor.hpp"
 #include "storage/control_store.hpp"
@@ -21,6 +23,7 @@ using Evaluate = std::function<Task<Result<Metrics>>(Context&, std::string artif
 struct RegistryOptions {
   storage::ControlStore* store = nullptr;  // outlives the actor
   Evaluate evaluate;                       // empty: champions of other snapshots cannot be compared, and the verdict says so
+  control::CommandLimits commands;
 };
 
 ChildSpec registry(RegistryOptions options);
