@@ -1,4 +1,4 @@
-// model info|run|train|evaluate: ONNX files on this machine, without a cluster.
+// model info|run|train|evaluate|bench: ONNX files on this machine, without a cluster.
 
 #include <algorithm>
 #include <cstring>
@@ -9,6 +9,7 @@
 #include "kernels/npy.hpp"
 #include "kernels/onnx/onnx.hpp"
 #include "nodes/artifacts.hpp"
+#include "nodes/cli_model_bench.hpp"
 #include "nodes/cli_model_train.hpp"
 #include "nodes/model_files.hpp"
 #include "runtime/base/format.hpp"
@@ -185,7 +186,7 @@ Status do_run(const Arguments& a) {
 
 void add_model_file_commands(CLI::App& app, Cli& cli) {
   const auto a = std::make_shared<Arguments>();
-  auto* model = app.add_subcommand("model", "ONNX files on this machine, without a cluster: info, run, train, evaluate");
+  auto* model = app.add_subcommand("model", "ONNX files on this machine, without a cluster: info, run, train, evaluate, bench");
   model->require_subcommand(1);
   auto* info = model->add_subcommand("info", "What a model takes, gives and is made of");
   info->add_flag("--why", a->why, "Which kernel runs which node, and why not a faster one");
@@ -206,6 +207,7 @@ void add_model_file_commands(CLI::App& app, Cli& cli) {
     command->add_flag("--json", a->json, "Print JSON");
   }
   add_model_training_commands(*model, cli);
+  add_model_bench_command(*model, cli);
 }
 
 }  // namespace falaj::nodes

@@ -204,3 +204,32 @@ def test_training_that_goes_bad_stops_and_writes_nothing(blobs, tmp_path):
     assert "90 rows" in told(x=array(tmp_path, "few.npy", values[:80]))
     assert "cannot be written" in told(out=tmp_path / "no" / "out.onnx")
     assert not out.exists() and not log.exists() and not list(tmp_path.glob("*.part"))
+
+
+def test_bench_measures_answers_and_steps(affine, tmp_path):
+    told = json.loads(falaj("model", "bench", affine, "--batch", 3, "--threads", 1, "--seconds", 0.01, "--json").stdout)
+    assert sorted(told) == ["compile_ms", "p50_us", "p99_us", "peak_bytes", "rows_per_s"]
+    assert 0 < told["p50_us"] <= told["p99_us"] and told["rows_per_s"] > 0 and told["compile_ms"] > 0
+    steps = json.loads(falaj("model", "bench", affine, "--batch", 4, "--seconds", 0.01, "--train", "--json").stdout)
+    assert 0 < steps["p50_us"] <= steps["p99_us"] and steps["rows_per_s"] > 0
+    assert "P50" in falaj("model", "bench", affine, "--seconds", 0.01).stdout
+    # One output is trained by BCE, tokens are looked up in the table they are for, and open sizes are asked for by name.
+    table = numpy_helper.from_array(np.ones((3, 2), np.float32), "table")
+    nodes = [helper.make_node("Gather", ["table", "token"], ["rows"]), helper.make_node("ReduceMean", ["rows"], ["y"], axes=[1, 2], keepdims=0)]
+    tokens = helper.make_tensor_value_info("token", TensorProto.INT32, ["N", "T"])
+    graph = helper.make_graph(nodes, "g", [tokens], [f32("y", "N")], [table])
+    path = tmp_path / "tokens.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    assert "--size T=SIZE" in refused("bench", path)
+    for extra in ([], ["--train"]):
+        assert json.loads(falaj("model", "bench", path, "-b", 5, "--size", "T=7", "--seconds", 0.01, "--json", *extra).stdout)["p50_us"] > 0
+
+
+def test_bench_refuses_what_it_cannot_do(affine, tmp_path):
+    assert "f32 so far" in refused("bench", affine, "--precision", "bf16")
+    assert "one thread so far" in refused("bench", affine, "--threads", 2)
+    assert "--batch is 0" in refused("bench", affine, "--batch", 0)
+    assert "NAME=SIZE" in refused("bench", affine, "--size", "T=x")
+    fixed = save(tmp_path / "fixed.onnx", [helper.make_node("Relu", ["x"], ["y"])], [f32("x", 2, 2)], [f32("y", 2, 2)])
+    assert "fixed sizes" in refused("bench", fixed, "--batch", 3)
+    assert json.loads(falaj("model", "bench", fixed, "--batch", 2, "--seconds", 0.01, "--json").stdout)["p50_us"] > 0

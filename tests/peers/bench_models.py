@@ -1,0 +1,276 @@
+#!/usr/bin/env python3
+"""Models here and in onnxruntime, training here and in PyTorch: one table, all measured in this run on this machine.
+
+    FALAJ=build/release/falaj tests/peers/bench_models.py [--only NAME ...] [--seconds S] [--json]
+
+Needs onnx, onnxruntime, numpy and torch from PyPI; lightgbm and onnxmltools for the tree ensemble, which is left out without them. Both sides
+run on one thread, in turns, and each keeps its best median: a busy machine slows one turn, not one side. What a call of
+onnxruntime costs from Python is measured on a graph of one Identity and taken off; `falaj model bench` measures within the process.
+"""
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+warnings.filterwarnings("ignore")
+
+import numpy as np  # noqa: E402
+import onnx  # noqa: E402
+import onnxruntime  # noqa: E402
+import torch  # noqa: E402
+from onnx import TensorProto, helper  # noqa: E402
+from torch import nn  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FALAJ = os.environ.get("FALAJ", str(ROOT / "build/release/falaj"))
+TURNS = 2
+torch.set_num_threads(1)
+
+
+# ---- the models --------------------------------------------------------------------------------------------------------------
+
+def mlp(*sizes):
+    layers = []
+    for a, b in zip(sizes, sizes[1:]):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def small_cnn():
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(32 * 7 * 7, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+class Block(nn.Module):
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.a, self.a_norm = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.b, self.b_norm = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
+        plain = stride == 1 and inputs == outputs
+        self.skip = nn.Identity() if plain else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x):
+        y = self.b_norm(self.b(torch.relu(self.a_norm(self.a(x)))))
+        return torch.relu(y + self.skip(x))
+
+
+def resnet18():
+    layers = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    width = 64
+    for outputs in (64, 128, 256, 512):
+        layers += [Block(width, outputs, 1 if outputs == 64 else 2), Block(outputs, outputs, 1)]
+        width = outputs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.norm1, self.norm2, self.heads = nn.LayerNorm(width), nn.LayerNorm(width), heads
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x):
+        n, t, w = x.shape
+        q, k, v = (part.view(n, t, self.heads, w // self.heads).transpose(1, 2) for part in self.qkv(self.norm1(x)).split(w, dim=2))
+        weights = torch.softmax(q @ k.transpose(-2, -1) * (w // self.heads) ** -0.5, dim=-1)
+        x = x + self.out((weights @ v).transpose(1, 2).reshape(n, t, w))
+        return x + self.mlp(self.norm2(x))
+
+
+class Encoder(nn.Module):
+    """Four layers of width 256 over 64 tokens, the mean of which is classified."""
+
+    def __init__(self, width=256, length=64):
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(1000, width), nn.Parameter(torch.randn(length, width) * 0.1)
+        self.layers = nn.Sequential(*(EncoderLayer(width, 8) for _ in range(4)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 8)
+
+    def forward(self, tokens):
+        return self.head(self.norm(self.layers(self.tokens(tokens) + self.places)).mean(dim=1))
+
+
+def exported(module, sample, path):
+    """The model as PyTorch writes it; BatchNorm gets statistics that are not the ones it starts with."""
+    generator = torch.Generator().manual_seed(1)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.copy_(torch.randn(part.running_mean.shape, generator=generator) * 0.1)
+            part.running_var.copy_(torch.rand(part.running_var.shape, generator=generator) + 0.5)
+    torch.onnx.export(module.eval(), (sample,), str(path), input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "N"}, "y": {0: "N"}},
+                      opset_version=17, do_constant_folding=True, **({"dynamo": False} if "dynamo" in torch.onnx.export.__code__.co_varnames else {}))
+    return path
+
+
+def trees(path):
+    """LightGBM's 200 trees of 31 leaves over 30 columns."""
+    import lightgbm
+    from onnxmltools.convert import convert_lightgbm
+    from onnxmltools.convert.common.data_types import FloatTensorType
+
+    random = np.random.default_rng(1)
+    x = random.normal(size=(20000, 30)).astype(np.float32)
+    y = (x[:, 0] * x[:, 1] + np.sin(x[:, 2] * 2) + random.normal(size=len(x)) * 0.3 > 0).astype(int)
+    model = lightgbm.LGBMClassifier(n_estimators=200, num_leaves=31, n_jobs=1, verbose=-1).fit(x, y)
+    converted = convert_lightgbm(model, initial_types=[("x", FloatTensorType([None, 30]))], zipmap=False, target_opset=15)
+    onnx.save(converted, path)
+    return path
+
+
+def models(folder, wanted):
+    torch.manual_seed(1)
+    image, tokens = torch.randn(2, 3, 224, 224), torch.randint(0, 1000, (2, 64))
+    makers = {
+        "mlp 24-64-64-2": lambda p: exported(mlp(24, 64, 64, 2), torch.randn(2, 24), p),
+        "mlp 256-1024^3-10": lambda p: exported(mlp(256, 1024, 1024, 1024, 10), torch.randn(2, 256), p),
+        "small cnn": lambda p: exported(small_cnn(), torch.randn(2, 1, 28, 28), p),
+        "resnet-18": lambda p: exported(resnet18(), image, p),
+        "encoder 4x256": lambda p: exported(Encoder(), tokens, p),
+        "lightgbm 200 trees": trees,
+    }
+    for name, make in makers.items():
+        if wanted and not any(w in name for w in wanted):
+            continue
+        try:
+            yield name, make(folder / (name.replace(" ", "_") + ".onnx"))
+        except ImportError as e:
+            print(f"{name} is left out: {e}", file=sys.stderr)
+
+
+# ---- measuring ---------------------------------------------------------------------------------------------------------------
+
+def median_us(call, seconds):
+    for _ in range(3):
+        call()
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < 5 or time.perf_counter() < end:
+        start = time.perf_counter_ns()
+        call()
+        times.append(time.perf_counter_ns() - start)
+    return float(np.median(times)) / 1e3
+
+
+def session(model):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def feed(s, batch):
+    given = s.get_inputs()[0]
+    shape = [batch if not isinstance(d, int) else d for d in given.shape]
+    random = np.random.default_rng(2)
+    value = random.integers(0, 1000, shape) if given.type == "tensor(int64)" else random.normal(size=shape).astype(np.float32)
+    return {given.name: value}
+
+
+def runtime_us(s, batch, seconds):
+    """As their own benchmarks do it: inputs and outputs bound once, so that nothing is copied or made anew in a call."""
+    binding = s.io_binding()
+    for name, value in feed(s, batch).items():
+        binding.bind_cpu_input(name, value)
+    for output in s.get_outputs():
+        binding.bind_output(output.name)
+    return median_us(lambda: s.run_with_iobinding(binding), seconds)
+
+
+def overhead_us(batch, seconds):
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "empty", ends[:1], ends[1:])
+    return runtime_us(session(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()), batch, seconds)
+
+
+def ours(path, batch, seconds, *extra):
+    command = [FALAJ, "model", "bench", str(path), "--batch", str(batch), "--threads", "1", "--seconds", str(seconds), "--json", *extra]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        print(done.stderr, end="", file=sys.stderr)
+        return None
+    return json.loads(done.stdout)["p50_us"]
+
+
+def torch_step_us(module, inputs, outputs, batch, seconds, compiled):
+    x = torch.randn(batch, inputs)
+    y = torch.randint(0, outputs, (batch,)) if outputs > 1 else torch.randint(0, 2, (batch, 1)).float()
+    loss = nn.CrossEntropyLoss() if outputs > 1 else nn.BCEWithLogitsLoss()
+    optimizer = torch.optim.AdamW(module.parameters())
+    forward = torch.compile(module) if compiled else module
+
+    def step():
+        optimizer.zero_grad()
+        loss(forward(x), y).backward()
+        optimizer.step()
+
+    return median_us(step, seconds)
+
+
+def best(measure):
+    values = [v for v in (measure() for _ in range(TURNS)) if v is not None]
+    return min(values) if values else None
+
+
+def row(kind, name, batch, mine, theirs):
+    return {"kind": kind, "model": name, "batch": batch, "ours_us": mine, "theirs_us": theirs, "ratio": theirs / mine if mine and theirs else None}
+
+
+def inference(folder, args):
+    for name, path in models(folder, args.only):
+        s = session(str(path))
+        for batch in args.batch:
+            theirs = lambda: max(runtime_us(s, batch, args.seconds) - overhead_us(batch, min(args.seconds, 0.3)), 0.01)
+            pairs = [(ours(path, batch, args.seconds), theirs()) for _ in range(TURNS)]
+            mine = [a for a, _ in pairs if a is not None]
+            yield row("inference", name, batch, min(mine) if mine else None, min(b for _, b in pairs))
+
+
+def training(folder, args):
+    for name, sizes, batch in (("mlp 24-64-64-2", (24, 64, 64, 2), 64), ("mlp 64-512-512-256-1", (64, 512, 512, 256, 1), 1024)):
+        if args.only and not any(w in name for w in args.only):
+            continue
+        module = mlp(*sizes)
+        path = exported(module, torch.randn(2, sizes[0]), folder / f"train_{name.replace(' ', '_')}.onnx")
+        theirs = best(lambda: torch_step_us(module.train(), sizes[0], sizes[-1], batch, args.seconds, False))
+        yield row("training, eager", name, batch, best(lambda: ours(path, batch, args.seconds, "--train")), theirs)
+        if args.compile:
+            theirs = best(lambda: torch_step_us(module, sizes[0], sizes[-1], batch, args.seconds, True))
+            yield row("training, compiled", name, batch, best(lambda: ours(path, batch, args.seconds, "--train")), theirs)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", help="models whose name holds one of these")
+    parser.add_argument("--batch", nargs="*", type=int, default=[1, 64])
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    parser.add_argument("--skip", nargs="*", default=[], choices=["inference", "training"])
+    parser.add_argument("--compile", action="store_true", help="beside torch.compile too (needs a C++ compiler)")
+    parser.add_argument("--json", action="store_true", help="one object a line")
+    args = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for part in (inference, training):
+            if part.__name__ in args.skip:
+                continue
+            for r in part(pathlib.Path(folder), args):
+                rows.append(r)
+                if args.json:
+                    print(json.dumps(r), flush=True)
+                else:
+                    text = lambda v, digits: "-" if v is None else f"{v:.{digits}f}"
+                    print(f"{r['kind']:<20} {r['model']:<22} {r['batch']:>5}  ours {text(r['ours_us'], 2):>12} us  theirs {text(r['theirs_us'], 2):>12} us  "
+                          f"ratio {text(r['ratio'], 2):>7}", flush=True)
+    ratios = [r["ratio"] for r in rows if r["kind"] == "inference" and r["ratio"]]
+    if ratios and not args.json:
+        print(f"inference: geometric mean {np.exp(np.mean(np.log(ratios))):.2f}, least {min(ratios):.2f} (onnxruntime {onnxruntime.__version__}, torch {torch.__version__})")
+
+
+if __name__ == "__main__":
+    main()
