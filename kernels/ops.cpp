@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "kernels/ops/channels_last.hpp"
 #include "kernels/ops/common.hpp"
 
 namespace falaj::kernels {
@@ -31,6 +32,7 @@ constexpr Family kFamilies[] = {
     select_ops,        // TopK Hardmax NonZero Compress Unique NonMaxSuppression
     conv_ops,          // Conv ConvTranspose DeformConv ConvInteger QLinearConv
     pool_ops,          // MaxPool AveragePool LpPool Global... MaxUnpool Col2Im
+    nhwc_ops,          // ai.falaj: Conv MaxPool AveragePool GlobalMaxPool GlobalAveragePool
     criterion_ops,     // NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss
     channel_norm_ops,  // InstanceNormalization GroupNormalization MeanVarianceNormalization LpNormalization LRN RMSNormalization
     sequence_ops,      // Sequence..., SplitToSequence ConcatFromSequence, Optional...

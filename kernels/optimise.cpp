@@ -1,18 +1,14 @@
 #include "kernels/optimise.hpp"
 
 #include <algorithm>
-#include <map>
-#include <optional>
-#include <set>
+#include <cmath>
+#include <numbers>
 #include <unordered_set>
 
 #include "kernels/ops.hpp"
 #include "kernels/ops/matmul.hpp"
 
 namespace falaj::kernels {
-namespace {
-
-constexpr std::size_t kFoldBytesMax = 256U << 20;  // constants beyond this, all together, are computed in each run
 
 void erase_nodes(Graph& graph, const std::vector<bool>& gone) {
   std::size_t kept = 0;
@@ -24,25 +20,115 @@ void erase_nodes(Graph& graph, const std::vector<bool>& gone) {
   graph.nodes.resize(kept);
 }
 
-// Who reads each value, by node index; graph outputs count as a reader without a node.
-struct Uses {
-  std::map<std::string, std::vector<std::size_t>, std::less<>> readers;
-  std::set<std::string, std::less<>> outputs;
-  explicit Uses(const Graph& graph) {
-    for (std::size_t i = 0; i < graph.nodes.size(); ++i) {
-      for (const auto& name : graph.nodes[i].inputs) {
-        if (!name.empty()) readers[name].push_back(i);
-      }
-      outputs.insert(graph.nodes[i].captures.begin(), graph.nodes[i].captures.end());
+Uses::Uses(const Graph& graph) {
+  for (std::size_t i = 0; i < graph.nodes.size(); ++i) {
+    for (const auto& name : graph.nodes[i].inputs) {
+      if (!name.empty()) readers[name].push_back(i);
     }
-    for (const auto& output : graph.outputs) outputs.insert(output.name);
+    outputs.insert(graph.nodes[i].captures.begin(), graph.nodes[i].captures.end());
   }
-  // The one node that reads the value, if there is just one and nobody else wants it.
-  [[nodiscard]] std::optional<std::size_t> only_reader(const std::string& name) const {
-    auto found = readers.find(name);
-    if (found == readers.end() || found->second.size() != 1 || outputs.contains(name)) return {};
-    return found->second.front();
+  for (const auto& output : graph.outputs) outputs.insert(output.name);
+}
+
+std::optional<std::size_t> Uses::only_reader(const std::string& name) const {
+  auto found = readers.find(name);
+  if (found == readers.end() || found->second.size() != 1 || outputs.contains(name)) return {};
+  return found->second.front();
+}
+
+bool carry_activation(Node& fused, const Node& next) {
+  auto activation = activation_of(next.op);
+  if (!activation || next.op.empty() || next.domain != kOnnx) return false;
+  if (next.op == "Gelu" && attr_string(next, "approximate", "none").value_or("tanh") != "none") return false;
+  if (next.op == "LeakyRelu") {
+    auto alpha = attr_float(next, "alpha", static_cast<double>(0.01F));
+    if (!alpha) return false;
+    fused.attributes["activation_alpha"] = static_cast<float>(*alpha);
   }
+  fused.attributes["activation"] = next.op;
+  return true;
+}
+
+namespace {
+
+constexpr std::size_t kFoldBytesMax = 256U << 20;  // constants beyond this, all together, are computed in each run
+
+// Exporters write Gelu out: 0.5 * x * (1 + erf(x / sqrt 2)), in either order of its factors.
+class GeluFinder {
+ public:
+  explicit GeluFinder(Graph& graph) : graph_(graph), uses_(graph), gone_(graph.nodes.size(), false) {
+    for (std::size_t i = 0; i < graph.nodes.size(); ++i) {
+      for (const auto& name : graph.nodes[i].outputs) makers_[name] = i;
+    }
+  }
+  void run() {
+    for (std::size_t i = 0; i < graph_.nodes.size(); ++i) {
+      if (graph_.nodes[i].op == "Erf") take(i);
+    }
+    erase_nodes(graph_, gone_);
+  }
+
+ private:
+  // The one number that a value is, whatever its shape.
+  std::optional<double> number(const std::string& name) const {
+    const auto found = graph_.initializers.find(name);
+    if (found == graph_.initializers.end() || found->second.dtype() != DType::f32 || found->second.elements() != 1) return {};
+    return static_cast<double>(found->second.data<float>()[0]);
+  }
+  bool is_number(const std::string& name, double wanted) const {
+    const auto value = number(name);
+    return value && std::abs(*value - wanted) < 1e-6 * wanted;
+  }
+  // Of a node `op` of two inputs, one of which is `name`: the other.
+  std::optional<std::string> other(std::optional<std::size_t> at, std::string_view op, const std::string& name) const {
+    if (!at || graph_.nodes[*at].op != op || graph_.nodes[*at].inputs.size() != 2) return {};
+    const auto& inputs = graph_.nodes[*at].inputs;
+    return inputs[0] == name ? inputs[1] : inputs[0];
+  }
+
+  void take(std::size_t erf) {
+    const std::string& scaled = graph_.nodes[erf].inputs[0];
+    const auto maker = makers_.find(scaled);
+    if (maker == makers_.end() || !uses_.only_reader(scaled)) return;
+    const Node& scale = graph_.nodes[maker->second];
+    const bool fits = (scale.op == "Div" && is_number(scale.inputs[1], std::numbers::sqrt2)) ||
+                      (scale.op == "Mul" && is_number(scale.inputs[1], std::numbers::sqrt2 / 2));
+    if (!fits) return;
+    const std::string x = scale.inputs[0];
+    const std::string& y = graph_.nodes[erf].outputs[0];
+    const auto plus = uses_.only_reader(y);
+    const auto one = other(plus, "Add", y);
+    if (!one || !is_number(*one, 1.0)) return;
+    // Then two products, with x and with a half; or one, with a half of x.
+    std::string value = graph_.nodes[*plus].outputs[0];
+    const auto first = uses_.only_reader(value);
+    const auto factor = other(first, "Mul", value);
+    if (!factor) return;
+    std::vector<std::size_t> all = {maker->second, erf, *plus, *first};
+    value = graph_.nodes[*first].outputs[0];
+    const bool halved = is_number(*factor, 0.5);
+    if (*factor == x || halved) {
+      const auto second = uses_.only_reader(value);
+      const auto rest = other(second, "Mul", value);
+      if (!rest || !(halved ? *rest == x : is_number(*rest, 0.5))) return;
+      value = graph_.nodes[*second].outputs[0];
+      all.push_back(*second);
+    } else {
+      const auto half = makers_.find(*factor);
+      if (half == makers_.end() || uses_.only_reader(*factor) != first) return;
+      const auto rest = other(half->second, "Mul", x);
+      if (!rest || !is_number(*rest, 0.5) || graph_.nodes[half->second].inputs[0] == graph_.nodes[half->second].inputs[1]) return;
+      all.push_back(half->second);
+    }
+    for (const std::size_t at : all) gone_[at] = true;
+    gone_[erf] = false;
+    graph_.nodes[erf] = Node{"Gelu", "", graph_.nodes[erf].name, {x}, {value}, {}};
+  }
+
+  Graph& graph_;
+  Uses uses_;
+  std::map<std::string, std::size_t, std::less<>> makers_;
+  std::vector<bool> gone_;
 };
 
 // Bias and activation are looked for along the chain that starts at a product.
@@ -91,15 +177,7 @@ class Fuser {
     auto reader = uses_.only_reader(fused.outputs[0]);
     if (!reader || gone_[*reader]) return false;
     const Node& next = graph_.nodes[*reader];
-    auto activation = activation_of(next.op);
-    if (!activation || next.op.empty()) return false;
-    if (next.op == "Gelu" && attr_string(next, "approximate", "none").value_or("tanh") != "none") return false;
-    if (next.op == "LeakyRelu") {
-      auto alpha = attr_float(next, "alpha", static_cast<double>(0.01F));
-      if (!alpha) return false;
-      fused.attributes["activation_alpha"] = static_cast<float>(*alpha);
-    }
-    fused.attributes["activation"] = next.op;
+    if (!carry_activation(fused, next)) return false;
     fused.outputs[0] = next.outputs[0];
     gone_[*reader] = true;
     return true;
@@ -153,6 +231,8 @@ Status fuse(Graph& graph) {
   Fuser(graph, std::move(*typed)).run();
   return {};
 }
+
+void find_gelus(Graph& graph) { GeluFinder(graph).run(); }
 
 void remove_dead(Graph& graph) {
   std::unordered_set<std::string_view> wanted;

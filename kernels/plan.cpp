@@ -6,6 +6,7 @@
 #include <mutex>
 #include <utility>
 
+#include "kernels/cpu/isa.hpp"
 #include "kernels/optimise.hpp"
 #include "kernels/plan_impl.hpp"
 #include "runtime/base/format.hpp"
@@ -102,6 +103,12 @@ std::span<const Backend* const> default_backends() {
   return kList;
 }
 
+namespace {
+std::span<const Backend* const> backends_of(const CompileOptions& options) {
+  return options.backends.empty() ? default_backends() : std::span<const Backend* const>(options.backends);
+}
+}  // namespace
+
 const Backend& reference_backend() {
   static const Backend kReference{"reference", [](const OpDef& op, const KernelCall& call) { return make_reference(op, call); }};
   return kReference;
@@ -130,9 +137,7 @@ Result<std::shared_ptr<const Plan>> Compiled::plan(std::span<const Shape> input_
   FALAJ_TRY(check_shapes(impl_->graph, input_shapes));
   auto key = signature(input_shapes);
   if (auto found = impl_->plans.find(key)) return found;
-  std::span<const Backend* const> backends =
-      impl_->options.backends.empty() ? default_backends() : std::span<const Backend* const>(impl_->options.backends);
-  FALAJ_ASSIGN(auto made, make_plan(impl_->graph, input_shapes, backends, impl_->options, impl_->packed.get()));
+  FALAJ_ASSIGN(auto made, make_plan(impl_->graph, input_shapes, backends_of(impl_->options), impl_->options, impl_->packed.get()));
   return impl_->plans.insert(std::move(key), std::move(made));
 }
 
@@ -159,6 +164,12 @@ Result<std::shared_ptr<const Compiled>> compile(Graph graph, CompileOptions opti
   for (const Node& node : graph.nodes) {
     if (find_op(node.domain, node.op)->eager != nullptr)
       return Error{ErrorCode::unimplemented, format("{}: what it gives depends on data; it runs in the interpreter only", describe(node))};
+  }
+  const auto backends = backends_of(options);
+  const bool fast = std::ranges::find(backends, &cpu_backend()) != backends.end() && cpu::has_avx2();
+  if (options.fuse && fast) {
+    find_gelus(graph);
+    FALAJ_TRY(use_channels_last(graph));
   }
   if (options.fuse) FALAJ_TRY(fuse(graph));
   return std::make_shared<const Compiled>(std::make_unique<Compiled::Impl>(std::move(graph), std::move(options)));

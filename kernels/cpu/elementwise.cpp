@@ -27,7 +27,7 @@ FALAJ_AVX2 inline void store(float* p, __m256 v, std::int64_t left) {
 }
 
 enum class Binary : std::uint8_t { add, sub, mul, div, relu_slope, sigmoid_slope, tanh_slope };
-enum class Unary : std::uint8_t { relu, sigmoid, tanh, exp, sqrt, neg };
+enum class Unary : std::uint8_t { relu, sigmoid, tanh, exp, sqrt, neg, erf, gelu };
 
 template <Binary kOp>
 FALAJ_AVX2 inline __m256 apply(__m256 a, __m256 b) {
@@ -47,6 +47,8 @@ FALAJ_AVX2 inline __m256 apply(__m256 x) {
   if constexpr (kOp == Unary::tanh) return tanh8(x);
   if constexpr (kOp == Unary::exp) return exp8(x);
   if constexpr (kOp == Unary::sqrt) return _mm256_sqrt_ps(x);
+  if constexpr (kOp == Unary::erf) return erf8(x);
+  if constexpr (kOp == Unary::gelu) return gelu8(x);
   if constexpr (kOp == Unary::neg) return _mm256_xor_ps(x, _mm256_set1_ps(-0.0F));
 }
 
@@ -128,11 +130,17 @@ Result<KernelPtr> make_binary(const KernelCall& call) {
 Result<KernelPtr> make_unary(const KernelCall& call) {
   FALAJ_TRY(check(call));
   std::string_view op = call.node.op;
+  if (op == "Gelu") {
+    FALAJ_ASSIGN(const auto form, attr_string(call.node, "approximate", "none"));
+    if (form != "none") return Error{ErrorCode::unimplemented, "avx2 loop: only the exact Gelu"};
+  }
   UnaryRun run = op == "Relu"      ? unary_run<Unary::relu>
                  : op == "Sigmoid" ? unary_run<Unary::sigmoid>
                  : op == "Tanh"    ? unary_run<Unary::tanh>
                  : op == "Exp"     ? unary_run<Unary::exp>
                  : op == "Sqrt"    ? unary_run<Unary::sqrt>
+                 : op == "Erf"     ? unary_run<Unary::erf>
+                 : op == "Gelu"    ? unary_run<Unary::gelu>
                                    : unary_run<Unary::neg>;
   return loop([run, n = call.in(0).shape.elements()](const Io& io) { run(io.input<float>(0), io.output<float>(0), n); });
 }

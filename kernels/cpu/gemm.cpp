@@ -1,19 +1,10 @@
 #include "kernels/cpu/gemm.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <numbers>
 
+#include "kernels/cpu/finish.hpp"
 #include "kernels/cpu/isa.hpp"
-#include "kernels/cpu/vector_math.hpp"
-
-// The sums of a tile must live in registers, so its loops over rows and columns must be gone at -O2 too.
-#if defined(__clang__)
-#define FALAJ_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define FALAJ_UNROLL _Pragma("GCC unroll 16")
-#endif
 
 namespace falaj::kernels::cpu {
 
@@ -44,27 +35,7 @@ struct Left {
 
 FALAJ_AVX2 inline __m256 finish8(__m256 sum, const Finish& f, __m256 bias) {
   sum = _mm256_fmadd_ps(sum, _mm256_set1_ps(f.alpha), bias);  // spelt out, so that no caller's copy is contracted otherwise
-  switch (f.activation) {
-    case Activation::none:
-      return sum;
-    case Activation::relu:
-      return _mm256_blendv_ps(sum, _mm256_setzero_ps(), _mm256_cmp_ps(sum, _mm256_setzero_ps(), _CMP_LT_OQ));  // keeps NaN
-    case Activation::leaky_relu: {
-      __m256 low = _mm256_mul_ps(sum, _mm256_set1_ps(f.activation_alpha));
-      return _mm256_blendv_ps(sum, low, _mm256_cmp_ps(sum, _mm256_setzero_ps(), _CMP_LT_OQ));
-    }
-    case Activation::sigmoid:
-      return sigmoid8(sum);
-    case Activation::tanh:
-      return tanh8(sum);
-    case Activation::gelu: {
-      alignas(32) float lane[8];
-      _mm256_store_ps(lane, sum);
-      for (float& x : lane) x = 0.5F * x * (1.0F + std::erf(x * static_cast<float>(std::numbers::sqrt2 / 2)));
-      return _mm256_load_ps(lane);
-    }
-  }
-  return sum;
+  return activate8(sum, f.activation, f.activation_alpha);
 }
 
 // beta * bias for eight columns from j on, of which `width` exist.
@@ -94,6 +65,19 @@ FALAJ_AVX2 inline void store8(float* to, __m256 value, std::int64_t width) {
   }
 }
 
+// Bias, scale and activation of a tile's sums: rows of `vectors` times eight. Apart from the sums' loop, whose registers it would take.
+[[gnu::noinline]] FALAJ_AVX2 void finish_tile(const float* sums, int rows, int vectors, float* y, std::int64_t y_row, std::int64_t i,
+                                              std::int64_t j, std::int64_t n, const Finish& f) {
+  for (int r = 0; r < rows; ++r) {
+    for (int c = 0; c < vectors; ++c, sums += 8) {
+      std::int64_t column = j + 8 * c;
+      std::int64_t width = n - column;
+      if (width <= 0) continue;
+      store8(y + (i + r) * y_row + column, finish8(_mm256_load_ps(sums), f, bias8(f, i + r, column, width)), width);
+    }
+  }
+}
+
 // kRows rows times kWide vectors of columns (kWide / 2 panels that lie `panel_stride` apart).
 template <int kRows, int kPanels>
 FALAJ_AVX2 inline void tile(const Left& a, const float* packed, std::int64_t panel_stride, float* y, std::int64_t y_row, std::int64_t k,
@@ -104,7 +88,10 @@ FALAJ_AVX2 inline void tile(const Left& a, const float* packed, std::int64_t pan
     FALAJ_UNROLL
     for (auto& s : row) s = _mm256_setzero_ps();
   }
-  for (std::int64_t t = 0; t < k; ++t) {
+  const float* x[kRows];
+  FALAJ_UNROLL
+  for (int r = 0; r < kRows; ++r) x[r] = a.data + (i + r) * a.row;
+  for (std::int64_t t = 0, at = 0; t < k; ++t, at += a.col) {
     __m256 b[2 * kPanels];
     FALAJ_UNROLL
     for (int p = 0; p < kPanels; ++p) {
@@ -113,21 +100,18 @@ FALAJ_AVX2 inline void tile(const Left& a, const float* packed, std::int64_t pan
     }
     FALAJ_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      __m256 x = _mm256_broadcast_ss(a.data + (i + r) * a.row + t * a.col);
+      const __m256 value = _mm256_broadcast_ss(x[r] + at);
       FALAJ_UNROLL
-      for (int c = 0; c < 2 * kPanels; ++c) sum[r][c] = _mm256_fmadd_ps(x, b[c], sum[r][c]);
+      for (int c = 0; c < 2 * kPanels; ++c) sum[r][c] = _mm256_fmadd_ps(value, b[c], sum[r][c]);
     }
   }
+  alignas(32) float sums[kRows * 2 * kPanels * 8];
   FALAJ_UNROLL
   for (int r = 0; r < kRows; ++r) {
     FALAJ_UNROLL
-    for (int c = 0; c < 2 * kPanels; ++c) {
-      std::int64_t column = j + 8 * c;
-      std::int64_t width = n - column;
-      if (width <= 0) break;
-      store8(y + (i + r) * y_row + column, finish8(sum[r][c], f, bias8(f, i + r, column, width)), width);
-    }
+    for (int c = 0; c < 2 * kPanels; ++c) _mm256_store_ps(sums + (r * 2 * kPanels + c) * 8, sum[r][c]);
   }
+  finish_tile(sums, kRows, 2 * kPanels, y, y_row, i, j, n, f);
 }
 
 // One row reads each panel once: four panels at a time keep eight chains of additions going.
@@ -146,15 +130,19 @@ FALAJ_AVX2 void some_rows(const Left& a, const float* packed, float* y, std::int
 
 }  // namespace
 
-FALAJ_AVX2 void multiply_packed(const float* a, std::int64_t a_row, std::int64_t a_col, const float* packed, float* y, std::int64_t m,
-                                std::int64_t n, std::int64_t k, const Finish& finish) {
-  Left left{a, a_row, a_col};
-  std::int64_t i = 0;
-  if (m >= 6) {
+namespace {
+
+// Rows that share one pass over the right operand: as many as the second cache holds beside a panel.
+constexpr std::int64_t kLeftFloats = std::int64_t{1} << 16;
+
+FALAJ_AVX2 void multiply_rows(const Left& left, const float* packed, float* y, std::int64_t m, std::int64_t n, std::int64_t k,
+                              const Finish& finish, std::int64_t i) {
+  if (m - i >= 6) {
     // Panel by panel, so that one panel stays in the nearest cache while all rows pass it.
+    const std::int64_t first = i;
     const float* panel = packed;
     for (std::int64_t j = 0; j < n; j += kPanel, panel += k * kPanel) {
-      for (i = 0; i + 6 <= m; i += 6) tile<6, 1>(left, panel, 0, y, n, k, i, j, n, finish);
+      for (i = first; i + 6 <= m; i += 6) tile<6, 1>(left, panel, 0, y, n, k, i, j, n, finish);
     }
   }
   switch (m - i) {
@@ -176,6 +164,15 @@ FALAJ_AVX2 void multiply_packed(const float* a, std::int64_t a_row, std::int64_t
     default:
       break;
   }
+}
+
+}  // namespace
+
+FALAJ_AVX2 void multiply_packed(const float* a, std::int64_t a_row, std::int64_t a_col, const float* packed, float* y, std::int64_t m,
+                                std::int64_t n, std::int64_t k, const Finish& finish) {
+  const std::int64_t together = std::max<std::int64_t>(kLeftFloats / std::max<std::int64_t>(k, 1) / 6, 8) * 6;
+  for (std::int64_t i = 0; i < m; i += together)
+    multiply_rows(Left{a, a_row, a_col}, packed, y, std::min(m, i + together), n, k, finish, i);
 }
 
 }  // namespace falaj::kernels::cpu

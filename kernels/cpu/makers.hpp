@@ -7,8 +7,15 @@ namespace falaj::kernels::cpu {
 Result<KernelPtr> make_small_matmul(const KernelCall& call);  // own AVX2
 Result<KernelPtr> make_dnnl_matmul(const KernelCall& call);   // oneDNN
 Result<KernelPtr> make_binary(const KernelCall& call);        // Add Sub Mul Div
-Result<KernelPtr> make_unary(const KernelCall& call);         // Relu Sigmoid Tanh Exp Sqrt Neg
+Result<KernelPtr> make_unary(const KernelCall& call);         // Relu Sigmoid Tanh Exp Sqrt Neg Erf Gelu
 Result<KernelPtr> make_slope(const KernelCall& call);         // ReluGrad SigmoidGrad TanhGrad
 Result<KernelPtr> make_reduce_like(const KernelCall& call);   // sums over leading dimensions
+Result<KernelPtr> make_softmax(const KernelCall& call);       // along the last dimension
+Result<KernelPtr> make_layer_norm(const KernelCall& call);    // LayerNormalization without its optional outputs
+Result<KernelPtr> make_transpose(const KernelCall& call);     // of elements of four bytes
+Result<KernelPtr> make_trees(const KernelCall& call);         // tree ensembles over f32
+Result<KernelPtr> make_dnnl_conv(const KernelCall& call);     // Conv, ConvDataGrad, ConvWeightGrad by oneDNN
+Result<KernelPtr> make_conv(const KernelCall& call);          // ai.falaj's Conv: channels last, weights known
+Result<KernelPtr> make_pool(const KernelCall& call);          // ai.falaj's pools: channels last
 
 }  // namespace falaj::kernels::cpu

@@ -62,4 +62,33 @@ FALAJ_AVX2 inline __m256 tanh8(__m256 x) {
   return _mm256_blendv_ps(_mm256_or_ps(far, sign), near, _mm256_cmp_ps(a, _mm256_set1_ps(0.625F), _CMP_LT_OQ));
 }
 
+// A rational function of x^2, fitted for the least relative error up to where erf is 1 in f32.
+FALAJ_AVX2 inline __m256 erf8(__m256 x) {
+  constexpr float kEnd = 3.92F;
+  __m256 sign = _mm256_set1_ps(-0.0F);
+  __m256 a = _mm256_min_ps(_mm256_set1_ps(kEnd), _mm256_max_ps(_mm256_set1_ps(-kEnd), x));  // NaN stays
+  __m256 z = _mm256_mul_ps(a, a);
+  __m256 p = _mm256_set1_ps(1.99248387e-8F);
+  p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(-1.95772350e-6F));
+  p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(1.41821452e-4F));
+  p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(3.70041281e-3F));
+  p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(5.05695306e-2F));
+  p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(1.99896574e-1F));
+  p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(1.12837911F));
+  __m256 q = _mm256_set1_ps(9.55748488e-4F);
+  q = _mm256_fmadd_ps(q, z, _mm256_set1_ps(1.43507728e-2F));
+  q = _mm256_fmadd_ps(q, z, _mm256_set1_ps(1.14986777e-1F));
+  q = _mm256_fmadd_ps(q, z, _mm256_set1_ps(5.10485411e-1F));
+  q = _mm256_fmadd_ps(q, z, _mm256_set1_ps(1.0F));
+  __m256 y = _mm256_div_ps(_mm256_mul_ps(a, p), q);
+  __m256 one = _mm256_or_ps(_mm256_and_ps(x, sign), _mm256_set1_ps(1.0F));
+  __m256 far = _mm256_cmp_ps(_mm256_andnot_ps(sign, x), _mm256_set1_ps(kEnd), _CMP_GE_OQ);
+  return _mm256_blendv_ps(y, one, far);
+}
+
+FALAJ_AVX2 inline __m256 gelu8(__m256 x) {
+  __m256 half = _mm256_mul_ps(_mm256_set1_ps(0.5F), x);
+  return _mm256_fmadd_ps(half, erf8(_mm256_mul_ps(x, _mm256_set1_ps(0.70710678F))), half);
+}
+
 }  // namespace falaj::kernels::cpu

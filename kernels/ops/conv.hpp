@@ -22,6 +22,10 @@ struct Window {
 // From the attributes strides, pads, dilations, auto_pad and ceil_mode; `in` and `kernel` are the sizes of the spatial dimensions.
 Result<Window> sliding_window(const OpCall& call, std::span<const std::int64_t> in, std::span<const std::int64_t> kernel);
 
+Result<Window> whole_plane(const Shape& in);  // of [N, C, in...], as one window
+// How many places of the o-th window lie in the input or its padding.
+std::int64_t padded_count(const Window& window, std::int64_t o);
+
 // For the o-th output position: the kernel positions that meet the input, with both offsets.
 struct Meeting {
   std::int64_t kernel, in;

@@ -3,9 +3,8 @@
 #include "kernels/ops/matmul.hpp"
 
 #include <algorithm>
-#include <cmath>
-#include <numbers>
 
+#include "kernels/ops/activate.hpp"
 #include "kernels/ops/common.hpp"
 
 namespace falaj::kernels {
@@ -141,27 +140,6 @@ Status infer_matmul(InferCall& call) {
 }
 
 template <class T>
-T activate(T x, const MatMulSpec& spec) {
-  if constexpr (std::is_floating_point_v<T>) {
-    switch (spec.activation) {
-      case Activation::none:
-        return x;
-      case Activation::relu:
-        return x < T{0} ? T{0} : x;
-      case Activation::leaky_relu:
-        return x < T{0} ? static_cast<T>(spec.activation_alpha) * x : x;
-      case Activation::sigmoid:
-        return x >= T{0} ? T{1} / (T{1} + std::exp(-x)) : std::exp(x) / (T{1} + std::exp(x));
-      case Activation::tanh:
-        return std::tanh(x);
-      case Activation::gelu:
-        return static_cast<T>(0.5) * x * (T{1} + std::erf(x * static_cast<T>(std::numbers::sqrt2 / 2)));
-    }
-  }
-  return x;
-}
-
-template <class T>
 void multiply(const MatMulSpec& s, const T* a, const T* b, const T* bias, T* y) {
   using Sum =
       std::conditional_t<std::is_floating_point_v<T>, double, std::make_unsigned_t<std::conditional_t<std::is_integral_v<T>, T, int>>>;
@@ -177,7 +155,7 @@ void multiply(const MatMulSpec& s, const T* a, const T* b, const T* bias, T* y) 
         if (s.alpha != 1.0) sum = static_cast<Sum>(static_cast<T>(s.alpha * static_cast<double>(static_cast<T>(sum))));
         if (s.has_bias) sum += static_cast<Sum>(static_cast<T>(s.beta * static_cast<double>(bias[i * s.bias_row + j * s.bias_col])));
       }
-      y[i * s.n + j] = activate(static_cast<T>(sum), s);
+      y[i * s.n + j] = activate(static_cast<T>(sum), s.activation, s.activation_alpha);
     }
   }
 }

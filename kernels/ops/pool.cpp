@@ -7,6 +7,30 @@
 #include "kernels/ops/conv.hpp"
 
 namespace falaj::kernels {
+
+Result<Window> whole_plane(const Shape& in) {
+  Window w;
+  if (in.rank() < 3) return invalid(format("the input {} needs a batch, channels and at least one spatial dimension", to_string(in)));
+  w.in.assign(in.begin() + 2, in.end());
+  w.kernel = w.in;
+  for (auto* ones : {&w.out, &w.strides, &w.dilations}) ones->assign(w.in.size(), 1);
+  for (auto* zeros : {&w.pad_begin, &w.pad_end}) zeros->assign(w.in.size(), 0);
+  return w;
+}
+
+// How many places of window position o lie in the input or its padding.
+std::int64_t padded_count(const Window& w, std::int64_t o) {
+  std::int64_t count = 1;
+  for (std::size_t d = w.rank(); d-- > 0;) {
+    std::int64_t start = o % w.out[d] * w.strides[d] - w.pad_begin[d];
+    o /= w.out[d];
+    std::int64_t places = 0;
+    for (std::int64_t k = 0; k < w.kernel[d]; ++k) places += start + k * w.dilations[d] < w.in[d] + w.pad_end[d] ? 1 : 0;
+    count *= places;
+  }
+  return count;
+}
+
 namespace {
 
 Result<Window> pool_window(const OpCall& call) {
@@ -80,18 +104,6 @@ bool divisor_is_unsettled(const Window& w) {
   }
   return false;
 }
-// Of window position o: how many of its places lie in the input or its padding.
-std::int64_t padded_count(const Window& w, std::int64_t o) {
-  std::int64_t count = 1;
-  for (std::size_t d = w.rank(); d-- > 0;) {
-    std::int64_t start = o % w.out[d] * w.strides[d] - w.pad_begin[d];
-    o /= w.out[d];
-    std::int64_t places = 0;
-    for (std::int64_t k = 0; k < w.kernel[d]; ++k) places += start + k * w.dilations[d] < w.in[d] + w.pad_end[d] ? 1 : 0;
-    count *= places;
-  }
-  return count;
-}
 Result<KernelPtr> make_mean_pool(const KernelCall& c) {
   FALAJ_ASSIGN(auto window, pool_window(c));
   FALAJ_ASSIGN(auto padded, attr_int(c.node, "count_include_pad", 0));
@@ -151,17 +163,8 @@ Result<KernelPtr> make_global(const KernelCall& c) {
 
 // --- gradients: dy, x, y -> dx; the attribute `function` names the pool ------------------------------------------------------------
 
-// A whole plane is one window.
 Result<Window> pooled_window(const OpCall& call, std::string_view op) {
-  if (!op.starts_with("Global")) return pool_window(call);
-  Window w;
-  const Shape& in = call.in(0).shape;
-  if (in.rank() < 3) return invalid("the input needs spatial dimensions");
-  w.in.assign(in.begin() + 2, in.end());
-  w.kernel = w.in;
-  for (auto* ones : {&w.out, &w.strides, &w.dilations}) ones->assign(w.in.size(), 1);
-  for (auto* zeros : {&w.pad_begin, &w.pad_end}) zeros->assign(w.in.size(), 0);
-  return w;
+  return op.starts_with("Global") ? whole_plane(call.in(0).shape) : pool_window(call);
 }
 Result<Window> grad_window(const OpCall& call, std::string_view op) {
   const std::array<ValueType, 1> forward = {call.in(1)};

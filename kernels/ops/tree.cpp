@@ -1,118 +1,29 @@
 // Tree ensembles of ai.onnx.ml: TreeEnsembleRegressor and TreeEnsembleClassifier as skl2onnx and onnxmltools write them, and the newer
 // TreeEnsemble; Binarizer.
-#include <algorithm>
-#include <cmath>
+#include "kernels/ops/tree.hpp"
+
 #include <map>
 
 #include "kernels/convert.hpp"
 #include "kernels/ops/common.hpp"
-#include "kernels/ops/post_transform.hpp"
 
 namespace falaj::kernels {
 namespace {
 
-enum class Mode : std::uint8_t { leaf, leq, lt, gte, gt, eq, neq, member };
-struct TreeNode {
-  Mode mode = Mode::leaf;
-  bool missing_true = false;
-  std::int64_t feature = 0;
-  double split = 0;
-  std::size_t yes = 0, no = 0;       // nodes
-  std::size_t first = 0, count = 0;  // weights of a leaf
-  std::vector<float> members = {};
-};
-struct Weight {
-  std::int64_t target;
-  double value;
-};
-enum class Aggregate : std::uint8_t { sum, average, min, max };
-
-struct Ensemble {
-  std::vector<TreeNode> nodes;
-  std::vector<Weight> weights;
-  std::vector<std::size_t> roots;
-  std::int64_t targets = 1;
-  std::vector<double> base;
-  Aggregate aggregate = Aggregate::sum;
-  PostTransform post = PostTransform::none;
-  std::int64_t rows = 0, features = 0;
-
-  // A walk ends at a leaf, for the nodes were checked to form trees.
-  template <class T>
-  [[nodiscard]] const TreeNode& leaf(std::size_t at, const T* x) const {
-    while (nodes[at].mode != Mode::leaf) {
-      const TreeNode& node = nodes[at];
-      auto v = static_cast<double>(x[node.feature]);
-      bool yes = false;
-      switch (node.mode) {
-        case Mode::leq:
-          yes = v <= node.split;
-          break;
-        case Mode::lt:
-          yes = v < node.split;
-          break;
-        case Mode::gte:
-          yes = v >= node.split;
-          break;
-        case Mode::gt:
-          yes = v > node.split;
-          break;
-        case Mode::eq:
-          yes = v == node.split;
-          break;
-        case Mode::neq:
-          yes = v != node.split;
-          break;
-        case Mode::member:
-          yes = std::ranges::find(node.members, static_cast<float>(v)) != node.members.end();
-          break;
-        case Mode::leaf:
-          break;
-      }
-      if (node.missing_true && std::isnan(v)) yes = true;
-      at = yes ? node.yes : node.no;
-    }
-    return nodes[at];
-  }
-
-  template <class T>
-  void scores(const T* x, std::vector<double>& out, std::vector<bool>& seen) const {
-    std::ranges::fill(out, 0.0);
-    std::fill(seen.begin(), seen.end(), false);
-    for (std::size_t root : roots) {
-      const TreeNode& end = leaf(root, x);
-      for (std::size_t k = end.first; k < end.first + end.count; ++k) {
-        auto t = static_cast<std::size_t>(weights[k].target);
-        double v = weights[k].value;
-        if (aggregate == Aggregate::min || aggregate == Aggregate::max) {
-          out[t] = !seen[t] ? v : (aggregate == Aggregate::min ? std::min(out[t], v) : std::max(out[t], v));
-        } else {
-          out[t] += v;
-        }
-        seen[t] = true;
-      }
-    }
-    for (std::size_t t = 0; t < out.size(); ++t) {
-      if (aggregate == Aggregate::average) out[t] /= static_cast<double>(std::max<std::size_t>(roots.size(), 1));
-      if (!base.empty()) out[t] += base[base.size() == 1 ? 0 : t];
-    }
-  }
-};
-
-Result<Mode> mode_of(std::string_view text) {
-  constexpr std::pair<std::string_view, Mode> kModes[] = {{"LEAF", Mode::leaf},      {"BRANCH_LEQ", Mode::leq}, {"BRANCH_LT", Mode::lt},
-                                                          {"BRANCH_GTE", Mode::gte}, {"BRANCH_GT", Mode::gt},   {"BRANCH_EQ", Mode::eq},
-                                                          {"BRANCH_NEQ", Mode::neq}};
+Result<TreeMode> mode_of(std::string_view text) {
+  constexpr std::pair<std::string_view, TreeMode> kModes[] = {
+      {"LEAF", TreeMode::leaf},    {"BRANCH_LEQ", TreeMode::leq}, {"BRANCH_LT", TreeMode::lt},  {"BRANCH_GTE", TreeMode::gte},
+      {"BRANCH_GT", TreeMode::gt}, {"BRANCH_EQ", TreeMode::eq},   {"BRANCH_NEQ", TreeMode::neq}};
   for (const auto& [name, mode] : kModes) {
     if (name == text) return mode;
   }
   return invalid(format("a tree node has the mode '{}'", text));
 }
-Result<Aggregate> aggregate_of(std::string_view text) {
-  if (text == "SUM") return Aggregate::sum;
-  if (text == "AVERAGE") return Aggregate::average;
-  if (text == "MIN") return Aggregate::min;
-  if (text == "MAX") return Aggregate::max;
+Result<TreeAggregate> aggregate_of(std::string_view text) {
+  if (text == "SUM") return TreeAggregate::sum;
+  if (text == "AVERAGE") return TreeAggregate::average;
+  if (text == "MIN") return TreeAggregate::min;
+  if (text == "MAX") return TreeAggregate::max;
   return invalid(format("attribute 'aggregate_function' is '{}'", text));
 }
 
@@ -126,12 +37,12 @@ Status check_trees(const Ensemble& e) {
   };
   for (std::size_t root : e.roots) FALAJ_TRY(reach(root));
   for (const TreeNode& node : e.nodes) {
-    if (node.mode == Mode::leaf) continue;
+    if (node.mode == TreeMode::leaf) continue;
     FALAJ_TRY(reach(node.yes));
     FALAJ_TRY(reach(node.no));
     if (node.feature < 0 || node.feature >= e.features) return invalid(format("a tree reads column {} of {}", node.feature, e.features));
   }
-  for (const Weight& w : e.weights) {
+  for (const LeafWeight& w : e.weights) {
     if (w.target < 0 || w.target >= e.targets) return invalid(format("a leaf has a weight for target {} of {}", w.target, e.targets));
   }
   return {};
@@ -194,7 +105,7 @@ Result<Ensemble> old_ensemble(const OpCall& call, const std::string& stem, std::
     t.feature = features[i];
     t.split = splits[i];
     t.missing_true = missing[i] != 0;
-    if (t.mode != Mode::leaf) {
+    if (t.mode != TreeMode::leaf) {
       t.yes = find(trees[i], yes[i]);
       t.no = find(trees[i], no[i]);
     }
@@ -206,7 +117,7 @@ Result<Ensemble> old_ensemble(const OpCall& call, const std::string& stem, std::
   FALAJ_ASSIGN(auto w_values, reals(node, stem + "_weights", true));
   if (w_nodes.size() != w_trees.size() || w_ids.size() != w_trees.size() || w_values.size() != w_trees.size())
     return invalid(format("the attributes {}_* differ in length", stem));
-  std::vector<std::vector<Weight>> of_node(n);
+  std::vector<std::vector<LeafWeight>> of_node(n);
   for (std::size_t i = 0; i < w_trees.size(); ++i) {
     std::size_t at = find(w_trees[i], w_nodes[i]);
     if (at == n) return invalid(format("a weight belongs to node {} of tree {}, which is not there", w_nodes[i], w_trees[i]));
@@ -226,16 +137,11 @@ Result<Ensemble> old_ensemble(const OpCall& call, const std::string& stem, std::
   return e;
 }
 
-// Scores of all rows, after base values; then as floats through the post transform.
 template <class T>
-void run_scores(const Ensemble& e, const T* x, float* y) {
-  std::vector<double> sums(static_cast<std::size_t>(e.targets));
-  std::vector<bool> seen(sums.size());
-  for (std::int64_t r = 0; r < e.rows; ++r) {
-    e.scores(x + r * e.features, sums, seen);
-    for (std::size_t t = 0; t < sums.size(); ++t) y[r * e.targets + static_cast<std::int64_t>(t)] = static_cast<float>(sums[t]);
-    apply(e.post, y + r * e.targets, e.targets);
-  }
+RowScores plain_scores(const Ensemble& e, const T* x) {
+  return [&e, x, seen = std::vector<bool>(static_cast<std::size_t>(e.targets))](std::int64_t row, std::vector<double>& out) mutable {
+    e.scores(x + row * e.features, out, seen);
+  };
 }
 
 Result<Ensemble> regressor(const OpCall& call) {
@@ -249,18 +155,13 @@ Status infer_regressor(InferCall& call) {
 }
 Result<KernelPtr> make_regressor(const KernelCall& c) {
   FALAJ_ASSIGN(auto e, regressor(c));
-  return dispatch<float, double, std::int64_t, std::int32_t>(
-      c.in(0).dtype, [&]<class T>() { return make_kernel([e](const Io& io) { run_scores(e, io.input<T>(0), io.output<float>(0)); }); });
+  return dispatch<float, double, std::int64_t, std::int32_t>(c.in(0).dtype, [&]<class T>() {
+    return make_kernel([e](const Io& io) { write_scores(e, plain_scores(e, io.input<T>(0)), io.output<float>(0)); });
+  });
 }
 
 // --- TreeEnsembleClassifier: labels and scores ---------------------------------------------------------------------------------------
 
-struct Classifier {
-  Ensemble trees;
-  Tensor labels;
-  bool binary = false;   // two classes, weights for one of them only
-  bool positive = true;  // all weights are non-negative: then they are taken for probabilities
-};
 Result<Classifier> classifier(const OpCall& call) {
   Classifier c;
   if (call.node.attributes.contains("classlabels_strings")) {
@@ -275,7 +176,7 @@ Result<Classifier> classifier(const OpCall& call) {
   FALAJ_ASSIGN(c.trees, old_ensemble(call, "class", classes));
   FALAJ_ASSIGN(auto ids, attr_ints(call.node, "class_ids"));
   c.binary = classes == 2 && std::ranges::all_of(ids, [&](auto id) { return id == ids.front(); });
-  for (const Weight& w : c.trees.weights) c.positive = c.positive && w.value >= 0;
+  for (const LeafWeight& w : c.trees.weights) c.positive = c.positive && w.value >= 0;
   return c;
 }
 Status infer_classifier(InferCall& call) {
@@ -299,38 +200,11 @@ std::int64_t decide_binary(const Classifier& c, std::vector<double>& sums) {
   }
   return yes ? 1 : 0;
 }
-template <class T>
-void run_classifier(const Classifier& c, const Io& io, bool two) {
-  const Ensemble& e = c.trees;
-  std::vector<double> sums(static_cast<std::size_t>(e.targets));
-  std::vector<bool> seen(sums.size());
-  std::vector<float> scores(sums.size());
-  for (std::int64_t r = 0; r < e.rows; ++r) {
-    e.scores(io.input<T>(0) + r * e.features, sums, seen);
-    std::int64_t best = 0;
-    bool done = false;
-    if (c.binary) {
-      best = decide_binary(c, sums);
-      done = true;
-    } else {
-      best = std::ranges::max_element(sums) - sums.begin();
-    }
-    std::ranges::transform(sums, scores.begin(), [](double v) { return static_cast<float>(v); });
-    if (!done) apply(e.post, scores.data(), e.targets);
-    if (io.out[0] != nullptr) {
-      if (c.labels.dtype() == DType::string) {
-        io.output<std::string>(0)[r] = c.labels.data<std::string>()[static_cast<std::size_t>(best)];
-      } else {
-        io.output<std::int64_t>(0)[r] = c.labels.data<std::int64_t>()[static_cast<std::size_t>(best)];
-      }
-    }
-    if (two && io.out[1] != nullptr) std::ranges::copy(scores, io.output<float>(1) + r * e.targets);
-  }
-}
 Result<KernelPtr> make_classifier(const KernelCall& call) {
   FALAJ_ASSIGN(auto c, classifier(call));
   return dispatch<float, double, std::int64_t, std::int32_t>(call.in(0).dtype, [&]<class T>() {
-    return make_kernel([c, two = call.outputs.size() > 1](const Io& io) { run_classifier<T>(c, io, two); });
+    return make_kernel(
+        [c, two = call.outputs.size() > 1](const Io& io) { write_classes(c, plain_scores(c.trees, io.input<T>(0)), io, two); });
   });
 }
 
@@ -344,7 +218,7 @@ Status read_roots_and_ends(const Node& node, std::size_t n, Ensemble& e) {
     e.roots.push_back(static_cast<std::size_t>(root));
   }
   FALAJ_ASSIGN(auto aggregate, attr_int(node, "aggregate_function", 1));
-  constexpr std::array kAggregates = {Aggregate::average, Aggregate::sum, Aggregate::min, Aggregate::max};
+  constexpr std::array kAggregates = {TreeAggregate::average, TreeAggregate::sum, TreeAggregate::min, TreeAggregate::max};
   if (aggregate < 0 || aggregate > 3) return invalid(format("attribute 'aggregate_function' is {}", aggregate));
   e.aggregate = kAggregates[static_cast<std::size_t>(aggregate)];
   FALAJ_ASSIGN(auto post, attr_int(node, "post_transform", 0));
@@ -385,11 +259,11 @@ Result<Ensemble> new_ensemble(const OpCall& call) {
     TreeNode t;
     std::uint8_t mode = modes->data<std::uint8_t>()[i];
     if (mode > 6) return invalid(format("a tree node has the mode {}", mode));
-    t.mode = static_cast<Mode>(mode + 1);
+    t.mode = static_cast<TreeMode>(mode + 1);
     t.feature = features[i];
     t.split = split.data<double>()[i];
     t.missing_true = missing[i] != 0;
-    if (t.mode == Mode::member) {
+    if (t.mode == TreeMode::member) {
       for (; next_member < member.elements() && !std::isnan(member.data<float>()[next_member]); ++next_member)
         t.members.push_back(member.data<float>()[next_member]);
       ++next_member;
@@ -425,7 +299,7 @@ Result<KernelPtr> make_trees(const KernelCall& c) {
   return dispatch<float, double>(c.in(0).dtype, [&]<class T>() {
     return make_kernel([e](const Io& io) {
       std::vector<float> scores(static_cast<std::size_t>(e.rows * e.targets));
-      run_scores(e, io.input<T>(0), scores.data());
+      write_scores(e, plain_scores(e, io.input<T>(0)), scores.data());
       std::ranges::transform(scores, io.output<T>(0), [](float v) { return static_cast<T>(v); });
     });
   });
@@ -450,5 +324,43 @@ constexpr OpDef kOps[] = {
 }  // namespace
 
 std::span<const OpDef> tree_ops() { return kOps; }
+
+// Scores of all rows, after base values; then as floats through the post transform.
+void write_scores(const Ensemble& e, const RowScores& scores, float* y) {
+  std::vector<double> sums(static_cast<std::size_t>(e.targets));
+  for (std::int64_t r = 0; r < e.rows; ++r) {
+    scores(r, sums);
+    for (std::size_t t = 0; t < sums.size(); ++t) y[r * e.targets + static_cast<std::int64_t>(t)] = static_cast<float>(sums[t]);
+    apply(e.post, y + r * e.targets, e.targets);
+  }
+}
+
+void write_classes(const Classifier& c, const RowScores& row_scores, const Io& io, bool two) {
+  const Ensemble& e = c.trees;
+  std::vector<double> sums(static_cast<std::size_t>(e.targets));
+  std::vector<float> scores(sums.size());
+  for (std::int64_t r = 0; r < e.rows; ++r) {
+    row_scores(r, sums);
+    std::int64_t best = 0;
+    if (c.binary) {
+      best = decide_binary(c, sums);
+    } else {
+      best = std::ranges::max_element(sums) - sums.begin();
+    }
+    std::ranges::transform(sums, scores.begin(), [](double v) { return static_cast<float>(v); });
+    if (!c.binary) apply(e.post, scores.data(), e.targets);
+    if (io.out[0] != nullptr) {
+      if (c.labels.dtype() == DType::string) {
+        io.output<std::string>(0)[r] = c.labels.data<std::string>()[static_cast<std::size_t>(best)];
+      } else {
+        io.output<std::int64_t>(0)[r] = c.labels.data<std::int64_t>()[static_cast<std::size_t>(best)];
+      }
+    }
+    if (two && io.out[1] != nullptr) std::ranges::copy(scores, io.output<float>(1) + r * e.targets);
+  }
+}
+
+Result<Ensemble> scoring_trees(const OpCall& call) { return call.node.op == "TreeEnsemble" ? new_ensemble(call) : regressor(call); }
+Result<Classifier> classifying_trees(const OpCall& call) { return classifier(call); }
 
 }  // namespace falaj::kernels

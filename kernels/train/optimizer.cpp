@@ -5,6 +5,7 @@
 #include <numbers>
 
 #include "kernels/collective/float_mode.hpp"
+#include "kernels/cpu/adam.hpp"
 #include "runtime/base/format.hpp"
 
 namespace falaj::kernels {
@@ -118,23 +119,15 @@ void Optimizer::adamw(std::span<float> parameters, std::span<const float> gradie
   const double correction1 = 1.0 - std::pow(spec_.beta1, steps);
   const double correction2 = std::sqrt(1.0 - std::pow(spec_.beta2, steps));
   const bool decoupled = spec_.kind == OptimizerKind::adamw;
-  const auto keep = decoupled ? static_cast<float>(1.0 - rate * spec_.weight_decay) : 1.0F;
-  const auto added = decoupled ? 0.0F : static_cast<float>(spec_.weight_decay);
-  const auto b1 = static_cast<float>(1.0 - spec_.beta1);
-  const auto b2 = static_cast<float>(spec_.beta2);
-  const auto b2_rest = static_cast<float>(1.0 - spec_.beta2);
-  const auto root_scale = static_cast<float>(1.0 / correction2);
-  const auto epsilon = static_cast<float>(spec_.epsilon);
-  const auto rate1 = static_cast<float>(rate / correction1);
-  float* first = state_.data();
-  float* second = state_.data() + size_;
-  for (std::size_t i = 0; i < size_; ++i) {
-    const float g = decay_[i] != 0 && added != 0.0F ? gradients[i] + added * parameters[i] : gradients[i];
-    first[i] += (g - first[i]) * b1;
-    second[i] = second[i] * b2 + g * g * b2_rest;
-    const float kept = decay_[i] != 0 ? parameters[i] * keep : parameters[i];
-    parameters[i] = kept - rate1 * (first[i] / (std::sqrt(second[i]) * root_scale + epsilon));
-  }
+  const cpu::AdamStep step{.keep = decoupled ? static_cast<float>(1.0 - rate * spec_.weight_decay) : 1.0F,
+                           .added = decoupled ? 0.0F : static_cast<float>(spec_.weight_decay),
+                           .beta1_rest = static_cast<float>(1.0 - spec_.beta1),
+                           .beta2 = static_cast<float>(spec_.beta2),
+                           .beta2_rest = static_cast<float>(1.0 - spec_.beta2),
+                           .root_scale = static_cast<float>(1.0 / correction2),
+                           .epsilon = static_cast<float>(spec_.epsilon),
+                           .rate = static_cast<float>(rate / correction1)};
+  cpu::adam(step, decay_.data(), gradients.data(), state_.data(), state_.data() + size_, parameters.data(), size_);
 }
 
 // Each tensor moves by its own size: the step of Adam, with decay, scaled by |parameters| / |step|.

@@ -107,8 +107,19 @@ class Maker : public CaseMaker {
     plain("QLinearConv",
           {in(DType::u8, {1, 1, 4, 4}), Tensor::scalar<float>(0.1F), Tensor::scalar<std::uint8_t>(2), in(DType::u8, {2, 1, 2, 2}),
            Tensor::scalar<float>(0.2F), Tensor::scalar<std::uint8_t>(9), Tensor::scalar<float>(0.5F), Tensor::scalar<std::uint8_t>(7)});
+    add(kFalaj, "Conv", {t({2, 6, 7, 4}, -1, 1), t({6, 2, 3, 2}, -1, 1), t({6}), t({2, 3, 6, 6})}, grouped);
+    for (const char* activation : {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Gelu"})
+      add(kFalaj, "Conv", {t({1, 5, 3, 3}, -1, 1), t({20, 3, 3, 3}, -1, 1), t({20})},
+          {{"pads", Ints{1, 1, 1, 1}}, {"activation", std::string(activation)}});
     Attributes pool = strided;
     pool.emplace("kernel_shape", Ints{3, 2});
+    for (const char* op : {"MaxPool", "AveragePool"}) add(kFalaj, op, {t({2, 6, 7, 11})}, pool);
+    pool.emplace("count_include_pad", std::int64_t{1});
+    pool.erase("dilations");
+    add(kFalaj, "AveragePool", {t({2, 6, 7, 3})}, pool);
+    pool.erase("count_include_pad");
+    pool.emplace("dilations", Ints{1, 2});
+    for (const char* op : {"GlobalMaxPool", "GlobalAveragePool"}) add(kFalaj, op, {t({2, 5, 4, 9})});
     smooth("MaxPool", {t({2, 3, 6, 7})}, pool, 2);
     for (const char* op : {"AveragePool", "LpPool"}) smooth(op, {t({2, 3, 6, 7})}, pool);
     for (const char* op : {"MaxPool", "AveragePool", "LpPool"})

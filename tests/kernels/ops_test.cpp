@@ -105,6 +105,28 @@ TEST_F(Ops, CpuAgreesWithReference) {
   }
 }
 
+// The same with weights known before the run, for which kernels are chosen that pack them.
+TEST_F(Ops, CpuAgreesWithReferenceWhereWeightsAreKnown) {
+  std::size_t met = 0;
+  for (const OpCase& given : cases_) {
+    const bool weighted = given.node.op == "Conv" || given.node.op == "MatMul" || given.node.op == "Gemm";
+    if (!weighted) continue;
+    OpCase c = given;
+    for (Tensor& t : c.inputs) t = as_f32(t);
+    c.differentiated = 1;  // all but the first are constants
+    std::vector<Tensor> inputs;
+    Graph g = graph_of(c, inputs, true);
+    for (const auto& name : c.node.outputs) g.outputs.push_back({name, DType::undefined, {}, {}, false});
+    auto fast = run(g, inputs, {});
+    auto slow = run(g, inputs, {&reference_backend()}, false);
+    ASSERT_TRUE(fast.has_value()) << text_of(c) << ": " << fast.error().message;
+    ASSERT_TRUE(slow.has_value()) << text_of(c) << ": " << slow.error().message;
+    expect_close((*fast)[0], (*slow)[0], 1e-5, 3e-6, text_of(c));
+    ++met;
+  }
+  EXPECT_GE(met, 20U);
+}
+
 // sum(weights * output) of the case, as a graph over its float inputs.
 std::string add_target(Graph& g, const OpCase& c, Random& random) {
   auto values = run_reference(c.node, c.inputs);
@@ -161,6 +183,31 @@ void check_gradient(const OpCase& c, Random& random, std::set<std::string>& seen
       ASSERT_NEAR(computed.data<double>()[i], difference, (rounded ? 1e-3 : 2e-6) * (1 + std::abs(difference)))
           << text_of(c) << ", input " << k << ", element " << i;
     }
+  }
+}
+
+// Gradients in f32, by the fast kernels and by the plain ones.
+TEST_F(Ops, CpuGradientsAgreeWithReference) {
+  for (const OpCase& given : cases_) {
+    if (!given.differentiable) continue;
+    OpCase c = given;
+    for (Tensor& t : c.inputs) t = as_f32(t);
+    std::vector<Tensor> inputs;
+    Graph g = graph_of(c, inputs, true);
+    const std::string target = add_target(g, c, random_);
+    std::vector<std::string> wrt;
+    for (const auto& input : g.inputs) wrt.push_back(input.name);
+    auto gradients = append_gradients(g, target, wrt);
+    ASSERT_TRUE(gradients.has_value()) << text_of(c) << ": " << gradients.error().message;
+    for (const std::string& name : *gradients) {
+      if (!name.empty() && g.find_output(name) == nullptr) g.outputs.push_back({name, DType::undefined, {}, {}, false});
+    }
+    if (g.outputs.empty()) continue;
+    auto fast = run(g, inputs, {});
+    auto slow = run(g, inputs, {&reference_backend()}, false);
+    ASSERT_TRUE(fast.has_value()) << text_of(c) << ": " << fast.error().message;
+    ASSERT_TRUE(slow.has_value()) << text_of(c) << ": " << slow.error().message;
+    for (std::size_t i = 0; i < fast->size(); ++i) expect_close((*fast)[i], (*slow)[i], 1e-4, 1e-4, text_of(c));
   }
 }
 

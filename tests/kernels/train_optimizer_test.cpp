@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "kernels/train/optimizer.hpp"
+#include "runtime/base/random.hpp"
 
 namespace falaj::kernels {
 namespace {
@@ -46,6 +47,34 @@ TEST(TrainOptimizer, DecayFollowsTheMask) {
   const auto mixed = run(with, {1, 0, 1});
   EXPECT_EQ(mixed[0], run(with)[0]);
   EXPECT_EQ(mixed[1], run(without)[1]);
+}
+
+// Eight parameters at a time move as each would by itself: simulations and machines without vectors get the same bits.
+TEST(TrainOptimizer, ManyParametersMoveAsOneDoes) {
+  Random random(7);
+  for (const OptimizerKind kind : {OptimizerKind::adamw, OptimizerKind::adam}) {
+    OptimizerSpec spec = default_optimizer(kind);
+    spec.weight_decay = 0.03;
+    constexpr std::size_t kCount = 29;
+    std::vector<std::uint8_t> decay(kCount);
+    for (auto& d : decay) d = random.chance(0.5) ? 1 : 0;
+    std::vector<float> together(kCount);
+    for (float& p : together) p = static_cast<float>(random.normal());
+    std::vector<float> alone = together;
+    Optimizer all(spec, kCount, decay);
+    std::vector<Optimizer> each;
+    for (std::size_t i = 0; i < kCount; ++i) each.emplace_back(spec, 1, std::vector<std::uint8_t>{decay[i]});
+    for (int step = 0; step < 20; ++step) {
+      std::vector<float> gradients(kCount);
+      for (float& g : gradients) g = static_cast<float>(random.normal());
+      for (std::size_t i = 0; i < kCount; ++i) {
+        std::vector<float> own = {gradients[i]};
+        each[i].step(std::span(alone).subspan(i, 1), own);
+      }
+      all.step(together, gradients);
+      ASSERT_EQ(together, alone) << "step " << step;
+    }
+  }
 }
 
 TEST(TrainOptimizer, ClipsByTheGlobalNormAndSkipsWhatIsNotFinite) {

@@ -1,0 +1,205 @@
+// Convolutions with known weights are moved to [N, H, W, C], where neighbouring channels are one vector, and all between them with
+// them: element-wise ops, pools, concatenations. Before it, BatchNormalization by fixed statistics goes into the weights; with it,
+// additions and activations go into the convolution. Whatever else reads a moved value gets it back by a Transpose, which is dropped
+// again where nobody does.
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "kernels/ops.hpp"
+#include "kernels/ops/common.hpp"
+#include "kernels/optimise.hpp"
+
+namespace falaj::kernels {
+namespace {
+
+using Ints = std::vector<std::int64_t>;
+
+constexpr std::string_view kElementwise[] = {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Gelu", "Softplus", "Elu", "HardSigmoid", "HardSwish",
+                                             "Mish", "Clip",      "Neg",     "Abs",  "Exp",  "Sqrt",     "Erf", "Identity"};
+constexpr std::string_view kPools[] = {"MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool"};
+
+bool is_one_of(const Node& node, std::span<const std::string_view> ops) {
+  return node.domain == kOnnx && std::ranges::find(ops, node.op) != ops.end();
+}
+bool is(const Node& node, std::string_view op) { return node.domain == kOnnx && node.op == op; }
+
+class Mover {
+ public:
+  Mover(Graph& graph, TypedGraph typed) : graph_(graph), typed_(std::move(typed)), uses_(graph), gone_(graph.nodes.size(), false) {}
+
+  Status run() {
+    for (const std::size_t at : typed_.order) {
+      if (is(graph_.nodes[at], "Conv")) FALAJ_TRY(take_statistics(at));
+    }
+    for (const std::size_t at : typed_.order) {
+      if (!gone_[at]) FALAJ_TRY(move(at));
+    }
+    erase_nodes(graph_, gone_);
+    for (Node& node : made_) graph_.nodes.push_back(std::move(node));
+    remove_dead(graph_);
+    return {};
+  }
+
+ private:
+  const Tensor* known(const std::string& name) const {
+    const auto found = graph_.initializers.find(name);
+    return found == graph_.initializers.end() || found->second.dtype() != DType::f32 ? nullptr : &found->second;
+  }
+  // Ranks and equalities of sizes are those of any batch; of values made here, nothing is asked.
+  const ValueType& type(const std::string& name) const { return typed_.types.find(name)->second; }
+  bool is_image(const std::string& name) const { return type(name).dtype == DType::f32 && type(name).shape.rank() == 4; }
+
+  // Conv, then BatchNormalization by constants that nobody else reads between: y = (x - mean) * factor + shift.
+  Status take_statistics(std::size_t at) {
+    const Node conv = graph_.nodes[at];
+    const auto reader = uses_.only_reader(conv.outputs[0]);
+    const Tensor* w = known(conv.inputs[1]);
+    const bool has_bias = conv.inputs.size() > 2 && !conv.inputs[2].empty();
+    if (!reader || w == nullptr || (has_bias && known(conv.inputs[2]) == nullptr)) return {};
+    const Node norm = graph_.nodes[*reader];
+    if (!is(norm, "BatchNormalization") || norm.inputs[0] != conv.outputs[0] || norm.outputs.size() != 1) return {};
+    FALAJ_ASSIGN(const auto trains, attr_int(norm, "training_mode", 0));
+    FALAJ_ASSIGN(const double epsilon, attr_float(norm, "epsilon", static_cast<double>(1e-5F)));
+    std::vector<std::span<const float>> constants;
+    for (std::size_t i = 1; i < 5; ++i) {
+      const Tensor* value = known(norm.inputs[i]);
+      if (value == nullptr || value->shape() != Shape{w->shape()[0]}) return {};
+      constants.push_back(value->data<float>());
+    }
+    if (trains != 0 || graph_.opset("") < 9) return {};
+    Tensor weights = w->clone();
+    Tensor bias(DType::f32, {w->shape()[0]});
+    const std::size_t each = weights.elements() / std::max<std::size_t>(bias.elements(), 1);
+    for (std::size_t m = 0; m < bias.elements(); ++m) {
+      const double factor = static_cast<double>(constants[0][m]) / std::sqrt(static_cast<double>(constants[3][m]) + epsilon);
+      const double own = has_bias ? static_cast<double>(known(conv.inputs[2])->data<float>()[m]) : 0.0;
+      bias.mutable_data<float>()[m] =
+          static_cast<float>((own - static_cast<double>(constants[2][m])) * factor + static_cast<double>(constants[1][m]));
+      for (float& v : weights.mutable_data<float>().subspan(m * each, each)) v = static_cast<float>(static_cast<double>(v) * factor);
+    }
+    Node& fused = graph_.nodes[at];
+    fused.inputs = {conv.inputs[0], graph_.add_initializer(graph_.fresh(conv.inputs[1]), std::move(weights)),
+                    graph_.add_initializer(graph_.fresh(conv.outputs[0]), std::move(bias))};
+    fused.outputs[0] = norm.outputs[0];
+    gone_[*reader] = true;
+    return {};
+  }
+
+  // The channels-last form of a value; made by a Transpose if it is not there.
+  std::string last(const std::string& name) {
+    if (const auto found = last_.find(name); found != last_.end()) return found->second;
+    const Shape& shape = type(name).shape;
+    const std::string moved = graph_.fresh(name);
+    if (shape[1] == 1) {
+      made_.push_back({"Reshape", "", {}, {name, ints({0, shape[2], shape[3], 1})}, {moved}, {}});  // the same bytes
+    } else {
+      made_.push_back({"Transpose", "", {}, {name}, {moved}, attr("perm", Ints{0, 2, 3, 1})});
+    }
+    last_.emplace(name, moved);
+    return moved;
+  }
+  std::string ints(const Ints& values) {
+    return graph_.add_initializer(
+        graph_.fresh("sizes"), Tensor::of<std::int64_t>({static_cast<std::int64_t>(values.size())}, std::span<const std::int64_t>(values)));
+  }
+
+  // `node` computes the channels-last form of `name`; the value itself comes from it, should anybody want it.
+  void made(Node node, const std::string& name) {
+    const Shape& shape = type(name).shape;
+    const std::string moved = graph_.fresh(name);
+    node.outputs = {moved};
+    made_.push_back(std::move(node));
+    last_.insert_or_assign(name, moved);
+    if (shape[1] == 1 || (shape[2] == 1 && shape[3] == 1)) {
+      made_.push_back({"Reshape", "", {}, {moved, ints({0, shape[1], shape[2], shape[3]})}, {name}, {}});
+    } else {
+      made_.push_back({"Transpose", "", {}, {moved}, {name}, attr("perm", Ints{0, 3, 1, 2})});
+    }
+  }
+
+  Status move(std::size_t at) {
+    const Node node = graph_.nodes[at];
+    if (node.outputs.empty() || node.outputs[0].empty() || node.inputs.empty() || node.inputs[0].empty() || !is_image(node.outputs[0]))
+      return {};
+    if (std::ranges::any_of(node.outputs.begin() + 1, node.outputs.end(), [](const auto& name) { return !name.empty(); })) return {};
+    const auto moved = [&](const std::string& name) { return last_.contains(name); };
+    if (is(node, "Conv")) {
+      if (is_image(node.inputs[0]) && known(node.inputs[1]) != nullptr) move_conv(at);
+      return {};
+    }
+    Node copy = node;
+    if (is_one_of(node, kPools) && moved(node.inputs[0])) {
+      FALAJ_ASSIGN(const auto order, attr_int(node, "storage_order", 0));
+      if (order != 0) return {};
+      copy.domain = kFalaj;
+      copy.inputs[0] = last(node.inputs[0]);
+    } else if (is_one_of(node, kElementwise) && moved(node.inputs[0])) {
+      copy.inputs[0] = last(node.inputs[0]);
+    } else if (is_arithmetic(node) && std::ranges::any_of(node.inputs, moved) && graph_.opset("") >= 7) {
+      const bool all = std::ranges::all_of(node.inputs, [&](const auto& name) { return moved(name) || type(name).shape.elements() == 1; });
+      if (!all) return {};
+      for (auto& name : copy.inputs) name = moved(name) ? last(name) : name;
+    } else if (is(node, "Concat") && std::ranges::all_of(node.inputs, moved)) {
+      FALAJ_ASSIGN(const auto axis, attr_int(node, "axis"));
+      if (axis != 1 && axis != -3) return {};
+      for (auto& name : copy.inputs) name = last(name);
+      copy.attributes["axis"] = std::int64_t{3};
+    } else {
+      return {};
+    }
+    gone_[at] = true;
+    made(std::move(copy), node.outputs[0]);
+    return {};
+  }
+  static bool is_arithmetic(const Node& node) { return is(node, "Add") || is(node, "Sub") || is(node, "Mul") || is(node, "Div"); }
+
+  void move_conv(std::size_t at) {
+    Node conv = graph_.nodes[at];
+    conv.domain = kFalaj;
+    conv.inputs[0] = last(conv.inputs[0]);
+    conv.inputs.resize(4);
+    std::string result = conv.outputs[0];
+    gone_[at] = true;
+    take_addend(conv, result);
+    take_activation(conv, result);
+    while (conv.inputs.back().empty()) conv.inputs.pop_back();
+    made(std::move(conv), result);
+  }
+  // What is added must be there already: in its channels-last form, made by an earlier node.
+  void take_addend(Node& conv, std::string& result) {
+    const auto reader = uses_.only_reader(result);
+    if (!reader || gone_[*reader] || !is(graph_.nodes[*reader], "Add")) return;
+    const Node& add = graph_.nodes[*reader];
+    const std::string& other = add.inputs[0] == result ? add.inputs[1] : add.inputs[0];
+    if (!last_.contains(other) || type(other).shape != type(result).shape) return;
+    conv.inputs[3] = last_.find(other)->second;
+    gone_[*reader] = true;
+    result = add.outputs[0];
+  }
+  void take_activation(Node& conv, std::string& result) {
+    const auto reader = uses_.only_reader(result);
+    if (!reader || gone_[*reader] || !carry_activation(conv, graph_.nodes[*reader])) return;
+    gone_[*reader] = true;
+    result = graph_.nodes[*reader].outputs[0];
+  }
+
+  Graph& graph_;
+  TypedGraph typed_;
+  Uses uses_;
+  std::vector<bool> gone_;
+  std::vector<Node> made_;
+  std::map<std::string, std::string, std::less<>> last_;
+};
+
+}  // namespace
+
+Status use_channels_last(Graph& graph) {
+  const bool any = std::ranges::any_of(graph.nodes, [](const Node& node) { return is(node, "Conv"); });
+  if (!any) return {};
+  auto typed = infer_types(graph, 7);  // as fuse() does
+  if (!typed) return {};
+  return Mover(graph, std::move(*typed)).run();
+}
+
+}  // namespace falaj::kernels

@@ -1,0 +1,56 @@
+#include "kernels/cpu/adam.hpp"
+
+#include <immintrin.h>
+
+#include <cmath>
+
+#include "kernels/cpu/isa.hpp"
+
+namespace falaj::kernels::cpu {
+namespace {
+
+void one(const AdamStep& s, bool decays, float gradient, float& first, float& second, float& parameter) {
+  const float g = decays && s.added != 0.0F ? gradient + s.added * parameter : gradient;
+  first += (g - first) * s.beta1_rest;
+  second = second * s.beta2 + g * g * s.beta2_rest;
+  const float kept = decays ? parameter * s.keep : parameter;
+  parameter = kept - s.rate * (first / (std::sqrt(second) * s.root_scale + s.epsilon));
+}
+
+// AVX2 without FMA: the compiler must not contract what one() rounds twice.
+__attribute__((target("avx2"))) std::size_t eights(const AdamStep& s, const std::uint8_t* decay, const float* gradients, float* first,
+                                                   float* second, float* parameters, std::size_t count) {
+  const __m256 keep = _mm256_set1_ps(s.keep);
+  const __m256 added = _mm256_set1_ps(s.added);
+  const __m256 beta1_rest = _mm256_set1_ps(s.beta1_rest);
+  const __m256 beta2 = _mm256_set1_ps(s.beta2);
+  const __m256 beta2_rest = _mm256_set1_ps(s.beta2_rest);
+  std::size_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    const __m128i flags = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(decay + i));
+    const __m256 spared = _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_cvtepu8_epi32(flags), _mm256_setzero_si256()));
+    const __m256 p = _mm256_loadu_ps(parameters + i);
+    __m256 g = _mm256_loadu_ps(gradients + i);
+    if (s.added != 0.0F) g = _mm256_blendv_ps(_mm256_add_ps(g, _mm256_mul_ps(added, p)), g, spared);
+    __m256 m = _mm256_loadu_ps(first + i);
+    m = _mm256_add_ps(m, _mm256_mul_ps(_mm256_sub_ps(g, m), beta1_rest));
+    __m256 v = _mm256_mul_ps(_mm256_loadu_ps(second + i), beta2);
+    v = _mm256_add_ps(v, _mm256_mul_ps(_mm256_mul_ps(g, g), beta2_rest));
+    const __m256 kept = _mm256_blendv_ps(_mm256_mul_ps(p, keep), p, spared);
+    const __m256 root = _mm256_add_ps(_mm256_mul_ps(_mm256_sqrt_ps(v), _mm256_set1_ps(s.root_scale)), _mm256_set1_ps(s.epsilon));
+    _mm256_storeu_ps(first + i, m);
+    _mm256_storeu_ps(second + i, v);
+    _mm256_storeu_ps(parameters + i, _mm256_sub_ps(kept, _mm256_mul_ps(_mm256_set1_ps(s.rate), _mm256_div_ps(m, root))));
+  }
+  return i;
+}
+
+}  // namespace
+
+void adam(const AdamStep& step, const std::uint8_t* decay, const float* gradients, float* first, float* second, float* parameters,
+          std::size_t count) {
+  std::size_t i = has_avx2() ? eights(step, decay, gradients, first, second, parameters, count) : 0;
+  for (; i < count; ++i) one(step, decay[i] != 0, gradients[i], first[i], second[i], parameters[i]);
+}
+
+}  // namespace falaj::kernels::cpu

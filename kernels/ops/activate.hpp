@@ -1,0 +1,32 @@
+// The activations that products and convolutions can carry, on one number: their plain meaning.
+#pragma once
+#include <cmath>
+#include <numbers>
+#include <type_traits>
+
+#include "kernels/ops/matmul.hpp"
+
+namespace falaj::kernels {
+
+template <class T>
+T activate(T x, Activation activation, double alpha) {
+  if constexpr (std::is_floating_point_v<T>) {
+    switch (activation) {
+      case Activation::none:
+        return x;
+      case Activation::relu:
+        return x < T{0} ? T{0} : x;
+      case Activation::leaky_relu:
+        return x < T{0} ? static_cast<T>(alpha) * x : x;
+      case Activation::sigmoid:
+        return x >= T{0} ? T{1} / (T{1} + std::exp(-x)) : std::exp(x) / (T{1} + std::exp(x));
+      case Activation::tanh:
+        return std::tanh(x);
+      case Activation::gelu:
+        return static_cast<T>(0.5) * x * (T{1} + std::erf(x * static_cast<T>(std::numbers::sqrt2 / 2)));
+    }
+  }
+  return x;
+}
+
+}  // namespace falaj::kernels

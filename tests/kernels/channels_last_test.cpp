@@ -1,0 +1,146 @@
+// Convolutional graphs on [N, H, W, C]: the same values as plain ones, whatever lies between the convolutions, and the same bits in every
+// batch.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/plan.hpp"
+#include "runtime/base/format.hpp"
+#include "tests/kernels/op_cases.hpp"
+
+namespace falaj::kernels {
+namespace {
+
+using testing::as_f32;
+using testing::random_tensor;
+using Ints = std::vector<std::int64_t>;
+
+class ChannelsLast : public ::testing::Test {
+ protected:
+  ChannelsLast() : seed_(testing::test_seed()), random_(seed_) { RecordProperty("seed", std::to_string(seed_)); }
+  Tensor t(const Shape& shape, double low = -1, double high = 1) { return as_f32(random_tensor(random_, shape, low, high)); }
+  std::string weights(Graph& g, const Shape& shape) { return g.add_initializer(g.fresh("w"), t(shape)); }
+
+  std::string conv(Graph& g, const std::string& x, const Shape& w, std::int64_t stride = 1, std::int64_t groups = 1, bool bias = true) {
+    Attributes a = {{"strides", Ints{stride, stride}}, {"group", groups}};
+    a.emplace("pads", Ints{w[2] / 2, w[3] / 2, w[2] / 2, w[3] / 2});
+    std::vector<std::string> inputs = {x, weights(g, w)};
+    if (bias) inputs.push_back(weights(g, {w[0]}));
+    return g.add("Conv", inputs, a);
+  }
+  std::string norm(Graph& g, const std::string& x, std::int64_t channels) {
+    const std::string variance = g.add_initializer(g.fresh("variance"), t({channels}, 0.5, 2));
+    return g.add("BatchNormalization", {x, weights(g, {channels}), weights(g, {channels}), weights(g, {channels}), variance});
+  }
+
+  static std::vector<Tensor> run(const Graph& g, const std::vector<Tensor>& inputs, CompileOptions options, std::string* why = nullptr) {
+    auto compiled = compile(g, std::move(options));
+    EXPECT_TRUE(compiled.has_value()) << compiled.error().message;
+    std::vector<Tensor> outputs;
+    if (!compiled) return outputs;
+    Executor executor(*compiled);
+    auto status = executor.run(inputs, outputs);
+    EXPECT_TRUE(status.has_value()) << status.error().message;
+    if (why != nullptr) *why = (*compiled)->why(1).value_or("");
+    return outputs;
+  }
+
+  // Runs the graph fast and plain; returns which kernels ran fast.
+  std::string agree(const Graph& g, const Tensor& x) {
+    std::string why;
+    auto fast = run(g, {x}, {}, &why);
+    auto plain = run(g, {x}, {.backends = {&reference_backend()}, .fold = false, .fuse = false});
+    EXPECT_EQ(fast.size(), plain.size());
+    for (std::size_t k = 0; k < std::min(fast.size(), plain.size()); ++k) {
+      EXPECT_EQ(to_string(fast[k].shape()), to_string(plain[k].shape()));
+      for (std::size_t i = 0; i < std::min(fast[k].elements(), plain[k].elements()); ++i) {
+        const double a = static_cast<double>(fast[k].data<float>()[i]);
+        const double b = static_cast<double>(plain[k].data<float>()[i]);
+        if (std::abs(a - b) > 1e-4 * (1 + std::abs(b))) {
+          ADD_FAILURE() << "output " << k << " at " << i << ": " << a << " and " << b << ", seed " << seed_ << "\n" << why;
+          break;
+        }
+      }
+    }
+    return why;
+  }
+
+  std::uint64_t seed_;
+  Random random_;
+};
+
+// With two shortcuts, plain and strided.
+TEST_F(ChannelsLast, AResidualNetworkAgreesAndRunsFused) {
+  if (!__builtin_cpu_supports("avx2")) GTEST_SKIP();
+  Graph g;
+  g.add_input("x", DType::f32, {-1, 3, 13, 17});
+  std::string h = g.add("Relu", {norm(g, conv(g, "x", {8, 3, 7, 7}, 2, 1, false), 8)});
+  h = g.add("MaxPool", {h}, {{"kernel_shape", Ints{3, 3}}, {"strides", Ints{2, 2}}, {"pads", Ints{1, 1, 1, 1}}});
+  std::string branch = norm(g, conv(g, g.add("Relu", {norm(g, conv(g, h, {8, 8, 3, 3}), 8)}), {8, 8, 3, 3}), 8);
+  h = g.add("Relu", {g.add("Add", {branch, h})});
+  branch = norm(g, conv(g, g.add("Relu", {conv(g, h, {20, 8, 3, 3}, 2)}), {20, 20, 3, 3}, 1, 1, false), 20);
+  h = g.add("Relu", {g.add("Add", {branch, conv(g, h, {20, 8, 1, 1}, 2)})});
+  h = g.add("Flatten", {g.add("GlobalAveragePool", {h})});
+  g.add("Gemm", {h, weights(g, {20, 5})}, {}, "y");
+  g.add_output("y", DType::f32, {-1, 5});
+  const std::string why = agree(g, t({3, 3, 13, 17}));
+  for (const char* plain : {"reference", "BatchNormalization", "(Add)", "(Relu)"})
+    EXPECT_EQ(why.find(plain), std::string::npos) << plain << "\n" << why;
+}
+
+TEST_F(ChannelsLast, WhatIsBetweenConvolutionsStaysInTheirLayoutOrComesBack) {
+  Graph g;
+  g.add_input("x", DType::f32, {-1, 1, 9, 6});
+  const std::string a = conv(g, "x", {4, 1, 3, 3});
+  const std::string b = conv(g, a, {4, 1, 3, 3}, 1, 4);  // depthwise; `a` is read twice
+  const std::string c = g.add("Concat", {a, b}, {{"axis", std::int64_t{1}}});
+  const std::string d = conv(g, c, {6, 4, 1, 1}, 1, 2);  // in two groups
+  const std::string e = g.add("Mul", {d, g.add("Sigmoid", {g.add("GlobalAveragePool", {d})})});
+  const std::string f = g.add("Clip", {e, g.add_initializer("low", Tensor::scalar<float>(-0.5F))});
+  const std::string p = g.add("AveragePool", {f}, {{"kernel_shape", Ints{2, 3}}, {"ceil_mode", std::int64_t{1}}, {"strides", Ints{2, 2}}});
+  g.add("ReduceMean", {p}, {{"axes", Ints{1}}}, "mean");  // needs the plain layout
+  g.add("Transpose", {c}, {{"perm", Ints{1, 0, 3, 2}}}, "turned");
+  g.outputs.push_back({"mean", DType::f32, {}, {}, false});
+  g.outputs.push_back({"turned", DType::f32, {}, {}, false});
+  g.outputs.push_back({d, DType::f32, {}, {}, false});  // an output in between
+  agree(g, t({2, 1, 9, 6}));
+}
+
+TEST_F(ChannelsLast, ARowsBitsDoNotDependOnItsBatch) {
+  Graph g;
+  g.add_input("x", DType::f32, {-1, 5, 7, 7});
+  const std::string h = g.add("Relu", {conv(g, "x", {18, 5, 3, 3})});
+  const std::string i = conv(g, h, {18, 18, 3, 3}, 2);
+  g.add("Flatten", {g.add("MaxPool", {i}, {{"kernel_shape", Ints{2, 2}}})}, {}, "y");
+  g.outputs.push_back({"y", DType::f32, {}, {}, false});
+  const Tensor all = t({9, 5, 7, 7});
+  const auto whole = run(g, {all}, {});
+  ASSERT_EQ(whole.size(), 1U);
+  for (std::int64_t batch = 1; batch < 9; ++batch) {
+    const auto first = static_cast<std::int64_t>(random_.below(static_cast<std::uint64_t>(10 - batch)));
+    const auto part = run(g, {all.rows(first, batch)}, {});
+    ASSERT_EQ(part.size(), 1U);
+    EXPECT_TRUE(equal_bits(part[0], whole[0].rows(first, batch))) << "rows " << first << " to " << first + batch;
+  }
+}
+
+TEST_F(ChannelsLast, TransposesAgree) {
+  for (const Shape& shape : {Shape{2, 3, 4, 5}, Shape{1, 17, 9, 3}, Shape{2, 8, 16, 8}, Shape{3, 1, 33, 2}}) {
+    Ints perm = {0, 1, 2, 3};
+    do {
+      Graph g;
+      g.add_input("x", DType::f32, shape);
+      g.add("Transpose", {"x"}, {{"perm", perm}}, "y");
+      g.outputs.push_back({"y", DType::f32, {}, {}, false});
+      const Tensor x = t(shape);
+      const auto fast = run(g, {x}, {});
+      const auto plain = run(g, {x}, {.backends = {&reference_backend()}});
+      ASSERT_EQ(fast.size() + plain.size(), 2U);
+      EXPECT_TRUE(equal_bits(fast[0], plain[0])) << to_string(shape) << format(" to {} {} {} {}", perm[0], perm[1], perm[2], perm[3]);
+    } while (std::ranges::next_permutation(perm).found);
+  }
+}
+
+}  // namespace
+}  // namespace falaj::kernels
