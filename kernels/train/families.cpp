@@ -31,7 +31,8 @@ class FamilyBuilder {
       : spec_(spec), preprocessing_(preprocessing), target_(target), random_(seed) {}
 
   Result<Graph> build() {
-    FALAJ_TRY(declare_columns());
+    graph_.name = std::string(to_string(spec_.family));
+    FALAJ_TRY(declare_columns(graph_, preprocessing_));
     numeric_block();
     categorical_block();
     outputs_ = target_.task == Task::multiclass ? target_.classes.size() : 1;
@@ -44,25 +45,16 @@ class FamilyBuilder {
       const std::string deep = head(hidden_layers(deep_input(), 0), {});
       graph_.add("Add", {wide, deep}, {}, kLogits);
     }
-    declare_outputs();
-    describe();
+    declare_outputs(graph_, target_);
+    describe(graph_, spec_.family, preprocessing_, target_);
+    if (!dropped_.empty()) {
+      graph_.metadata[std::string(metadata::kDropout)] = json_strings(dropped_);
+      graph_.metadata[std::string(metadata::kDropoutShare)] = format("{:.17g}", spec_.dropout);
+    }
     return std::move(graph_);
   }
 
  private:
-  Status declare_columns() {
-    graph_.name = std::string(to_string(spec_.family));
-    if (preprocessing_.columns.empty()) return invalid("a model needs at least one feature column");
-    for (const ColumnSpec& column : preprocessing_.columns) {
-      if (column.name == kProbability || column.name == kLabel || column.name == kPrediction || column.name.starts_with("falaj/")) {
-        return invalid(format("feature column '{}' has the name of a model's output: rename it", column.name));
-      }
-      if (graph_.find_input(column.name) != nullptr) return invalid(format("two feature columns are named '{}'", column.name));
-      graph_.add_input(column.name, column.kind == ColumnKind::numeric ? DType::f32 : DType::string, {-1, 1});
-    }
-    return {};
-  }
-
   std::string join(std::vector<std::string> parts, std::string_view name) {
     if (parts.size() == 1) return parts.front();
     return graph_.add("Concat", std::move(parts), {{"axis", std::int64_t{1}}}, name);
@@ -196,62 +188,6 @@ class FamilyBuilder {
     return graph_.add("Gemm", {x, weight, bias}, {}, output);
   }
 
-  void declare_outputs() {
-    const std::string logits(kLogits);
-    if (target_.task == Task::regression) {
-      const std::string scale = graph_.add_initializer("falaj/scale", Tensor::vector<float>({static_cast<float>(target_.scale)}));
-      const std::string mean = graph_.add_initializer("falaj/shift", Tensor::vector<float>({static_cast<float>(target_.mean)}));
-      const std::string scaled = graph_.add("Mul", std::vector<std::string>{logits, scale});
-      graph_.add("Add", std::vector<std::string>{scaled, mean}, {}, kPrediction);
-      graph_.add_output(kPrediction, DType::f32, {-1, 1});
-      return;
-    }
-    std::string number;
-    if (target_.task == Task::binary) {
-      const std::string probability = graph_.add("Sigmoid", {logits}, {}, kProbability);
-      const std::string half = graph_.add_initializer("falaj/half", Tensor::vector<float>({0.5F}));
-      const std::string above = graph_.add("Greater", std::vector<std::string>{probability, half});
-      number = graph_.add("Cast", {above}, Attributes{{"to", kOnnxInt64}});
-    } else {
-      graph_.add("Softmax", {logits}, {{"axis", std::int64_t{1}}}, kProbability);
-      number = graph_.add("ArgMax", {logits}, Attributes{{"axis", std::int64_t{1}}, {"keepdims", std::int64_t{1}}});
-    }
-    std::vector<std::int64_t> numbers(target_.classes.size());
-    std::iota(numbers.begin(), numbers.end(), std::int64_t{0});
-    graph_.add(kOnnxMl, "LabelEncoder", {number},
-               {{"keys_int64s", std::move(numbers)}, {"values_strings", target_.classes}, {"default_string", std::string()}}, kLabel);
-    graph_.add_output(kProbability, DType::f32, {-1, as_dim(outputs_)});
-    graph_.add_output(kLabel, DType::string, {-1, 1});
-  }
-
-  void describe() {
-    auto& meta = graph_.metadata;
-    meta[std::string(metadata::kTask)] = to_string(target_.task);
-    meta[std::string(metadata::kFamily)] = to_string(spec_.family);
-    meta[std::string(metadata::kTarget)] = target_.name;
-    meta[std::string(metadata::kClasses)] = json_strings(target_.classes);
-    meta[std::string(metadata::kLogitsValue)] = kLogits;
-    meta[std::string(metadata::kTargetMean)] = format("{:.17g}", target_.mean);
-    meta[std::string(metadata::kTargetScale)] = format("{:.17g}", target_.scale);
-    if (!dropped_.empty()) {
-      meta[std::string(metadata::kDropout)] = json_strings(dropped_);
-      meta[std::string(metadata::kDropoutShare)] = format("{:.17g}", spec_.dropout);
-    }
-    std::string columns = "[";
-    for (std::size_t i = 0; i < preprocessing_.columns.size(); ++i) {
-      const ColumnSpec& column = preprocessing_.columns[i];
-      columns += format(R"({}{{"name":{},"kind":"{}")", i == 0 ? "" : ",", json_string(column.name), to_string(column.kind));
-      if (const auto* fit = std::get_if<NumericFit>(&preprocessing_.fits[i])) {
-        columns += format(R"(,"mean":{:.9g},"deviation":{:.9g},"missing":{})", fit->mean, fit->deviation, fit->missing);
-      } else {
-        const auto& categories = std::get<CategoricalFit>(preprocessing_.fits[i]);
-        columns += format(R"(,"categories":{},"missing":{})", categories.vocabulary.size(), categories.missing);
-      }
-      columns += "}";
-    }
-    meta[std::string(metadata::kColumns)] = columns + "]";
-  }
-
   const FamilySpec& spec_;
   const Preprocessing& preprocessing_;
   const TargetSpec& target_;
@@ -270,6 +206,70 @@ bool parse_number(std::string_view text, double& value) {
 
 }  // namespace
 
+Status declare_columns(Graph& graph, const Preprocessing& preprocessing) {
+  if (preprocessing.columns.empty()) return invalid("a model needs at least one feature column");
+  for (const ColumnSpec& column : preprocessing.columns) {
+    if (column.name == kProbability || column.name == kLabel || column.name == kPrediction || column.name.starts_with("falaj/")) {
+      return invalid(format("feature column '{}' has the name of a model's output: rename it", column.name));
+    }
+    if (graph.find_input(column.name) != nullptr) return invalid(format("two feature columns are named '{}'", column.name));
+    graph.add_input(column.name, column.kind == ColumnKind::numeric ? DType::f32 : DType::string, {-1, 1});
+  }
+  return {};
+}
+
+void declare_outputs(Graph& graph, const TargetSpec& target) {
+  const std::string logits(kLogits);
+  if (target.task == Task::regression) {
+    const std::string scale = graph.add_initializer("falaj/scale", Tensor::vector<float>({static_cast<float>(target.scale)}));
+    const std::string mean = graph.add_initializer("falaj/shift", Tensor::vector<float>({static_cast<float>(target.mean)}));
+    const std::string scaled = graph.add("Mul", std::vector<std::string>{logits, scale});
+    graph.add("Add", std::vector<std::string>{scaled, mean}, {}, kPrediction);
+    graph.add_output(kPrediction, DType::f32, {-1, 1});
+    return;
+  }
+  std::string number;
+  if (target.task == Task::binary) {
+    const std::string probability = graph.add("Sigmoid", {logits}, {}, kProbability);
+    const std::string half = graph.add_initializer("falaj/half", Tensor::vector<float>({0.5F}));
+    const std::string above = graph.add("Greater", std::vector<std::string>{probability, half});
+    number = graph.add("Cast", {above}, Attributes{{"to", kOnnxInt64}});
+  } else {
+    graph.add("Softmax", {logits}, {{"axis", std::int64_t{1}}}, kProbability);
+    number = graph.add("ArgMax", {logits}, Attributes{{"axis", std::int64_t{1}}, {"keepdims", std::int64_t{1}}});
+  }
+  std::vector<std::int64_t> numbers(target.classes.size());
+  std::iota(numbers.begin(), numbers.end(), std::int64_t{0});
+  graph.add(kOnnxMl, "LabelEncoder", {number},
+            {{"keys_int64s", std::move(numbers)}, {"values_strings", target.classes}, {"default_string", std::string()}}, kLabel);
+  graph.add_output(kProbability, DType::f32, {-1, target.task == Task::binary ? 1 : as_dim(target.classes.size())});
+  graph.add_output(kLabel, DType::string, {-1, 1});
+}
+
+void describe(Graph& graph, Family family, const Preprocessing& preprocessing, const TargetSpec& target) {
+  auto& meta = graph.metadata;
+  meta[std::string(metadata::kTask)] = to_string(target.task);
+  meta[std::string(metadata::kFamily)] = to_string(family);
+  meta[std::string(metadata::kTarget)] = target.name;
+  meta[std::string(metadata::kClasses)] = json_strings(target.classes);
+  meta[std::string(metadata::kLogitsValue)] = kLogits;
+  meta[std::string(metadata::kTargetMean)] = format("{:.17g}", target.mean);
+  meta[std::string(metadata::kTargetScale)] = format("{:.17g}", target.scale);
+  std::string columns = "[";
+  for (std::size_t i = 0; i < preprocessing.columns.size(); ++i) {
+    const ColumnSpec& column = preprocessing.columns[i];
+    columns += format(R"({}{{"name":{},"kind":"{}")", i == 0 ? "" : ",", json_string(column.name), to_string(column.kind));
+    if (const auto* fit = std::get_if<NumericFit>(&preprocessing.fits[i])) {
+      columns += format(R"(,"mean":{:.9g},"deviation":{:.9g},"missing":{})", fit->mean, fit->deviation, fit->missing);
+    } else {
+      const auto& categories = std::get<CategoricalFit>(preprocessing.fits[i]);
+      columns += format(R"(,"categories":{},"missing":{})", categories.vocabulary.size(), categories.missing);
+    }
+    columns += "}";
+  }
+  meta[std::string(metadata::kColumns)] = columns + "]";
+}
+
 std::string_view to_string(Task task) noexcept {
   return task == Task::binary ? "binary" : task == Task::multiclass ? "multiclass" : "regression";
 }
@@ -282,14 +282,24 @@ Result<Task> parse_task(std::string_view text) {
 }
 
 std::string_view to_string(Family family) noexcept {
-  return family == Family::linear ? "linear" : family == Family::mlp ? "mlp" : "wide_deep";
+  switch (family) {
+    case Family::linear:
+      return "linear";
+    case Family::mlp:
+      return "mlp";
+    case Family::wide_deep:
+      return "wide_deep";
+    case Family::boosted_trees:
+      return "boosted_trees";
+  }
+  return {};
 }
 
 Result<Family> parse_family(std::string_view text) {
-  for (const Family family : {Family::linear, Family::mlp, Family::wide_deep}) {
+  for (const Family family : {Family::linear, Family::mlp, Family::wide_deep, Family::boosted_trees}) {
     if (text == to_string(family)) return family;
   }
-  return invalid(format("model family '{}' is not known: use linear, mlp or wide_deep", text));
+  return invalid(format("model family '{}' is not known: use linear, mlp, wide_deep or boosted_trees", text));
 }
 
 Status check(const FamilySpec& spec) {
@@ -297,6 +307,7 @@ Status check(const FamilySpec& spec) {
     return invalid(format("activation '{}' is not known: use Relu, Tanh, Sigmoid, Elu, LeakyRelu or Softplus", spec.activation));
   }
   if (spec.family == Family::linear) return {};
+  if (spec.family == Family::boosted_trees) return invalid("boosted trees are grown, not differentiated: see kernels/trees");
   if (spec.hidden.empty() || spec.hidden.size() > 64) return invalid(format("{} hidden layers: there must be 1 to 64", spec.hidden.size()));
   for (const std::uint32_t width : spec.hidden) {
     if (width == 0 || width > 65536) return invalid(format("a hidden layer of {} units: there must be 1 to 65536", width));

@@ -27,7 +27,7 @@ inline constexpr std::string_view kPrediction = "prediction";
 // Keys of an exported model's metadata; lists are JSON arrays.
 namespace metadata {
 inline constexpr std::string_view kTask = "falaj.task";          // binary, multiclass, regression
-inline constexpr std::string_view kFamily = "falaj.family";      // linear, mlp, wide_deep
+inline constexpr std::string_view kFamily = "falaj.family";      // linear, mlp, wide_deep, boosted_trees
 inline constexpr std::string_view kTarget = "falaj.target";      // name of the label column
 inline constexpr std::string_view kClasses = "falaj.classes";    // ["bad","good"], in the order of the outputs
 inline constexpr std::string_view kColumns = "falaj.columns";    // [{"name":"age","kind":"numeric","mean":35.1,...},...]
@@ -60,7 +60,7 @@ Result<TargetSpec> fit_target(std::string_view name, std::span<const std::string
 // Labels as training wants them: class numbers, or numbers. An unknown class or a bad number is an error naming the row.
 Result<std::vector<float>> encode_labels(const TargetSpec& target, std::span<const std::string> labels);
 
-enum class Family : std::uint8_t { linear, mlp, wide_deep };
+enum class Family : std::uint8_t { linear, mlp, wide_deep, boosted_trees };
 std::string_view to_string(Family family) noexcept;
 Result<Family> parse_family(std::string_view text);
 
@@ -72,11 +72,16 @@ struct FamilySpec {
   std::uint32_t embedding_width = 4;  // wide_deep: floats for each category
   bool operator==(const FamilySpec&) const = default;
 };
-Status check(const FamilySpec& spec);
+Status check(const FamilySpec& spec);  // boosted trees are grown by kernels/trees, not built here
 
 // Every parameter draws from its own stream, Random(seed).split(name): the same name and shape start the same, whatever else is
 // in the model.
 Result<Graph> build_family(const FamilySpec& spec, const Preprocessing& preprocessing, const TargetSpec& target, std::uint64_t seed);
+
+// What the graphs of all families share: an input for each column; from kLogits to the outputs; the metadata.
+Status declare_columns(Graph& graph, const Preprocessing& preprocessing);
+void declare_outputs(Graph& graph, const TargetSpec& target);
+void describe(Graph& graph, Family family, const Preprocessing& preprocessing, const TargetSpec& target);
 
 // The target of a model that build_family made (or that carries the same metadata).
 Result<TargetSpec> read_target(const Graph& graph);

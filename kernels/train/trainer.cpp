@@ -473,37 +473,10 @@ Result<std::vector<float>> Trainer::Impl::logits(const DataSet& data, std::span<
   return out;
 }
 
-namespace {
-
-double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
-
-// Softmax in place; returns the logarithm of the sum, so that -log p(c) = that - logit(c).
-double soften(std::span<float> row) {
-  const double top = std::ranges::max(row);
-  double sum = 0;
-  for (const float x : row) sum += std::exp(static_cast<double>(x) - top);
-  for (float& x : row) x = static_cast<float>(std::exp(static_cast<double>(x) - top) / sum);
-  return top + std::log(sum);
-}
-
-}  // namespace
-
 Result<std::vector<float>> Trainer::predict(const DataSet& data, std::span<const std::uint32_t> rows) {
   FALAJ_ASSIGN(std::vector<float> values, impl_->logits(data, rows));
   if (impl_->comparison) return values;
-  if (impl_->target.task == Task::regression) {
-    for (float& x : values) x = static_cast<float>(impl_->target.mean + impl_->target.scale * x);
-  } else if (!impl_->softmax) {
-    for (float& x : values) x = static_cast<float>(sigmoid(x));
-  } else {
-    const std::size_t width = impl_->target.classes.size();
-    for (std::size_t row = 0; row < rows.size(); ++row) soften(std::span(values).subspan(row * width, width));
-    if (impl_->target.task == Task::binary) {
-      for (std::size_t row = 0; row < rows.size(); ++row) values[row] = values[row * 2 + 1];
-      values.resize(rows.size());
-    }
-  }
-  return values;
+  return outputs_of_logits(impl_->target, std::move(values), rows.size());
 }
 
 Result<Evaluation> Trainer::evaluate(const DataSet& data, std::span<const std::uint32_t> rows) {
@@ -516,34 +489,9 @@ Result<Evaluation> Trainer::evaluate(const DataSet& data, std::span<const std::u
     gather_rows(data.targets_, rows, wanted);
     return measure(*impl_->comparison, Tensor::view(DType::f32, shape, values.data()), wanted);
   }
-  Evaluation out;
-  out.rows = rows.size();
-  if (target.task == Task::multiclass) out.metrics = MulticlassMetrics(target.classes.size());
-  if (target.task == Task::regression) out.metrics = RegressionMetrics();
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const float label = data.labels()[rows[i]];
-    if (impl_->softmax) {
-      const std::size_t width = target.classes.size();
-      const auto row = std::span(values).subspan(i * width, width);
-      const auto actual = static_cast<std::size_t>(label);
-      const double logit = row[actual];
-      out.loss_sum += soften(row) - logit;
-      if (auto* metrics = std::get_if<MulticlassMetrics>(&out.metrics)) {
-        metrics->add(row, actual);
-      } else {
-        std::get<BinaryMetrics>(out.metrics).add(row[1], actual == 1);
-      }
-    } else if (target.task == Task::binary) {
-      const double x = values[i];
-      out.loss_sum += std::max(x, 0.0) - x * label + std::log1p(std::exp(-std::abs(x)));
-      std::get<BinaryMetrics>(out.metrics).add(static_cast<float>(sigmoid(x)), label == 1.0F);
-    } else {
-      const double difference = values[i] - (label - target.mean) / target.scale;
-      out.loss_sum += difference * difference;
-      std::get<RegressionMetrics>(out.metrics).add(static_cast<float>(target.mean + target.scale * values[i]), label);
-    }
-  }
-  return out;
+  std::vector<float> labels;
+  for (const std::uint32_t row : rows) labels.push_back(data.labels()[row]);
+  return evaluate_logits(target, values, labels);
 }
 
 std::span<float> Trainer::parameters() noexcept { return impl_->parameters; }

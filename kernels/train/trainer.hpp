@@ -80,6 +80,15 @@ struct Evaluation {
   Status merge(const Evaluation& other);
 };
 
+// Logits [rows x outputs] of a target and the labels of the same rows (class numbers, or numbers in their own unit). Two outputs for a
+// binary target are taken for a softmax.
+Evaluation evaluate_logits(const TargetSpec& target, std::span<float> logits, std::span<const float> labels);
+// Likewise what Trainer::predict() gives.
+std::vector<float> outputs_of_logits(const TargetSpec& target, std::vector<float> logits, std::size_t rows);
+// A graph as it is, with nothing in it to train, on rows of a table; labels are those of all rows.
+Result<Evaluation> evaluate_graph(const Graph& graph, const TargetSpec& target, const Table& table, std::span<const float> labels,
+                                  std::span<const std::uint32_t> rows);
+
 class Trainer {
  public:
   static Result<std::unique_ptr<Trainer>> make(Graph graph, TrainTarget target);
