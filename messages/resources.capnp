@@ -57,12 +57,28 @@ struct FeatureView {
 # --- training jobs -----------------------------------------------------------------------------------------------------
 
 struct ModelSpec {
-  family @0 :Text = "wide_deep" $A.oneOf(["linear", "mlp", "wide_deep", "onnx"]);
+  family @0 :Text = "wide_deep" $A.oneOf(["linear", "mlp", "wide_deep", "onnx", "boosted_trees"]);
   hidden @1 :List(UInt32) $A.doc("sizes of the hidden layers; empty: the family's default");
   activation @2 :Text = "relu" $A.oneOf(["relu", "tanh", "sigmoid", "gelu"]);
   embedding @3 :UInt32 = 0 $A.doc("embedding width of a category; 0: chosen by its size") $A.range((min = 0, max = 1024));
   dropout @4 :Float32 = 0 $A.range((min = 0, max = 0.9));
   onnx @5 :Text $A.doc("family onnx: model name in the registry, as NAME or NAME:VERSION");
+  trees @6 :TreesSpec $A.doc("family boosted_trees");
+}
+
+struct TreesSpec {
+  # Gradient-boosted trees. They are grown by one worker; of the job's other settings seed, patience (in rounds), fractions and folds count,
+  # of optimizer, epochs and batches none.
+  rounds @0 :UInt32 = 200 $A.doc("a tree each; with C > 2 classes, C trees each") $A.range((min = 1, max = 100000));
+  leaves @1 :UInt32 = 31 $A.doc("of a tree, at most") $A.range((min = 2, max = 4096));
+  learningRate @2 :Float64 = 0.1 $A.range((min = 1e-9, max = 10));
+  rowsMin @3 :UInt32 = 20 $A.doc("rows of a leaf, at least") $A.range((min = 1, max = 67108864));
+  hessianMin @4 :Float64 = 0.001 $A.doc("sum of second derivatives of a leaf, at least") $A.range((min = 0, max = 1e12));
+  l2 @5 :Float64 = 0 $A.doc("pulls leaves towards 0") $A.range((min = 0, max = 1e12));
+  gainMin @6 :Float64 = 0 $A.doc("what a split must gain") $A.range((min = 0, max = 1e30));
+  columnShare @7 :Float64 = 1 $A.doc("of the columns, drawn anew for each tree") $A.range((min = 1e-6, max = 1));
+  rowShare @8 :Float64 = 1 $A.doc("of the training rows, drawn anew for each round") $A.range((min = 1e-6, max = 1));
+  bins @9 :UInt32 = 255 $A.doc("values of a column that are told apart, at most") $A.range((min = 2, max = 255));
 }
 
 struct OptimizerSpec {
@@ -98,7 +114,7 @@ struct TrainingJob {
   epochs @8 :UInt32 = 30 $A.range((min = 1, max = 1000000));
   globalBatch @9 :UInt32 = 64 $A.range((min = 1, max = 1000000));
   microShards @10 :UInt32 = 8 $A.doc("fixed parts of each global batch; their gradients are summed in order in deterministic mode") $A.range((min = 1, max = 1024));
-  workers @11 :UInt32 = 1 $A.range((min = 1, max = 1024));
+  workers @11 :UInt32 = 1 $A.doc("family boosted_trees: 1") $A.range((min = 1, max = 1024));
   seed @12 :UInt64 = 1;
   deterministic @13 :Bool = true;
   testFraction @14 :Float64 = 0.2 $A.doc("held out, stratified, never trained on") $A.range((min = 0, max = 0.9));

@@ -45,6 +45,9 @@ Status check_job(TrainingJob::Reader job) {
     return invalid("job.test_fraction and job.validation_fraction leave nothing to train on");
   if (job.getMicroShards() < job.getWorkers())
     return invalid(format("job.micro_shards is {}: each of the {} workers needs at least one", job.getMicroShards(), job.getWorkers()));
+  if (text(job.getModel().getFamily()) == "boosted_trees" && job.getWorkers() > 1)
+    return invalid(
+        format("job.workers is {}: boosted_trees are grown by one worker (which uses the threads of its machine)", job.getWorkers()));
   return {};
 }
 

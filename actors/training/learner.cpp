@@ -8,10 +8,10 @@
 #include <optional>
 
 #include "actors/features/snapshot.hpp"
+#include "actors/training/material.hpp"
 #include "kernels/collective/float_mode.hpp"
 #include "kernels/onnx/onnx.hpp"
 #include "kernels/plan.hpp"
-#include "kernels/train/fit.hpp"
 #include "kernels/train/json.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/log.hpp"
@@ -23,27 +23,12 @@ namespace {
 using messages::FeatureView;
 using messages::FieldType;
 using messages::TrainingJob;
-using Rows = std::vector<std::uint32_t>;
 
 // What must be summed over ranks beside the gradient. The count of rows is exact in a float: batches are far below 2^24.
 constexpr std::size_t kLossAt = 0, kRowsAt = 1, kExtra = 2;
 constexpr std::uint32_t kStateMagic = 0x534c4c46;  // "FLLS"
 constexpr std::uint32_t kStateFormat = 1;
 constexpr std::uint64_t kBatchMax = 1U << 24;
-
-// All that the Learners of one process share.
-struct Material {
-  kernels::Table table;
-  std::vector<std::string> labels;    // as texts
-  std::vector<std::string> required;  // columns that the view says may not be missing
-  kernels::TargetSpec target;
-  std::vector<kernels::Split> splits;  // of each fit
-  kernels::FamilySpec family;
-  std::optional<kernels::Graph> imported;
-  kernels::FitSpec fit;
-  kernels::Schedule schedule;  // total_steps is filled in for each fit
-  std::uint64_t seed = 0;
-};
 
 // ---- words of the job ------------------------------------------------------------------------------------------------------------
 
@@ -370,26 +355,10 @@ class FitLearner final : public Learner {
     out.weights_digest = storage::sha256(ByteView(reinterpret_cast<const std::uint8_t*>(values.data()), values.size_bytes())).hex();
     if (!split().test.empty()) {
       FALAJ_ASSIGN(const auto evaluation, trainer_->evaluate(*data_, split().test));
-      out.metrics = evaluation.named();
-      out.metrics["loss"] = evaluation.loss();
-      out.metrics["rows"] = static_cast<double>(evaluation.rows);
-      if (const auto* binary = std::get_if<kernels::BinaryMetrics>(&evaluation.metrics)) {
-        for (const double count : {binary->true_negative, binary->false_positive, binary->false_negative, binary->true_positive}) {
-          out.confusion.push_back(static_cast<std::uint64_t>(count));
-        }
-      } else if (const auto* classes = std::get_if<kernels::MulticlassMetrics>(&evaluation.metrics)) {
-        for (std::size_t a = 0; a < classes->classes(); ++a) {
-          for (std::size_t p = 0; p < classes->classes(); ++p)
-            out.confusion.push_back(static_cast<std::uint64_t>(classes->confusion(a, p)));
-        }
-      }
+      note(evaluation, out);
     }
     if (final_fit) {
-      auto graph = trainer_->export_graph();
-      const std::string key(kernels::metadata::kRequired);
-      graph.metadata.erase(key);
-      if (!material_->required.empty()) graph.metadata[key] = kernels::json_strings(material_->required);
-      FALAJ_ASSIGN(out.model, kernels::export_onnx(graph));
+      FALAJ_ASSIGN(out.model, export_model(*material_, trainer_->export_graph()));
     }
     return out;
   }
@@ -442,9 +411,32 @@ Result<std::shared_ptr<Material>> read_material(TrainingJob::Reader spec, ByteVi
 
 }  // namespace
 
+void note(const kernels::Evaluation& evaluation, Outcome& out) {
+  out.metrics = evaluation.named();
+  out.metrics["loss"] = evaluation.loss();
+  out.metrics["rows"] = static_cast<double>(evaluation.rows);
+  if (const auto* binary = std::get_if<kernels::BinaryMetrics>(&evaluation.metrics)) {
+    for (const double count : {binary->true_negative, binary->false_positive, binary->false_negative, binary->true_positive}) {
+      out.confusion.push_back(static_cast<std::uint64_t>(count));
+    }
+  } else if (const auto* classes = std::get_if<kernels::MulticlassMetrics>(&evaluation.metrics)) {
+    for (std::size_t a = 0; a < classes->classes(); ++a) {
+      for (std::size_t p = 0; p < classes->classes(); ++p) out.confusion.push_back(static_cast<std::uint64_t>(classes->confusion(a, p)));
+    }
+  }
+}
+
+Result<Bytes> export_model(const Material& material, kernels::Graph graph) {
+  const std::string key(kernels::metadata::kRequired);
+  graph.metadata.erase(key);
+  if (!material.required.empty()) graph.metadata[key] = kernels::json_strings(material.required);
+  return kernels::export_onnx(graph);
+}
+
 Result<std::shared_ptr<const Course>> make_course(TrainingJob::Reader spec, Bytes snapshot, Bytes model) {
   FALAJ_ASSIGN(auto m, read_material(spec, snapshot));
   m->seed = spec.getSeed();
+  if (text(spec.getModel().getFamily()) == kernels::to_string(kernels::Family::boosted_trees)) return tree_course(spec, std::move(m));
   FALAJ_ASSIGN(m->family, family_of(spec.getModel()));
   FALAJ_ASSIGN(m->fit, fit_of(spec));
   const bool cosine = text(spec.getOptimizer().getSchedule()) == "cosine";
@@ -460,12 +452,18 @@ Result<std::map<std::string, double, std::less<>>> evaluate_model(TrainingJob::R
   const kernels::FlushDenormals mode;
   FALAJ_ASSIGN(const auto m, read_material(spec, snapshot));
   FALAJ_ASSIGN(auto graph, kernels::import_onnx(model, "the model"));
-  auto target = kernels::read_target(graph);
-  FALAJ_ASSIGN(auto trainer,
-               kernels::Trainer::make(std::move(graph), {.spec = target.has_value() ? std::move(target).value() : m->target}));
+  if (m->splits.back().test.empty()) return invalid("the job holds no rows out (test_fraction is 0)");
+  auto read = kernels::read_target(graph);
+  kernels::TargetSpec target = read.has_value() ? std::move(read).value() : m->target;
+  const auto family = graph.metadata.find(kernels::metadata::kFamily);
+  if (family != graph.metadata.end() && family->second == kernels::to_string(kernels::Family::boosted_trees)) {  // nothing to train in it
+    FALAJ_ASSIGN(const auto of_rows, kernels::encode_labels(target, m->labels));
+    FALAJ_ASSIGN(const auto evaluated, kernels::evaluate_graph(graph, target, m->table, of_rows, m->splits.back().test));
+    return evaluated.named();
+  }
+  FALAJ_ASSIGN(auto trainer, kernels::Trainer::make(std::move(graph), {.spec = std::move(target)}));
   FALAJ_ASSIGN(auto labels, kernels::encode_labels(trainer->target(), m->labels));
   FALAJ_ASSIGN(const auto data, trainer->prepare(m->table, std::move(labels)));
-  if (m->splits.back().test.empty()) return invalid("the job holds no rows out (test_fraction is 0)");
   FALAJ_ASSIGN(const auto evaluation, trainer->evaluate(data, m->splits.back().test));
   return evaluation.named();
 }

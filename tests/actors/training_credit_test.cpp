@@ -190,6 +190,59 @@ TEST(TrainingCredit, DigitsLearnTenClasses) {
   EXPECT_EQ(trained.confusion.size(), 100U);
 }
 
+// The job of credit_trees.toml on the rows of credit.toml.
+Message trees_job(std::uint32_t folds, std::uint32_t rounds, std::uint32_t workers = 1) {
+  capnp::MallocMessageBuilder arena;
+  auto root = arena.initRoot<ResourceFile>();
+  const auto text_of = config::read_file(FALAJ_SOURCE_DIR "/configs/examples/credit_trees.toml");
+  EXPECT_TRUE(text_of.has_value());
+  const auto parsed = config::parse_toml<ResourceFile>(*text_of, "credit_trees.toml", root);
+  EXPECT_TRUE(parsed.has_value()) << parsed.error().message;
+  auto job = root.getJob()[0];
+  job.setName("toy");
+  job.setFolds(folds);
+  job.setWorkers(workers);
+  job.setCheckpointEverySteps(10);
+  if (rounds != 0) job.getModel().getTrees().setRounds(rounds);
+  return Message::copy_of<TrainingJob>(job.asReader());
+}
+
+TEST(TrainingCredit, BoostedTreesOfFoldsAndOfHeldOutRows) {
+  const auto example = read_example("credit.toml", "german_credit.csv");
+  const Message job = trees_job(10, 0);
+  const auto trained = train(*example, job, 8);
+  ASSERT_EQ(trained.phase, "finished") << trained.message;
+  EXPECT_GE(trained.metrics.at("cv_auc_mean"), 0.75);
+  EXPECT_GE(trained.metrics.at("auc"), 0.72);
+  std::uint64_t rows = 0;
+  for (const auto count : trained.confusion) rows += count;
+  EXPECT_EQ(rows, 200U);
+  const auto measured = evaluate_model(*job.view<TrainingJob>(), example->snapshot, trained.model);
+  ASSERT_TRUE(measured.has_value()) << measured.error().message;
+  EXPECT_NEAR(measured->at("auc"), trained.metrics.at("auc"), 1e-6);
+  RecordProperty("cv_auc_mean", format("{:.4f}", trained.metrics.at("cv_auc_mean")));
+}
+
+TEST(TrainingCredit, BoostedTreesOutliveTheirWorker) {
+  const auto example = read_example("credit.toml", "german_credit.csv");
+  const auto whole = train(*example, trees_job(0, 60), 9);
+  const auto killed = train(*example, trees_job(0, 60), 10, {15, 40});
+  ASSERT_EQ(whole.phase, "finished") << whole.message;
+  ASSERT_EQ(killed.phase, "finished") << killed.message;
+  EXPECT_GE(killed.recoveries, 1U);
+  EXPECT_EQ(killed.digest, whole.digest);
+  EXPECT_EQ(killed.samples, whole.samples);
+  EXPECT_EQ(killed.model, whole.model);
+}
+
+TEST(TrainingCredit, BoostedTreesAreForOneWorker) {
+  const auto example = read_example("credit.toml", "german_credit.csv");
+  const Message job = trees_job(0, 5, 2);
+  const auto course = make_course(*job.view<TrainingJob>(), example->snapshot, {});
+  ASSERT_FALSE(course.has_value());
+  EXPECT_NE(course.error().message.find("workers is 2"), std::string::npos) << course.error().message;
+}
+
 TEST(TrainingCredit, AnImportedModelIsTrainedFurther) {
   const auto example = read_example("credit.toml", "german_credit.csv");
   const auto base = train(*example, job_of(*example, 1, 0, 2), 7);
