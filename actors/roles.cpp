@@ -6,6 +6,7 @@
 #include "actors/control/foreign.hpp"
 #include "actors/control/membership.hpp"
 #include "actors/control/resources.hpp"
+#include "actors/control/shards.hpp"
 #include "actors/control/witness.hpp"
 #include "actors/features/front.hpp"
 #include "actors/features/shard.hpp"
@@ -49,6 +50,7 @@ Status start_control(Host& host, const NodeParts& p) {
   jobs_options.principal = principal;
   host.spawn(training::jobs(std::move(jobs_options)));
   host.spawn(control::resources({p.control, p.view, epoch}));
+  host.spawn(control::shards({p.control, p.view, epoch}));
   return {};
 }
 
@@ -66,8 +68,8 @@ Message registration(const NodeParts& p) {
     node.setVersion(p.version);
     std::vector<std::string> names = {control::agent_name(p.name)};
     if (p.has(Role::CONTROL))
-      names.insert(names.end(), {"control/membership", "control/resources", "control/authority", "artifacts/store", "mlops/registry",
-                                 "training/jobs", "governance/log"});
+      names.insert(names.end(), {"control/membership", "control/resources", "control/authority", "control/shards", "artifacts/store",
+                                 "mlops/registry", "training/jobs", "governance/log"});
     if (p.has(Role::FEATURES)) names.push_back(features::shard_name(p.name));
     auto running = b.initRunning(static_cast<unsigned>(names.size()));
     for (unsigned i = 0; i < names.size(); ++i) running[i].setName(names[i]);
@@ -90,6 +92,13 @@ void start_agent(Host& host, const NodeParts& p) {
   options.tracer = &host.tracer();
   options.look = [&host] { return std::pair(host.actors(), host.dead_letters()); };
   host.spawn(control::agent(std::move(options)));
+}
+
+// Actors that are addressed by key, and singletons: the one list of their types.
+void start_shards(Host& host, const NodeParts& p) {
+  shards::ShardsOptions options{p.control_node, p.roles, {shards::locks()}};
+  options.types.insert(options.types.end(), p.more_types.begin(), p.more_types.end());
+  host.spawn(shards::shards(std::move(options)));
 }
 
 }  // namespace
@@ -117,6 +126,7 @@ Status start(Host& host, const NodeParts& p) {
   host.spawn(control::witness({p.name, p.control_node, p.view}));
   start_agent(host, p);
   host.spawn(control::foreign({p.control_node, p.view, p.authorizer}));
+  start_shards(host, p);
   return {};
 }
 

@@ -10,6 +10,7 @@
 
 #include "actors/control/agent.hpp"
 #include "actors/governance/refusals.hpp"
+#include "actors/shards/shards.hpp"
 #include "runtime/cluster/view.hpp"
 #include "runtime/host/host.hpp"
 #include "storage/artifact_store.hpp"
@@ -46,6 +47,8 @@ struct NodeParts {
   std::shared_ptr<storage::FeatureRows> rows;
   // role compute
   control::WorkerProcesses* workers = nullptr;
+
+  std::vector<shards::Type> more_types;  // of actors by key, beside those that every cluster has
 
   std::function<void(std::shared_ptr<const cluster::ClusterSnapshot>)> on_view;
   std::function<Status(const std::vector<std::string>& entries)> revoke;  // see AgentOptions

@@ -7,8 +7,10 @@
 #include "messages/foreign.capnp.h"
 #include "messages/governance.capnp.h"
 #include "messages/json.hpp"
+#include "messages/locks.capnp.h"
 #include "messages/registry.capnp.h"
 #include "messages/serving.capnp.h"
+#include "messages/shards.capnp.h"
 #include "messages/training.capnp.h"
 #include "runtime/base/format.hpp"
 
@@ -39,7 +41,8 @@ const std::vector<capnp::StructSchema>& message_catalog() {
            m::PutChunk, m::PutManifest, m::GetManifest, m::ArtifactInfo, m::GetChunk, m::Chunk, m::RegisterVersion, m::GetVersion,
            m::ModelVersionInfo, m::ListModels, m::ModelList, m::SetAlias, m::GetRun, m::RunInfo, m::ListRuns, m::RunList, m::Infer,
            m::InferReply, m::Predict, m::PredictReply, m::DescribeModel, m::ModelDescription, m::ShowAudit, m::AuditPage, m::RegisterActor,
-           m::UnregisterActor, m::Invoke, m::Invoked>();
+           m::UnregisterActor, m::Invoke, m::Invoked, m::GetShards, m::ShardMap, m::AcquireLock, m::RenewLock, m::ReleaseLock, m::GetLock,
+           m::LockGrant, m::LockState>();
   return catalog;
 }
 

@@ -3,6 +3,7 @@
 
 #include "messages/control.capnp.h"
 #include "messages/envelope.capnp.h"
+#include "messages/shards.capnp.h"
 #include "nodes/cli.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/limits.hpp"
@@ -23,9 +24,21 @@ struct LeaveArguments {
 struct Load {
   std::size_t replicas = 0;
   std::size_t workers = 0;
-  std::size_t partitions = 0;
+  std::size_t partitions = 0;  // of features
+  std::size_t keys = 0;        // partitions of actors by key, while there is another node to have them
   bool up = false;
+  bool others = false;
 };
+
+std::size_t keys_of(ShardMap::Reader map, const std::string& name) {
+  std::size_t count = 0;
+  for (const auto type : map.getTypes()) {
+    for (const auto owner : type.getOwners()) {
+      if (owner != 0 && owner <= map.getNodes().size() && text(map.getNodes()[owner - 1U].getName()) == name) ++count;
+    }
+  }
+  return count;
+}
 
 Result<Load> load_of(Client& client, const std::string& name) {
   FALAJ_ASSIGN(const auto status, client.ask<ClusterStatus>("control/membership", Message::build<GetStatus>()));
@@ -38,8 +51,14 @@ Result<Load> load_of(Client& client, const std::string& name) {
   for (const auto owner : view.getPartitions()) {
     if (owner < shards.size() && text(shards[owner]) == name) ++load.partitions;
   }
-  for (const auto node : view.getNodes()) load.up = load.up || (text(node.getName()) == name && node.getUp());
+  for (const auto node : view.getNodes()) {
+    const bool same = text(node.getName()) == name;
+    load.up = load.up || (same && node.getUp());
+    load.others = load.others || (!same && node.getUp() && !node.getDraining());
+  }
   if (load.up) {
+    FALAJ_ASSIGN(const auto map, client.ask<ShardMap>("control/shards", Message::build<GetShards>()));
+    if (load.others) load.keys = keys_of(*map, name);
     FALAJ_ASSIGN(const auto stats, client.ask<NodeStats>("node/agent/" + name, Message::build<GetNodeStats>(), 2s, name));
     load.workers = stats->getWorkers();
   }
@@ -62,7 +81,7 @@ Status do_drain(Cli& cli, const LeaveArguments& a) {
   std::string said;
   for (;;) {
     FALAJ_ASSIGN(const auto load, load_of(*client, a.node));
-    if (!load.up || (load.replicas == 0 && load.workers == 0)) {
+    if (!load.up || (load.replicas == 0 && load.workers == 0 && load.keys == 0)) {
       if (load.partitions != 0) {
         print(format("node {} holds {} of {} feature partitions, which do not move: their rows are away while it is", a.node,
                      load.partitions, limits::kPartitions));
@@ -70,14 +89,15 @@ Status do_drain(Cli& cli, const LeaveArguments& a) {
       print(load.up ? format("node {} is empty: it can be stopped", a.node) : format("node {} is down", a.node));
       return {};
     }
-    auto waiting = format("waiting: {} replicas to move, {} training workers to end", load.replicas, load.workers);
+    auto waiting = format("waiting: {} replicas and {} partitions of keys to move, {} training workers to end", load.replicas, load.keys,
+                          load.workers);
     if (waiting != said) print(waiting);
     said = std::move(waiting);
     if (client->clock().now() >= limit) {
       return error(ErrorCode::deadline,
-                   format("node {} still has {} replicas and {} training workers after {} s; it stays marked as leaving: ask again, or "
-                          "`falaj drain --undo {}`",
-                          a.node, load.replicas, load.workers, a.wait, a.node));
+                   format("node {} still has {} replicas, {} partitions of keys and {} training workers after {} s; it stays marked as "
+                          "leaving: ask again, or `falaj drain --undo {}`",
+                          a.node, load.replicas, load.keys, load.workers, a.wait, a.node));
     }
     client->pause(200ms);
   }
@@ -101,7 +121,8 @@ void add_leave_commands(CLI::App& app, Cli& cli) {
   drain->add_option("--wait", a->wait, "Seconds to wait until it is empty")->capture_default_str()->check(CLI::Range(0U, 86400U));
   drain->footer(
       "Examples:\n  falaj drain --dir ./falaj serving-1\n  falaj drain --dir ./falaj --undo serving-1\nReplicas are ready elsewhere before "
-      "they end here; training workers stay until their run ends. Rolling restart: drain,\nrestart and --undo one node after the other.");
+      "they end here; locks and other actors by key move with what they hold; training workers stay until their run ends. Rolling restart: "
+      "drain,\nrestart and --undo one node after the other.");
   cli.runs(*drain, [&cli, a] { return do_drain(cli, *a); });
 
   auto* forget = app.add_subcommand("forget", "Take a node that is down, and stays so, out of the cluster's list");

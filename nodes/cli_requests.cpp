@@ -74,7 +74,9 @@ void add_request_commands(CLI::App& app, Cli& cli) {
   auto* call = app.add_subcommand("call", "Send one message to an actor, as JSON, and print its reply");
   cli.with_client(*call);
   cli.with_key(*call);
-  call->add_option("actor", a->actor, "Name of the actor, e.g. control/membership, or foreign/... of one that a program hosts")->required();
+  call->add_option("actor", a->actor,
+                   "Name of the actor, e.g. control/membership, shard/locks/NAME, or foreign/... of one that a program hosts")
+      ->required();
   call->add_option("message", a->message, "Type of the message, e.g. GetStatus")->required();
   call->add_option("json", a->json, "Its fields")->capture_default_str();
   call->add_option(

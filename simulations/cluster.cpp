@@ -222,8 +222,12 @@ class Cluster::Workers final : public control::WorkerProcesses {
   std::set<std::string> started_;
 };
 
-Cluster::Cluster(std::uint64_t seed, unsigned nodes)
-    : keys_(std::make_unique<OneKey>()), world_(std::make_unique<SimWorld>(seed)), sandbox_(*world_), crashes_(world_->random("disks")) {
+Cluster::Cluster(std::uint64_t seed, unsigned nodes, std::vector<shards::Type> more_types)
+    : keys_(std::make_unique<OneKey>()),
+      world_(std::make_unique<SimWorld>(seed)),
+      sandbox_(*world_),
+      crashes_(world_->random("disks")),
+      more_types_(std::move(more_types)) {
   for (unsigned i = 0; i < nodes; ++i) {
     const auto name = format("n{}", i);
     names_.push_back(name);
@@ -378,6 +382,7 @@ Status Cluster::boot(Machine& m, Host& host) {
   if (m.has(Role::CONTROL)) parts.authority = authority();
   parts.rows = b.rows;
   parts.workers = m.workers.get();
+  parts.more_types = more_types_;
   parts.on_view = [this, &m, &host](const std::shared_ptr<const cluster::ClusterSnapshot>& snapshot) {
     host.set_directory(snapshot);
     if (on_view) on_view(m.name, *snapshot);

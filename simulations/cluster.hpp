@@ -13,6 +13,7 @@
 
 #include "actors/control/agent.hpp"
 #include "actors/governance/policy.hpp"
+#include "actors/shards/shards.hpp"
 #include "kernels/plan.hpp"
 #include "runtime/cluster/view.hpp"
 #include "runtime/host/sim_host.hpp"
@@ -38,7 +39,8 @@ struct Sandbox {
 
 class Cluster {
  public:
-  Cluster(std::uint64_t seed, unsigned nodes);
+  // `more_types`: of actors by key, on each machine, beside those of real nodes.
+  Cluster(std::uint64_t seed, unsigned nodes, std::vector<shards::Type> more_types = {});
   ~Cluster();
   Cluster(const Cluster&) = delete;
   Cluster& operator=(const Cluster&) = delete;
@@ -97,6 +99,7 @@ class Cluster {
   bool closing_ = false;
   std::map<std::string, std::unique_ptr<Machine>> machines_;
   std::set<std::pair<std::string, std::string>> cuts_;  // between machines, by direction
+  const std::vector<shards::Type> more_types_;
 };
 
 }  // namespace falaj::simulations

@@ -7,6 +7,7 @@
 #include "messages/catalog.hpp"
 #include "runtime/base/format.hpp"
 #include "simulations/checks.hpp"
+#include "simulations/keys.hpp"
 #include "simulations/models.hpp"
 #include "simulations/probe.hpp"
 #include "simulations/rows.hpp"
@@ -45,6 +46,7 @@ class FaultRun {
   Client client_;
   Rows rows_;
   Models models_;
+  Keys keys_;
   Instant next_look_{};
   Instant calm_since_{};
   Duration settled_after_{};
@@ -53,14 +55,15 @@ class FaultRun {
 
 FaultRun::FaultRun(const FaultPlan& plan)
     : plan_(plan),
-      cluster_(plan.seed, std::max(1U, plan.nodes)),
+      cluster_(plan.seed, std::max(1U, plan.nodes), Keys::types()),
       world_(cluster_.world()),
       verdict_([this] { return world_.now(); }),
       checks_(cluster_, verdict_),
       storm_(cluster_, plan.plant),
       client_(cluster_, verdict_),
       rows_(cluster_, client_, verdict_),
-      models_(cluster_, client_, verdict_) {}
+      models_(cluster_, client_, verdict_),
+      keys_(verdict_) {}
 
 // The cluster ends last, and nobody listens to it then.
 FaultRun::~FaultRun() {
@@ -98,6 +101,7 @@ void FaultRun::hook() {
     }
     options.verdict = &verdict_;
     start_probe(host, std::move(options));
+    keys_.start(host);
   };
   cluster_.on_boot_failed = [this](const std::string& machine, const Error& why) {
     if (plan_.trace) plan_.trace(format("{:>12} {} does not start: {}", world_.now().time_since_epoch() / 1us, machine, to_string(why)));
@@ -146,11 +150,13 @@ void FaultRun::calm_down(Instant end) {
   const auto limit = std::min(end, calm_since_ + kPatience);
   storm_.calm();
   models_.calm();
+  keys_.calm();
   rows_.stop();
   const auto settled = [this] { return checks_.not_settled(); };
   if (!wait([this] { return models_.done() ? std::string() : models_.waiting_for(); }, limit, "not all is done")) return;
   models_.stop();
   if (!wait(settled, limit, "the cluster has not settled")) return;
+  if (!wait([this] { return keys_.missing(); }, limit, "not all keys answer")) return;
   rows_.read_all();
   if (!wait([this] { return rows_.all_read() ? std::string() : rows_.missing(); }, limit, "not all rows are read")) return;
   const auto worker = [this] { return cluster_.workers().empty() ? std::string() : cluster_.workers().front() + " still runs"; };
@@ -178,7 +184,8 @@ FaultReport FaultRun::run() {
       verdict_.fail(format("{} promotions were acknowledged, {} are in the audit log", models_.promotions(), audit.promotions));
   }
   step_until(end);
-  for (const auto number : {rows_.acknowledged(), models_.runs(), models_.predictions(), client_.answered(), report.audit_entries})
+  for (const auto number :
+       {rows_.acknowledged(), models_.runs(), models_.predictions(), client_.answered(), keys_.answers(), report.audit_entries})
     world_.fold(number);
   world_.fold(stable_hash(models_.weights()));
   report.digest = world_.digest();
@@ -204,11 +211,12 @@ FaultReport run_faults(const FaultPlan& plan) {
 
 const std::vector<std::string>& plants() {
   static const std::vector<std::string> kPlants = {
-      "reply-twice",        "ask-without-deadline",     "mailbox-unbounded",      "restart-intensity-off-by-one",
-      "restart-at-once",    "children-stopped-at-once", "incarnation-unchecked",  "down-lost",
-      "file-not-synced",    "folder-not-synced",        "row-acknowledged-early", "epoch-not-stored",
-      "last-node-not-told", "strays-forgotten",         "audit-entry-twice",      "audit-entry-dropped",
-      "sum-out-of-order",   "state-not-reset",          "run-ended-by-busy-pool", "command-not-stored",
+      "reply-twice",         "ask-without-deadline",     "mailbox-unbounded",      "restart-intensity-off-by-one",
+      "restart-at-once",     "children-stopped-at-once", "incarnation-unchecked",  "down-lost",
+      "file-not-synced",     "folder-not-synced",        "row-acknowledged-early", "epoch-not-stored",
+      "last-node-not-told",  "strays-forgotten",         "audit-entry-twice",      "audit-entry-dropped",
+      "sum-out-of-order",    "state-not-reset",          "run-ended-by-busy-pool", "command-not-stored",
+      "lease-not-looked-at",
   };
   return kPlants;
 }

@@ -150,7 +150,7 @@ ActorRef Node::find_local(std::string_view name) const {
 }
 
 ActorRef Node::find(std::string_view name) {
-  if (auto here = find_local(name)) return here;
+  if (auto found = here(name)) return found;
   std::shared_ptr<const Directory> directory;
   {
     const std::shared_lock lock(tables_);
@@ -177,7 +177,7 @@ ActorRef Node::at(const ActorAddress& address) {
   if (address.incarnation.value() != 0 && address.incarnation != options.incarnation)
     return nobody(address, error(ErrorCode::gone, "that incarnation of this node has ended"));
   if (address.actor.value() == 0) {
-    auto named = find_local(address.name);
+    auto named = here(address.name);
     return named ? named : nobody(address, error(ErrorCode::not_found, format("no actor named {} on this node", address.name)));
   }
   auto found = local(address.actor);

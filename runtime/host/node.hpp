@@ -61,6 +61,7 @@ class Node : public std::enable_shared_from_this<Node> {
   void remove(Cell& cell);  // at its end
   [[nodiscard]] ActorRef find(std::string_view name);
   [[nodiscard]] ActorRef find_local(std::string_view name) const;
+  [[nodiscard]] ActorRef here(std::string_view name);  // find_local, or the actor of a key (keyed.cpp), wherever it runs
   [[nodiscard]] ActorRef at(const ActorAddress& address);
   [[nodiscard]] ActorRef local(ActorId actor) const;
   [[nodiscard]] ActorRef nobody(ActorAddress address, Error why);

@@ -348,6 +348,7 @@ void Remote::inbound_request(Peer& peer, const Host::Peer& sender, Lane lane, co
     ends.from = sender_of(sender, h);
   } else {
     ends = ends_of(peer, sender, h);
+    if (!ends.to && h.to.actor == 0) ends.to = node_.here(h.to.name);  // an actor with a key: made for this message, not remembered
   }
   d->from = std::move(ends.from);
   if (ends.to) {
