@@ -18,9 +18,11 @@ constexpr std::size_t kRecordFull = 15U << 10;              // a TLS record hold
 constexpr std::size_t kSmallBody = 16U << 10;               // larger ones are encrypted from where they lie
 constexpr std::size_t kLargePiece = 128U << 10;             // and in pieces of this, each one system call
 constexpr std::size_t kReadPerBatch = 32U << 10;            // then those who were sent something may have a turn on this thread
-constexpr std::size_t kReadPerTurn = 512U << 10;            // then other connections of this thread have their turn
-constexpr auto kTurnTime = std::chrono::microseconds(500);  // so, too, when those who were sent something take long
+constexpr std::size_t kReadPerTurn = 256U << 10;            // then other connections of this thread have their turn
+constexpr std::size_t kWritePerTurn = 256U << 10;           // the same
+constexpr auto kTurnTime = std::chrono::microseconds(250);  // so, too, when those who were sent something take long
 constexpr int kRoundsAsGuest = 4;                           // writes in a row that a sender does for others
+constexpr int kRoundsPerTurn = 16;                          // and on the thread of the connection, before others have their turn
 constexpr int kDirectAfterRead = 2;
 
 Connection::Closed closed(std::string_view label, ErrorCode code, std::string message) { return {label, Error{code, std::move(message)}}; }
@@ -490,12 +492,14 @@ void Connection::flush() {
       std::swap(batch_, queue_);
       setting_.metrics.messages_out[static_cast<std::size_t>(lane)]->add(batch_.messages);
     }
-    if (guest && round == kRoundsAsGuest) return post_to_io(&Connection::flush);
+    if (round == (guest ? kRoundsAsGuest : kRoundsPerTurn)) return post_to_io(&Connection::flush);
     // One message at a time and nobody faster: the next sender may as well write by itself.
     if (!guest && batch_.messages == 1 && direct_.load(std::memory_order_relaxed) < 1) direct_.store(1, std::memory_order_relaxed);
     switch (write_batch()) {
       case Wrote::all:
         break;
+      case Wrote::turn:
+        return post_to_io(&Connection::flush);
       case Wrote::blocked:
         if (guest) return post_to_io(&Connection::wait_writable);
         return wait_writable();
@@ -539,10 +543,11 @@ void Connection::drop_batch() {
 
 Connection::Wrote Connection::write_batch() {
   const std::scoped_lock lock(tls_mutex_);
-  for (;;) {
+  for (std::size_t total = 0;;) {
     if (dead_) return Wrote::broken;
     if (const auto wrote = push_cipher(); wrote != Wrote::all) return wrote;
     if (batch_done()) return Wrote::all;
+    if (total >= kWritePerTurn) return Wrote::turn;
     const bool body_waits = large_done_ < batch_.large.size();
     const std::size_t until = body_waits ? batch_.large[large_done_].at : batch_.run.size();
     const auto run = ByteView(batch_.run).subspan(run_done_, std::min(until - run_done_, kCoalesced));
@@ -562,6 +567,7 @@ Connection::Wrote Connection::write_batch() {
         ++large_done_;
       }
     }
+    total += bytes;
     queued_bytes_.fetch_sub(bytes, std::memory_order_relaxed);
     setting_.metrics.bytes_out.add(bytes);
   }

@@ -104,7 +104,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
  private:
   enum class Stage : unsigned char { tls, hello, paused, open, closed };
-  enum class Wrote : unsigned char { all, blocked, broken };
+  enum class Wrote : unsigned char { all, turn, blocked, broken };
   // What waits to be written: everything small in one run of bytes, so that a message costs one copy and no memory of its own.
   struct Outbox {
     struct Large {     // a body that is encrypted from where it lies
