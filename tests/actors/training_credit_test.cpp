@@ -200,6 +200,7 @@ Message trees_job(std::uint32_t folds, std::uint32_t rounds, std::uint32_t worke
   EXPECT_TRUE(parsed.has_value()) << parsed.error().message;
   auto job = root.getJob()[0];
   job.setName("toy");
+  job.setPurpose("testing");
   job.setFolds(folds);
   job.setWorkers(workers);
   job.setCheckpointEverySteps(10);
