@@ -296,11 +296,12 @@ void Remote::on_message(const Host::Peer& sender, Lane lane, const Header& h, Me
   const auto peer = sending_peer(sender.node);
   // The first word of a restarted node may be the answer to an ask that was fenced with its old incarnation: that answer counts,
   // and only then are the asks to the old one failed.
-  const bool answer = h.kind == messages::Kind::REPLY || h.kind == messages::Kind::REFUSAL;
-  if (answer) inbound_answer(*peer, h, std::move(body));
-  const bool current = heard_of(*peer, sender.incarnation);
-  if (answer) return;
-  if (!current) {
+  if (h.kind == messages::Kind::REPLY || h.kind == messages::Kind::REFUSAL) {
+    inbound_answer(*peer, h, std::move(body));
+    heard_of(*peer, sender.incarnation);
+    return;
+  }
+  if (!heard_of(*peer, sender.incarnation)) {
     node_.dead_letter(address_of(h.to), body.type(), "gone: from an incarnation of a node that has ended");
     return;
   }
