@@ -136,7 +136,7 @@ std::shared_ptr<const Tensor> PackedWeights::get(const Tensor& source, std::stri
   return insert(source, layout, make());
 }
 
-// Denormals to zero, in and out, and one OpenMP thread for oneDNN, on the calling thread.
+// Denormals to zero, in and out, on the calling thread.
 void set_flush_denormals();
 
 }  // namespace falaj::kernels

@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/makers.hpp"
+#include "kernels/cpu/onednn.hpp"
 #include "kernels/plan.hpp"
 #include "runtime/base/format.hpp"
 
@@ -12,6 +13,8 @@ extern "C" void omp_set_num_threads(int);  // libgomp, which oneDNN runs on
 
 namespace falaj::kernels {
 namespace cpu {
+
+void one_thread() { omp_set_num_threads(1); }
 
 bool has_avx2() noexcept {
   static const bool kHas = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -91,7 +94,6 @@ const Backend& cpu_backend() {
 
 void set_flush_denormals() {
   _mm_setcsr(_mm_getcsr() | 0x8040U);  // flush to zero, denormals are zero
-  omp_set_num_threads(1);
 }
 
 }  // namespace falaj::kernels

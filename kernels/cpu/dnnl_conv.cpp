@@ -2,24 +2,16 @@
 // layouts it likes best; what differs is reordered in the run, into scratch memory.
 //
 // For graphs that are compiled to be batch-invariant a primitive is made for one image and run for each.
-#include <dnnl.hpp>
 #include <unordered_map>
 
 #include "kernels/cpu/makers.hpp"
+#include "kernels/cpu/onednn.hpp"
 #include "kernels/ops/conv.hpp"
-#include "runtime/base/format.hpp"
 
 namespace falaj::kernels::cpu {
 namespace {
 
 using dnnl::memory;
-
-Error refuse(std::string_view why) { return Error{ErrorCode::unimplemented, format("oneDNN: {}", why)}; }
-
-const dnnl::engine& engine() {
-  static const dnnl::engine instance(dnnl::engine::kind::cpu, 0);
-  return instance;
-}
 
 std::size_t aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -50,7 +42,7 @@ class DnnlConv final : public Kernel {
     }
   }
   void run(const Io& io) const override {
-    dnnl::stream stream(engine());
+    dnnl::stream work = stream();
     for (std::int64_t n = 0; n < images_; ++n) {
       std::unordered_map<int, memory> arguments;
       for (std::size_t i = 0; i < sides_.size(); ++i) {
@@ -58,16 +50,16 @@ class DnnlConv final : public Kernel {
         memory own = at(io, i, n);
         memory wanted = side.differs() ? memory(side.wanted, engine(), io.scratch + side.offset) : own;
         // Weights are the same for each image.
-        if (side.differs() && i != kResult && (n == 0 || side.step > 0)) side.reorder.execute(stream, own, wanted);
+        if (side.differs() && i != kResult && (n == 0 || side.step > 0)) side.reorder.execute(work, own, wanted);
         arguments.emplace(side.role, wanted);
       }
       if (scratch_.get_size() > 0) arguments.emplace(DNNL_ARG_SCRATCHPAD, memory(scratch_, engine(), io.scratch));
-      primitive_.execute(stream, arguments);
+      primitive_.execute(work, arguments);
       const Side& result = sides_[kResult];
       memory own = at(io, kResult, n);
-      if (result.differs()) result.reorder.execute(stream, arguments.at(result.role), own);
+      if (result.differs()) result.reorder.execute(work, arguments.at(result.role), own);
     }
-    stream.wait();
+    work.wait();
   }
   [[nodiscard]] std::size_t scratch_bytes() const override { return bytes_; }
   [[nodiscard]] std::string_view implementation() const override { return name_; }
@@ -121,6 +113,7 @@ Problem problem(const ConvSpec& s, bool one_by_one) {
 std::size_t bytes_of(const memory::dims& dims) { return plain(dims).get_size(); }
 
 Result<KernelPtr> make(const KernelCall& call, const ConvSpec& spec) {
+  one_thread();
   const Problem p = problem(spec, call.batch_invariant);
   const std::size_t x_step = p.images > 1 ? bytes_of(p.x) : 0;
   const std::size_t y_step = p.images > 1 ? bytes_of(p.y) : 0;

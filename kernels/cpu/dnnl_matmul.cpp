@@ -3,14 +3,13 @@
 //
 // One primitive is one immutable kernel, run from any thread: scratch memory is ours (scratchpad_mode::user), and memory objects are
 // made in the run from handles, for they carry pointers.
-#include <dnnl.hpp>
 #include <unordered_map>
 
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/makers.hpp"
+#include "kernels/cpu/onednn.hpp"
 #include "kernels/ops/matmul.hpp"
 #include "kernels/plan.hpp"
-#include "runtime/base/format.hpp"
 
 namespace falaj::kernels::cpu {
 namespace {
@@ -19,13 +18,6 @@ namespace {
 constexpr std::int64_t kWorkMin = std::int64_t{1} << 21;
 
 using dnnl::memory;
-
-Error refuse(std::string_view why) { return Error{ErrorCode::unimplemented, format("oneDNN: {}", why)}; }
-
-const dnnl::engine& engine() {
-  static const dnnl::engine instance(dnnl::engine::kind::cpu, 0);
-  return instance;
-}
 
 memory::desc plain(std::int64_t rows, std::int64_t cols, std::int64_t row_stride, std::int64_t col_stride) {
   return memory::desc({rows, cols}, memory::data_type::f32, memory::dims{row_stride, col_stride});
@@ -67,15 +59,15 @@ class DnnlMatMul final : public Kernel {
 
   void run(const Io& io) const override {
     const dnnl::engine& e = engine();
-    dnnl::stream stream(e);
+    dnnl::stream work = stream();
     memory a(pd_.src_desc(), e, io.in[0]);
     memory b(pd_.weights_desc(), e, packed_ == nullptr ? io.in[1] : const_cast<void*>(packed_->raw()));
     memory y(pd_.dst_desc(), e, io.out[0]);
     std::unordered_map<int, memory> arguments = {{DNNL_ARG_SRC, a}, {DNNL_ARG_WEIGHTS, b}, {DNNL_ARG_DST, y}};
     if (has_bias_) arguments.emplace(DNNL_ARG_BIAS, memory(pd_.bias_desc(), e, io.in[2]));
     if (scratch_ > 0) arguments.emplace(DNNL_ARG_SCRATCHPAD, memory(pd_.scratchpad_desc(), e, io.scratch));
-    primitive_.execute(stream, arguments);
-    stream.wait();
+    primitive_.execute(work, arguments);
+    work.wait();
   }
   [[nodiscard]] std::size_t scratch_bytes() const override { return scratch_; }
   [[nodiscard]] std::string_view implementation() const override { return name_; }
@@ -97,14 +89,15 @@ std::shared_ptr<const Tensor> packed_weights(const KernelCall& call, const MatMu
     Tensor packed = Tensor::uninitialised(DType::u8, {static_cast<std::int64_t>(wanted.get_size())});
     memory from(own, engine(), const_cast<void*>(weights.raw()));
     memory to(wanted, engine(), packed.mutable_raw());
-    dnnl::stream stream(engine());
-    dnnl::reorder(from, to).execute(stream, from, to);
-    stream.wait();
+    dnnl::stream work = stream();
+    dnnl::reorder(from, to).execute(work, from, to);
+    work.wait();
     return packed;
   });
 }
 
 Result<KernelPtr> make(const KernelCall& call, const MatMulSpec& spec) {
+  one_thread();
   memory::desc a = plain(spec.m, spec.k, spec.a_row, spec.a_col);
   memory::desc own = plain(spec.k, spec.n, spec.b_row, spec.b_col);
   memory::desc y = plain(spec.m, spec.n, spec.n, 1);

@@ -23,7 +23,7 @@ constexpr std::size_t kPrepareRows = 8192;  // rows of one run of the prefix
 constexpr std::size_t kBatchesMax = 64;     // sizes of batches whose buffers are kept
 constexpr std::string_view kTargetInput = "falaj/target";
 
-// The thread's float mode for as long as kernels run on it; the previous one comes back, OpenMP's team of one stays.
+// The thread's float mode for as long as kernels run on it; the previous one comes back.
 struct ComputeScope {
   ComputeScope() { set_flush_denormals(); }
   FlushDenormals mode;
