@@ -60,6 +60,11 @@ std::optional<capnp::StructSchema> find_message(TypeId type) {
   return std::nullopt;
 }
 
+std::string message_label(TypeId type) {
+  const auto schema = find_message(type);
+  return schema ? std::string(schema->getShortDisplayName().cStr()) : format("a message of type {:x}", type.value());
+}
+
 Result<Message> message_from_json(const capnp::StructSchema& schema, std::string_view json) {
   capnp::MallocMessageBuilder builder;
   auto root = builder.initRoot<capnp::DynamicStruct>(schema);
@@ -69,8 +74,7 @@ Result<Message> message_from_json(const capnp::StructSchema& schema, std::string
 
 Result<std::string> message_to_json(const Message& message, bool pretty) {
   const auto schema = find_message(message.type());
-  if (!schema)
-    return error(ErrorCode::unimplemented, format("a message of type {:x}, which this falaj does not know", message.type().value()));
+  if (!schema) return error(ErrorCode::unimplemented, format("{}, which this falaj does not know", message_label(message.type())));
   FALAJ_ASSIGN(const auto opened, message.open_dynamic(*schema));
   return to_json(opened.root(), pretty);
 }

@@ -4,6 +4,7 @@
 #include <capnp/schema.h>
 
 #include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -14,6 +15,7 @@ namespace falaj {
 const std::vector<capnp::StructSchema>& message_catalog();
 std::optional<capnp::StructSchema> find_message(std::string_view name);  // "GetStatus"
 std::optional<capnp::StructSchema> find_message(TypeId type);
+std::string message_label(TypeId type);  // its name, or "a message of type HEX": for errors and the audit log
 
 // A message of that type from JSON; `invalid` names the place.
 Result<Message> message_from_json(const capnp::StructSchema& schema, std::string_view json);

@@ -10,69 +10,6 @@ namespace falaj::nodes {
 namespace {
 
 using falaj::Lane;
-using messages::Ball;
-using messages::Parcel;
-using messages::Tally;
-
-constexpr std::size_t kSmall = 100;
-constexpr std::size_t kLarge = 1U << 20;
-
-struct Drive {
-  std::size_t width = 1;    // coroutines at once
-  std::uint64_t burst = 1;  // messages of each before one of them is waited for
-  Lane lane = Lane::normal;
-  bool echo = true;  // the payload comes back; otherwise its count
-  std::size_t bytes = kSmall;
-  std::vector<double>* us = nullptr;  // of each wait
-};
-
-// Sends what a Ball says to the echo of the other process.
-class Driver final : public ActorOf<Driver> {
- public:
-  static constexpr std::string_view kType = "bench/driver";
-  static void handlers(Handlers<Driver>& on) { on.message<Ball>(&Driver::drive); }
-  explicit Driver(const Drive& plan) : plan_(plan), parcel_(parcel(plan.bytes, plan.echo)) {}
-  void drive(Context& ctx, Msg<Ball> m) {
-    const auto total = m->getLeft();
-    const auto shared = std::make_shared<Under>(Under{plan_.width, {}, std::move(m)});
-    for (std::size_t i = 0; i < plan_.width; ++i) ctx.start(send(ctx, total / plan_.width + (i < total % plan_.width ? 1 : 0), shared));
-  }
-
- private:
-  struct Under {
-    std::size_t open;
-    std::optional<Error> why;
-    Msg<Ball> from;
-  };
-
-  Task<> send(Context& ctx, std::uint64_t left, std::shared_ptr<Under> under) {
-    const auto to = ctx.at(BenchPair::at(kEcho));
-    SendOptions options;
-    options.lane = plan_.lane;
-    SendOptions patient = options;
-    patient.timeout = std::chrono::seconds(30);
-    while (left > 0 && !under->why) {
-      const auto burst = std::min(left, plan_.burst);
-      for (std::uint64_t i = 1; i < burst; ++i) ctx.tell(to, parcel_, options);
-      const auto begin = ctx.now();
-      if (plan_.echo) {
-        auto back = co_await ctx.ask<Parcel>(to, parcel_, patient);
-        if (!back.has_value()) under->why = std::move(back).error();
-      } else {
-        auto counted = co_await ctx.ask<Tally>(to, parcel_, patient);
-        if (!counted.has_value()) under->why = std::move(counted).error();
-      }
-      if (plan_.us != nullptr) plan_.us->push_back(static_cast<double>((ctx.now() - begin).count()) * 1e-3);
-      left -= burst;
-    }
-    if (--under->open > 0) co_return;
-    if (under->why) co_return under->from.refuse(*under->why);
-    under->from.reply(Message::build<Tally>());
-  }
-
-  Drive plan_;
-  Message parcel_;
-};
 
 // Percentiles of rounds: of each the wanted ones, then the median over rounds.
 struct Waits {
@@ -103,22 +40,15 @@ class Measured {
   }
 
  private:
-  void spawn(const std::string& name, const Drive& how) {
-    ChildSpec spec;
-    spec.id = spec.name = name;
-    spec.make = [how] { return std::make_unique<Driver>(how); };
-    pair_.host().spawn(std::move(spec));
-  }
-
   Result<double> rated(const std::string& name, const Drive& how) {
-    spawn(name, how);
+    pair_.spawn(name, how);
     return rate(plan_, name, [&](std::uint64_t n) { return pair_.drive(name, n); });
   }
 
   // One in flight. Rounds of ours and of the bare loop take turns, so that both meet the same machine.
   Status waits(Figures& out) {
     std::vector<double> us;
-    spawn("link_rtt", {.us = &us});
+    pair_.spawn("link_rtt", {.us = &us});
     auto once = plan_;
     once.rounds = 1;
     FALAJ_ASSIGN(const auto per_second, rate(once, "link_rtt, warming up", [&](std::uint64_t n) { return pair_.drive("link_rtt", n); }));

@@ -2,8 +2,7 @@
 // `falaj bench lanes`: what a question on the control lane waits while bulk fills the link and a flood fills the actor that is asked.
 // Loads are open-loop: a question is due when its time has come, whatever became of those before, and waits count from then.
 #include <algorithm>
-#include <array>
-#include <atomic>
+#include <limits>
 
 #include "nodes/bench_pair.hpp"
 #include "nodes/http_load.hpp"
@@ -14,11 +13,8 @@ namespace {
 
 using falaj::Lane;
 using messages::Ball;
-using messages::Parcel;
 using messages::Tally;
 
-constexpr std::size_t kSmall = 100;
-constexpr std::size_t kLarge = 1U << 20;
 constexpr Duration kTick = std::chrono::milliseconds(1);
 
 struct OpenLoop {
@@ -92,88 +88,24 @@ class Asker final : public ActorOf<Asker> {
   Message parcel_;
 };
 
-struct ClosedLoop {
-  std::string_view to;
-  std::size_t width = 1;
-  std::uint64_t burst = 1;  // messages of which the last is waited for
-  Lane lane = Lane::normal;
-  std::size_t bytes = kSmall;
-};
-
-// Keeps `width` bursts under way until told to stop; then answers with the number of messages.
-class Loader final : public ActorOf<Loader> {
- public:
-  static constexpr std::string_view kType = "bench/loader";
-  static void handlers(Handlers<Loader>& on) { on.message<Ball>(&Loader::drive); }
-  Loader(const ClosedLoop& plan, const std::atomic<bool>* stop, std::atomic<std::uint64_t>* done)
-      : plan_(plan), stop_(stop), done_(done), parcel_(parcel(plan.bytes, false)) {}
-
-  void drive(Context& ctx, Msg<Ball> m) {
-    const auto shared = std::make_shared<Under>(Under{plan_.width, {}, std::move(m)});
-    for (std::size_t i = 0; i < plan_.width; ++i) ctx.start(send(ctx, shared));
-  }
-
- private:
-  struct Under {
-    std::size_t open;
-    std::optional<Error> why;
-    Msg<Ball> from;
-  };
-
-  Task<> send(Context& ctx, std::shared_ptr<Under> under) {
-    const auto to = ctx.at(BenchPair::at(plan_.to));
-    SendOptions options;
-    options.lane = plan_.lane;
-    SendOptions patient = options;
-    patient.timeout = std::chrono::seconds(30);
-    while (!stop_->load(std::memory_order_relaxed) && !under->why) {
-      for (std::uint64_t i = 1; i < plan_.burst; ++i) ctx.tell(to, parcel_, options);
-      auto counted = co_await ctx.ask<Tally>(to, parcel_, patient);
-      if (!counted.has_value()) under->why = std::move(counted).error();
-      done_->fetch_add(plan_.burst, std::memory_order_relaxed);
-    }
-    if (--under->open > 0) co_return;
-    if (under->why) co_return under->from.refuse(*under->why);
-    under->from.reply(Message::build<Tally>());
-  }
-
-  ClosedLoop plan_;
-  const std::atomic<bool>* stop_;
-  std::atomic<std::uint64_t>* done_;
-  Message parcel_;
-};
-
-template <class A, class... Arguments>
-void spawn(BenchPair& pair, const std::string& name, Arguments... arguments) {
-  ChildSpec spec;
-  spec.id = spec.name = name;
-  spec.make = [arguments...] { return std::make_unique<A>(arguments...); };
-  pair.host().spawn(std::move(spec));
-}
-
-// Runs a closed loop beside what `meanwhile` does; gives its messages a second.
-Result<double> beside(const BenchPlan& plan, BenchPair& pair, const std::string& name, const ClosedLoop& load,
+// Keeps a load under way beside what `meanwhile` does; gives its messages a second.
+Result<double> beside(const BenchPlan& plan, BenchPair& pair, const std::string& name, Drive load,
                       const std::function<Status()>& meanwhile) {
   std::atomic<bool> stop{false};
-  std::atomic<std::uint64_t> done{0};
-  spawn<Loader>(pair, name, load, &stop, &done);
-  Status loaded;
-  Gate ended;
-  SendOptions patient;
-  patient.timeout = std::chrono::minutes(15);
-  pair.host().ask(pair.host().find(name), Message::build<Ball>(), patient, [&](Result<Message> answer) {
-    if (!answer) loaded = std::move(answer).error();
-    ended.open();
-  });
+  std::atomic<std::uint64_t> messages{0};
+  load.stop = &stop;
+  load.messages = &messages;
+  pair.spawn(name, load);
   const auto begin = plan.clock.now();
+  const auto run = pair.begin(name, std::numeric_limits<std::uint64_t>::max());
   auto how = meanwhile();
   const auto seconds = std::chrono::duration<double>(plan.clock.now() - begin).count();
-  const auto messages = static_cast<double>(done.load());
+  const auto sent = static_cast<double>(messages.load());
   stop = true;
-  if (!ended.wait(std::chrono::minutes(2))) return failed("the load does not end");
+  if (!run->ended_within(std::chrono::minutes(2))) return failed("the load does not end");
   FALAJ_TRY(how);
-  FALAJ_TRY(loaded);
-  return messages / seconds;
+  FALAJ_TRY(run->how());
+  return sent / seconds;
 }
 
 void wait_for(Duration time) {
@@ -189,25 +121,17 @@ struct Memory {
 
 Result<Memory> overload(const BenchPlan& plan, BenchPair& pair, const OpenLoop& load, Ends& ends) {
   const auto questions = static_cast<std::uint64_t>(ends.us.size());
-  spawn<Asker>(pair, "asker", load, &ends);
+  pair.spawn("asker", [load, &ends] { return std::make_unique<Asker>(load, &ends); });
   Memory memory;
-  Status how;
-  Gate ended;
-  SendOptions patient;
-  patient.timeout = std::chrono::minutes(15);
-  pair.host().ask(pair.host().find("asker"), Message::build<Ball>([&](Ball::Builder b) { b.setLeft(questions); }), patient,
-                  [&](Result<Message> answer) {
-                    if (!answer) how = std::move(answer).error();
-                    ended.open();
-                  });
+  const auto run = pair.begin("asker", questions);
   const auto begin = plan.clock.now();
   const auto half = std::chrono::duration<double>(static_cast<double>(questions) / load.per_second / 2);
   const auto step = std::chrono::duration_cast<Duration>(std::min(std::chrono::duration<double>(1), half / 10));
   do {
     auto& most = plan.clock.now() - begin < half ? memory.first_half : memory.second_half;
     most = std::max(most, resident_bytes() + pair.other_resident_bytes());
-  } while (!ended.wait(step) && plan.clock.now() - begin < std::chrono::minutes(14));
-  FALAJ_TRY(how);
+  } while (!run->ended_within(step) && plan.clock.now() - begin < std::chrono::minutes(14));
+  FALAJ_TRY(run->how());
   return memory;
 }
 
@@ -219,7 +143,7 @@ Status bench_overload(const BenchPlan& plan) {
   FALAJ_TRY(pair.start());
   // The peak: as much as it can do when nobody asks for more than it answers.
   const auto round = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(std::clamp(plan.seconds, 0.5, 5.0)));
-  FALAJ_ASSIGN(const auto peak, beside(plan, pair, "peak", {.to = kService, .width = 16}, [&]() -> Status {
+  FALAJ_ASSIGN(const auto peak, beside(plan, pair, "peak", {.to = kService, .width = 16, .echo = false}, [&]() -> Status {
                  wait_for(round);
                  return {};
                }));
@@ -275,14 +199,15 @@ Status bench_lanes(const BenchPlan& plan) {
   for (unsigned i = 0; i < plan.rounds; ++i) {
     Ends ends(static_cast<std::size_t>(std::max(probe.per_second * plan.seconds, 100.0)));
     const auto name = format("probe{}", i);
-    spawn<Asker>(pair, name, probe, &ends);
+    pair.spawn(name, [probe, &ends] { return std::make_unique<Asker>(probe, &ends); });
     double flood = 0;
-    FALAJ_ASSIGN(const auto bulk,
-                 beside(plan, pair, format("bulk{}", i), {.to = kEcho, .width = 4, .lane = Lane::bulk, .bytes = kLarge}, [&]() -> Status {
-                   FALAJ_ASSIGN(flood, beside(plan, pair, format("flood{}", i), {.to = kSink, .width = 4, .burst = 256},
-                                              [&] { return pair.drive(name, ends.us.size()); }));
-                   return {};
-                 }));
+    FALAJ_ASSIGN(const auto bulk, beside(plan, pair, format("bulk{}", i),
+                                         {.to = kEcho, .width = 4, .lane = Lane::bulk, .echo = false, .bytes = kLarge}, [&]() -> Status {
+                                           FALAJ_ASSIGN(flood, beside(plan, pair, format("flood{}", i),
+                                                                      {.to = kSink, .width = 4, .burst = 256, .echo = false},
+                                                                      [&] { return pair.drive(name, ends.us.size()); }));
+                                           return {};
+                                         }));
     if (ends.answered < ends.asked) return failed(format("{} of {} questions were not answered", ends.asked - ends.answered, ends.asked));
     std::ranges::sort(ends.us);
     p50.push_back(percentile(ends.us, 0.5));

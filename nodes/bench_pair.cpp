@@ -58,6 +58,55 @@ class Service final : public ActorOf<Service> {
   std::uint64_t served_ = 0;
 };
 
+// Sends as many messages as a Ball says; answers when the last is counted, or when it is told to stop.
+class Driver final : public ActorOf<Driver> {
+ public:
+  static constexpr std::string_view kType = "bench/driver";
+  static void handlers(Handlers<Driver>& on) { on.message<Ball>(&Driver::drive); }
+  explicit Driver(const Drive& plan) : plan_(plan), parcel_(parcel(plan.bytes, plan.echo)) {}
+  void drive(Context& ctx, Msg<Ball> m) {
+    const auto total = m->getLeft();
+    const auto shared = std::make_shared<Under>(Under{plan_.width, {}, std::move(m)});
+    for (std::size_t i = 0; i < plan_.width; ++i) ctx.start(send(ctx, total / plan_.width + (i < total % plan_.width ? 1 : 0), shared));
+  }
+
+ private:
+  struct Under {
+    std::size_t open;
+    std::optional<Error> why;
+    Msg<Ball> from;
+  };
+
+  Task<> send(Context& ctx, std::uint64_t left, std::shared_ptr<Under> under) {
+    const auto to = ctx.at(BenchPair::at(plan_.to));
+    SendOptions options;
+    options.lane = plan_.lane;
+    SendOptions patient = options;
+    patient.timeout = std::chrono::seconds(30);
+    while (left > 0 && !under->why && !(plan_.stop != nullptr && plan_.stop->load(std::memory_order_relaxed))) {
+      const auto burst = std::min(left, plan_.burst);
+      for (std::uint64_t i = 1; i < burst; ++i) ctx.tell(to, parcel_, options);
+      const auto begin = ctx.now();
+      if (plan_.echo) {
+        auto back = co_await ctx.ask<Parcel>(to, parcel_, patient);
+        if (!back.has_value()) under->why = std::move(back).error();
+      } else {
+        auto counted = co_await ctx.ask<Tally>(to, parcel_, patient);
+        if (!counted.has_value()) under->why = std::move(counted).error();
+      }
+      if (plan_.us != nullptr) plan_.us->push_back(static_cast<double>((ctx.now() - begin).count()) * 1e-3);
+      if (plan_.messages != nullptr) plan_.messages->fetch_add(burst, std::memory_order_relaxed);
+      left -= burst;
+    }
+    if (--under->open > 0) co_return;
+    if (under->why) co_return under->from.refuse(*under->why);
+    under->from.reply(Message::build<Tally>());
+  }
+
+  Drive plan_;
+  Message parcel_;
+};
+
 Result<std::unique_ptr<LinkedHost>> make_side(const ClusterDir& dir, std::string_view name, const Clock& clock) {
   FALAJ_ASSIGN(auto identity, node_identity(dir.node(name)));
   HostOptions options;
@@ -120,16 +169,31 @@ Result<BenchPair::Ports> BenchPair::wait_ports() {
   return error(ErrorCode::deadline, "the other process is not ready");
 }
 
-Status BenchPair::drive(std::string_view driver, std::uint64_t units) {
-  Gate done;
-  Status how;
+void BenchPair::spawn(const std::string& name, std::function<std::unique_ptr<Actor>()> make) {
+  ChildSpec spec;
+  spec.id = spec.name = name;
+  spec.make = std::move(make);
+  host().spawn(std::move(spec));
+}
+
+void BenchPair::spawn(const std::string& name, const Drive& plan) {
+  spawn(name, [plan] { return std::make_unique<Driver>(plan); });
+}
+
+std::shared_ptr<BenchPair::Run> BenchPair::begin(std::string_view driver, std::uint64_t units) {
+  auto run = std::make_shared<Run>();
   SendOptions patient;
   patient.timeout = std::chrono::minutes(15);
-  host().ask(host().find(driver), Message::build<Ball>([&](Ball::Builder b) { b.setLeft(units); }), patient, [&](Result<Message> answer) {
-    if (!answer) how = std::move(answer).error();
-    done.open();
+  host().ask(host().find(driver), Message::build<Ball>([&](Ball::Builder b) { b.setLeft(units); }), patient, [run](Result<Message> answer) {
+    if (!answer) run->how_ = std::move(answer).error();
+    run->ended_.open();
   });
-  return done.wait(std::chrono::minutes(16)) ? how : failed("no answer");
+  return run;
+}
+
+Status BenchPair::drive(std::string_view driver, std::uint64_t units) {
+  const auto run = begin(driver, units);
+  return run->ended_within(std::chrono::minutes(16)) ? run->how() : failed("no answer");
 }
 
 Status serve_bench_links(const std::string& dir) {

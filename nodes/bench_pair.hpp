@@ -1,9 +1,13 @@
 // The two processes of `falaj bench links|lanes|overload`, under TLS 1.3 with certificates made on the spot: this one is node a, the one
 // that it starts is node b, with the actors named below.
 #pragma once
+#include <atomic>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "messages/bench.capnp.h"
 #include "nodes/bench.hpp"
@@ -20,7 +24,22 @@ constexpr std::string_view kSink = "sink";        // the same, for floods: an ac
 constexpr std::string_view kService = "service";  // computes for kServiceTime, then answers
 constexpr Duration kServiceTime = std::chrono::microseconds(200);
 
+constexpr std::size_t kSmall = 100;  // bytes of a parcel
+constexpr std::size_t kLarge = 1U << 20;
 Message parcel(std::size_t bytes, bool echo);
+
+// What an actor of this process sends to one of node b.
+struct Drive {
+  std::string_view to = kEcho;
+  std::size_t width = 1;    // coroutines at once
+  std::uint64_t burst = 1;  // messages of each before one of them is waited for
+  Lane lane = Lane::normal;
+  bool echo = true;  // the payload comes back; otherwise its count
+  std::size_t bytes = kSmall;
+  std::vector<double>* us = nullptr;               // of each wait
+  const std::atomic<bool>* stop = nullptr;         // set: ends before all is sent
+  std::atomic<std::uint64_t>* messages = nullptr;  // that were sent and counted
+};
 
 class BenchPair {
  public:
@@ -35,8 +54,22 @@ class BenchPair {
   [[nodiscard]] net::BareTlsClient& bare() { return *bare_; }
   [[nodiscard]] std::uint64_t other_resident_bytes() const { return resident_bytes(other_); }
   [[nodiscard]] static ActorAddress at(std::string_view actor) { return {node_id("b"), {}, {}, std::string(actor)}; }
-  // Tells the actor `driver` of this process how many units to do, and waits until it answers.
-  Status drive(std::string_view driver, std::uint64_t units);
+  void spawn(const std::string& name, std::function<std::unique_ptr<Actor>()> make);
+  void spawn(const std::string& name, const Drive& plan);
+
+  // Tells the actor `driver` of this process how many units to do. It answers when they are done.
+  class Run {
+   public:
+    [[nodiscard]] bool ended_within(Duration time) { return ended_.wait(time); }
+    [[nodiscard]] const Status& how() const { return how_; }  // once it has ended
+
+   private:
+    friend class BenchPair;
+    Gate ended_;
+    Status how_;
+  };
+  std::shared_ptr<Run> begin(std::string_view driver, std::uint64_t units);
+  Status drive(std::string_view driver, std::uint64_t units);  // and waits for the end
 
  private:
   struct Ports {

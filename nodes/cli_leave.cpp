@@ -7,6 +7,7 @@
 #include "nodes/cli.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/limits.hpp"
+#include "runtime/cluster/shards.hpp"
 
 namespace falaj::nodes {
 namespace {
@@ -33,8 +34,8 @@ struct Load {
 std::size_t keys_of(ShardMap::Reader map, const std::string& name) {
   std::size_t count = 0;
   for (const auto type : map.getTypes()) {
-    for (const auto owner : type.getOwners()) {
-      if (owner != 0 && owner <= map.getNodes().size() && text(map.getNodes()[owner - 1U].getName()) == name) ++count;
+    for (std::size_t p = 0; p < type.getOwners().size(); ++p) {
+      if (const auto owner = cluster::shard_owner(map, type, p); owner && owner->node == name) ++count;
     }
   }
   return count;

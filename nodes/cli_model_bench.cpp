@@ -4,8 +4,8 @@
 #include "nodes/cli_model_bench.hpp"
 
 #include <algorithm>
-#include <fstream>
 #include <map>
+#include <set>
 
 #include "kernels/convert.hpp"
 #include "kernels/plan.hpp"
@@ -14,6 +14,7 @@
 #include "nodes/model_files.hpp"
 #include "runtime/base/clock.hpp"
 #include "runtime/base/format.hpp"
+#include "runtime/base/process.hpp"
 #include "runtime/base/random.hpp"
 
 namespace falaj::nodes {
@@ -61,9 +62,9 @@ Result<std::map<std::string, std::int64_t>> open_sizes(const std::vector<std::st
 
 // Fills in all sizes that the model leaves open but the batch: an open first dimension, and whatever bears the same name.
 Status close_sizes(Graph& graph, const std::map<std::string, std::int64_t>& given) {
-  std::map<std::string, bool> batch_names;
+  std::set<std::string> batch_names;
   for (const ValueInfo& info : graph.inputs) {
-    if (info.has_shape && !info.shape.empty() && info.shape[0] < 0 && !info.symbols.empty()) batch_names[info.symbols[0]] = true;
+    if (info.has_shape && !info.shape.empty() && info.shape[0] < 0 && !info.symbols.empty()) batch_names.insert(info.symbols[0]);
   }
   for (ValueInfo& info : graph.inputs) {
     if (info.kind != kernels::ValueKind::tensor || !info.has_shape)
@@ -130,28 +131,6 @@ Result<Tensor> random_input(const Graph& graph, const ValueInfo& info, std::int6
 }
 
 // --- figures ----------------------------------------------------------------------------------------------------------------
-
-// The most memory that this process ever held, less what it held when the command began.
-class PeakMemory {
- public:
-  PeakMemory() : base_(read("VmRSS:")) {}
-  [[nodiscard]] std::uint64_t bytes() const {
-    const auto peak = read("VmHWM:");
-    return peak > base_ ? peak - base_ : 0;
-  }
-
- private:
-  static std::uint64_t read(std::string_view field) {
-    std::ifstream file("/proc/self/status");
-    std::string word;
-    std::uint64_t kib = 0;
-    while (file >> word) {
-      if (word == field && file >> kib) return kib * 1024;
-    }
-    return 0;
-  }
-  std::uint64_t base_;
-};
 
 // Repeats until the time is up, with bounds on either side.
 class Repeats {
@@ -301,7 +280,7 @@ Result<Measured> measure_steps(Graph graph, const Arguments& a, const Clock& clo
 }
 
 Status do_bench(const Arguments& a) {
-  const PeakMemory memory;
+  const auto base = resident_bytes();
   const SystemClock clock;
   if (a.precision != "f32")
     return Error{ErrorCode::unimplemented,
@@ -317,14 +296,15 @@ Status do_bench(const Arguments& a) {
   auto measured = a.train ? measure_steps(std::move(graph), a, clock) : measure_answers(std::move(graph), a, clock);
   if (!measured) return within(a.model, measured.error());
   const Measured& m = *measured;
+  const auto peak = std::max(peak_resident_bytes(), base) - base;  // less what the process held when the command began
   if (a.json) {
     print(format("{{\"p50_us\":{:.6g},\"p99_us\":{:.6g},\"rows_per_s\":{:.6g},\"compile_ms\":{:.6g},\"peak_bytes\":{}}}", m.p50_us,
-                 m.p99_us, m.rows_per_s, m.compile_ms, memory.bytes()));
+                 m.p99_us, m.rows_per_s, m.compile_ms, peak));
     return {};
   }
   print(table({{"P50", "P99", "ROWS/S", a.train ? "STEPS" : "RUNS", "COMPILE", "PEAK MEMORY"},
                {format("{:.2f} us", m.p50_us), format("{:.2f} us", m.p99_us), format("{:.0f}", m.rows_per_s), std::to_string(m.runs),
-                format("{:.1f} ms", m.compile_ms), format("{:.1f} MiB", static_cast<double>(memory.bytes()) / (1 << 20))}}));
+                format("{:.1f} ms", m.compile_ms), format("{:.1f} MiB", static_cast<double>(peak) / (1 << 20))}}));
   return {};
 }
 

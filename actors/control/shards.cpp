@@ -411,16 +411,12 @@ class Shards final : public ActorOf<Shards> {
     if (!map.has_value()) throw std::runtime_error(format("{}: {}", kMapKey, map.error().message));
     revision_ = (*map)->getRevision();
     next_epoch_ = (*map)->getNextEpoch();
-    const auto nodes = (*map)->getNodes();
     for (const auto type : (*map)->getTypes()) {
       auto& kind = kinds_[std::string(text(type.getName()))];
-      const auto owners = type.getOwners();
-      const auto epochs = type.getEpochs();
-      kind.partitions.resize(owners.size());
-      for (unsigned p = 0; p < owners.size(); ++p) {
-        if (owners[p] == 0 || owners[p] > nodes.size() || p >= epochs.size()) continue;
-        const auto node = nodes[owners[p] - 1U];
-        kind.partitions[p] = Holder{std::string(text(node.getName())), Incarnation(node.getIncarnation()), epochs[p]};
+      kind.partitions.resize(type.getOwners().size());
+      for (std::size_t p = 0; p < kind.partitions.size(); ++p) {
+        if (const auto owner = cluster::shard_owner(**map, type, p); owner)
+          kind.partitions[p] = Holder{std::string(owner->node), owner->incarnation, owner->epoch};
       }
     }
   }

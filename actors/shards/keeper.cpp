@@ -43,7 +43,7 @@ class Keeper final : public ActorOf<Keeper> {
       const auto lease = co_await asked;
       Duration pause = kRenewEvery;
       if (lease.has_value()) {
-        wait = RetryDelay(50ms, 400ms);
+        wait.reset();
         take(ctx, sent, **lease);
       } else {
         pause = wait.next(ctx.random());

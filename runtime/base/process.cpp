@@ -174,4 +174,14 @@ std::uint64_t resident_bytes(pid_t pid) {
   return resident * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
 }
 
+std::uint64_t peak_resident_bytes() {  // getrusage counts what the process was before exec, too
+  std::ifstream file("/proc/self/status");
+  std::string word;
+  std::uint64_t kib = 0;
+  while (file >> word) {
+    if (word == "VmHWM:" && file >> kib) return kib * 1024;
+  }
+  return 0;
+}
+
 }  // namespace falaj

@@ -50,5 +50,6 @@ class ProcessTable {
 
 std::string self_executable();                // path of this program
 std::uint64_t resident_bytes(pid_t pid = 0);  // memory of a process (0: this one) that is not swapped out; 0 when there is none
+std::uint64_t peak_resident_bytes();          // the most that this process ever had
 
 }  // namespace falaj

@@ -18,14 +18,18 @@ inline std::uint16_t shard_partition(std::string_view key, std::size_t partition
   return static_cast<std::uint16_t>(stable_hash(key) % partitions);
 }
 
+struct ShardOwner {
+  std::string_view node;  // as long as the map lives
+  Incarnation incarnation;
+  std::uint64_t epoch = 0;
+};
+// Nothing: nobody has it, or the map does not hold together there.
+std::optional<ShardOwner> shard_owner(messages::ShardMap::Reader map, messages::ShardType::Reader type, std::size_t partition);
+
 class ShardSnapshot {
  public:
   explicit ShardSnapshot(View<messages::ShardMap> map) : map_(std::move(map)) {}
-  struct Owner {
-    std::string_view node;  // as long as the snapshot lives
-    Incarnation incarnation;
-    std::uint64_t epoch = 0;
-  };
+  using Owner = ShardOwner;
   [[nodiscard]] messages::ShardMap::Reader map() const { return *map_; }
   [[nodiscard]] std::size_t partitions(std::string_view type) const;  // 0: the type is not known
   [[nodiscard]] std::optional<Owner> owner(std::string_view type, std::uint16_t partition) const;

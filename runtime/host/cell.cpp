@@ -268,14 +268,6 @@ void Cell::handle_traced(std::unique_ptr<Delivery> delivery) {
   node_->tracer.record(std::move(span));
 }
 
-Status Cell::authorize(const Delivery& delivery, const HandlerEntry& entry) const {
-  static const Scope kNobody;
-  if (delivery.from_node && (!delivery.scope || entry.verb.empty())) return {};  // the node speaks, or passes on what it was asked
-  auto* authorizer = node_->options.authorizer;
-  if (authorizer == nullptr) return error(ErrorCode::denied, "no principal has any right on this node: it was given no policy");
-  return authorizer->allow(delivery.scope ? *delivery.scope : kNobody, entry.verb, actor_->type(), entry.name);
-}
-
 void Cell::dispatch(std::unique_ptr<Delivery> delivery) {
   const bool is_ask = delivery->kind == Kind::ask;
   const Instant sent = delivery->sent;
@@ -293,7 +285,7 @@ void Cell::dispatch(std::unique_ptr<Delivery> delivery) {
     return;
   }
   if (delivery->from_outside) {
-    if (auto allowed = authorize(*delivery, *entry); !allowed.has_value()) {
+    if (auto allowed = node_->authorize(*delivery, entry->verb, actor_->type(), entry->name); !allowed.has_value()) {
       node_->undeliverable(std::move(delivery), *this, allowed.error());
       return;
     }

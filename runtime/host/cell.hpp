@@ -140,7 +140,6 @@ class Cell : public Target, public Context {
   void handle(std::unique_ptr<Delivery> delivery);
   void handle_traced(std::unique_ptr<Delivery> delivery);
   void dispatch(std::unique_ptr<Delivery> delivery);
-  [[nodiscard]] Status authorize(const Delivery& delivery, const HandlerEntry& entry) const;
   // The only door into user code: an exception ends the actor.
   template <class F>
   void guarded(F&& call) {

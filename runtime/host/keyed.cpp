@@ -62,15 +62,10 @@ class Keyed final : public Target {
   void refuse(std::unique_ptr<Delivery> d, const Error& why) { node_->undeliverable(std::move(d), *this, why); }
 
   [[nodiscard]] Status allowed(const Delivery& d) const {
-    static const Scope kNobody;
     const auto schema = find_message(d.body.type());
     const auto verb = schema ? verb_of(*schema) : std::string_view();
-    if (d.from_node && (!d.scope || verb.empty())) return {};
-    auto* authorizer = node_->options.authorizer;
-    if (authorizer == nullptr) return error(ErrorCode::denied, "no principal has any right on this node: it was given no policy");
     const auto type = place_.key.empty() ? place_.type : std::string(kShard) + place_.type;
-    const auto what = schema ? std::string(schema->getShortDisplayName().cStr()) : format("a message of type {:x}", d.body.type().value());
-    return authorizer->allow(d.scope ? *d.scope : kNobody, verb, type, what);
+    return node_->authorize(d, verb, type, message_label(d.body.type()));
   }
 
   const std::shared_ptr<Node> node_;

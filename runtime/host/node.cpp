@@ -172,6 +172,13 @@ ActorRef Node::nobody(ActorAddress address, Error why) {
   return ActorRef(new Nobody(shared_from_this(), std::move(address), std::move(why)));
 }
 
+Status Node::authorize(const Delivery& d, std::string_view verb, std::string_view actor_type, std::string_view message) const {
+  static const Scope kNobody;
+  if (d.from_node && (!d.scope || verb.empty())) return {};  // the node speaks, or passes on what it was asked
+  if (options.authorizer == nullptr) return error(ErrorCode::denied, "no principal has any right on this node: it was given no policy");
+  return options.authorizer->allow(d.scope ? *d.scope : kNobody, verb, actor_type, message);
+}
+
 ActorRef Node::at(const ActorAddress& address) {
   if (!own(address.node)) return remote_->proxy(address);
   if (address.incarnation.value() != 0 && address.incarnation != options.incarnation)

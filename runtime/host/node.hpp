@@ -67,6 +67,8 @@ class Node : public std::enable_shared_from_this<Node> {
   [[nodiscard]] ActorRef nobody(ActorAddress address, Error why);
   // Changes whenever a name begins or ceases to stand for an actor.
   [[nodiscard]] std::uint64_t names_version() const noexcept { return names_version_.load(std::memory_order_acquire); }
+  // Of a message from outside: may its principal send it to an actor of that type?
+  [[nodiscard]] Status authorize(const Delivery& d, std::string_view verb, std::string_view actor_type, std::string_view message) const;
   TypeStats& stats(std::string_view type);
   [[nodiscard]] std::vector<ActorInfo> actors() const;
   [[nodiscard]] std::vector<ActorRef> all_cells() const;

@@ -18,7 +18,7 @@ Status passable(const HostOptions& options, const Delivery& d, std::string_view 
   if (name.starts_with(kHosted)) return {};
   const auto schema = find_message(d.body.type());
   if (schema && !verb_of(*schema).empty()) return {};
-  const auto what = schema ? std::string(schema->getShortDisplayName().cStr()) : format("a message of type {:x}", d.body.type().value());
+  const auto what = message_label(d.body.type());
   if (options.authorizer != nullptr) FALAJ_TRY(options.authorizer->allow(*d.scope, {}, name, what));
   return error(ErrorCode::denied, format("{} may be sent by the cluster's own nodes only", what));
 }
