@@ -15,6 +15,7 @@ using falaj::Lane;
 using messages::Ball;
 using messages::Tally;
 
+constexpr double kMany = 1000;  // questions a second: from here on they are asked some at a time, every kTick
 constexpr Duration kTick = std::chrono::milliseconds(1);
 
 struct OpenLoop {
@@ -56,7 +57,9 @@ class Asker final : public ActorOf<Asker> {
         const auto when = static_cast<double>(ends_->asked) / plan_.per_second;
         ctx.start(ask(ctx, begin + std::chrono::duration_cast<Duration>(std::chrono::duration<double>(when))));
       }
-      co_await ctx.sleep(kTick);
+      const auto next =
+          begin + std::chrono::duration_cast<Duration>(std::chrono::duration<double>(static_cast<double>(ends_->asked) / plan_.per_second));
+      co_await ctx.sleep(kMany < plan_.per_second ? kTick : std::max(next - ctx.now(), Duration::zero()));
     }
     while (ends_->ended() < total) co_await ctx.sleep(kTick);
     m.reply(Message::build<Tally>());

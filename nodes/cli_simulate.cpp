@@ -150,6 +150,7 @@ Status members(Cli& cli, const SimulateArguments& a) {
   }
   print(format("{} nodes see each other after {:.3f} s; {} are lost, and {:.3f} s later all others have the same view", a.nodes,
                report.all_here, a.lost, report.agreed));
+  print(format("heartbeats before that: with {} peers at the busiest node but control", report.beats_with));
   print(format("messages meanwhile: {} to control, {} to the busiest other node; {} steps in {:.2f} s", report.by_control,
                report.by_another, report.steps, wall));
   print(format("digest {:016x}", report.digest));

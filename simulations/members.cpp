@@ -47,6 +47,7 @@ class Members {
     } else {
       report.all_here = seconds(world_.now() - begun);
       world_.run_for(3s);  // witnesses have found whom to watch
+      report.beats_with = beats_with();
       lose(report);
     }
     report.steps = world_.steps();
@@ -86,6 +87,22 @@ class Members {
     agent.on_view = [&host](const auto& snapshot) { host.set_directory(snapshot); };
     host.spawn(control::agent(std::move(agent)));
     host.spawn(control::witness({node.name, control(), &node.view}));
+  }
+
+  // A link beats while one of its ends needs it.
+  std::size_t beats_with() {
+    std::map<std::string, std::set<std::string>> with;
+    for (const auto& node : nodes_) {
+      for (const auto& peer : nodes_) {
+        if (node == peer || !world_.host(node->name).waits_for(node_id(peer->name))) continue;
+        with[node->name].insert(peer->name);
+        with[peer->name].insert(node->name);
+      }
+    }
+    with.erase(control());
+    std::size_t most = 0;
+    for (const auto& [name, peers] : with) most = std::max(most, peers.size());
+    return most;
   }
 
   void lose(MembersReport& report) {

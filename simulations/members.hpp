@@ -19,6 +19,8 @@ struct MembersReport {
   double agreed = 0;    // ... from the loss until every survivor had the same view, without the lost
   // Messages of membership from other nodes, received by one node while the news spread: by control, and by the busiest of the others.
   std::uint64_t by_control = 0, by_another = 0;
+  // Peers with which a node other than control exchanges heartbeats while nothing happens: of the one that has most.
+  std::size_t beats_with = 0;
   std::uint64_t steps = 0, digest = 0;
 };
 

@@ -35,6 +35,8 @@ constexpr auto kHandshakeTimeout = 5s;
 constexpr auto kHeartbeatEvery = 100ms;
 constexpr auto kPeerSilenceMax = 900ms;  // upper bound on suspicion whatever phi says
 static_assert(kHeartbeatEvery * 5 < kPeerSilenceMax);
+constexpr auto kLinkRest = 3s;            // quiet for so long, and waited for by nobody: no heartbeats until somebody has something to say
+constexpr auto kLookBeforeSleep = 100us;  // by an IO thread in busy times: about what it takes to be woken twice
 constexpr auto kReconnectMin = 50ms;
 constexpr auto kReconnectMax = 2s;
 

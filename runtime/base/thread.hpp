@@ -19,6 +19,10 @@ namespace falaj {
 
 std::size_t hardware_threads();  // at least 1
 
+// For a thread that others wait for, and that never computes for long: of processors that are all busy it is given its share in many short
+// turns, and soon after it wakes. Where the kernel knows no such wish (Linux before 6.12) this has no effect.
+void take_short_turns() noexcept;
+
 // A named thread that joins when destroyed. Signals are blocked in it (the main thread handles them).
 class Thread {
  public:

@@ -25,6 +25,7 @@ class LinkTransport final : public Transport, public net::LinkEvents {
 
   void on_peer_up(const net::PeerInfo& peer) override;
   void on_message(const net::PeerInfo& peer, messages::Lane lane, const Header& header, Message body) override;
+  bool waits_for(const net::PeerInfo& peer) override { return host_.waits_for(peer.node); }
   void on_batch_begin() override { host_.lend_begin(); }
   void on_batch_end() override { host_.lend_end(); }
   void on_peer_down(const net::PeerInfo& peer, const Error& reason) override;

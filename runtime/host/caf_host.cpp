@@ -62,6 +62,7 @@ void taken_over([[maybe_unused]] void* what) noexcept {
 thread_local caf::execution_unit* t_unit = nullptr;
 thread_local const Watchdog* t_host = nullptr;
 thread_local unsigned t_in_front = 0;
+thread_local bool t_urgent = false;  // of the job that this thread is enqueueing: CAF passes nothing on
 // exec_later puts a cell before all others of its worker; two that answer each other would starve the rest.
 constexpr unsigned kInFrontMax = 64;
 
@@ -79,7 +80,10 @@ class CafCell final : public Cell, public caf::resumable {
     taken_over(this);
     t_unit = unit;
     t_host = &host_;
-    if (t_turn_mark == nullptr) t_turn_mark = &host_.mark();  // a worker serves one host all its life
+    if (t_turn_mark == nullptr) {  // a worker serves one host all its life
+      t_turn_mark = &host_.mark();
+      take_short_turns();
+    }
     const bool again = run(limits::kMessagesPerTurn);
     t_unit = nullptr;
     if (!again) return awaiting_message;
@@ -112,6 +116,7 @@ struct Lending {
   const void* host = nullptr;
   unsigned depth = 0;
   CafCell* waiting = nullptr;  // with one count
+  bool urgent = false;         // what waits
 };
 thread_local Lending t_lending;
 
@@ -137,15 +142,15 @@ class Stealing : public caf::policy::unprofiled {
 
   template <class Coordinator>
   void central_enqueue(Coordinator* all, caf::resumable* job) {
-    all->data().queues.push(job);
+    all->data().queues.push(job, t_urgent);
   }
   template <class Worker>
   void external_enqueue(Worker* self, caf::resumable* job) {
-    queues(self).push_to(self->id(), job);
+    queues(self).push_to(self->id(), job, t_urgent);
   }
   template <class Worker>
   void internal_enqueue(Worker* self, caf::resumable* job) {
-    queues(self).push_front(self->id(), job);
+    queues(self).push_front(self->id(), job, t_urgent);
   }
   template <class Worker>
   void resume_job_later(Worker* self, caf::resumable* job) {
@@ -213,30 +218,35 @@ class CafHost final : public CommonHost, private Executor {
  private:
   Cell* make_cell(CellInit init) override { return new CafCell(std::move(init), watchdog_); }
 
-  void schedule(Cell& cell) noexcept override {
+  void schedule(Cell& cell, bool urgent) noexcept override {
     auto& job = static_cast<CafCell&>(cell);
     if (closed_.load(std::memory_order_acquire)) {
       job.release();
       return;
     }
     if (t_lending.host == this && job.quick()) {
-      if (t_lending.waiting != nullptr) enqueue(*t_lending.waiting);
+      if (t_lending.waiting != nullptr) enqueue(*t_lending.waiting, t_lending.urgent);
       t_lending.waiting = &job;
+      t_lending.urgent = urgent;
       return;
     }
-    hand_over(&job);
     if (t_unit != nullptr && t_host == &watchdog_ && t_in_front < kInFrontMax) {
       ++t_in_front;
+      hand_over(&job);
+      t_urgent = urgent;
       t_unit->exec_later(&job);
+      t_urgent = false;
     } else {
       t_in_front = 0;
-      scheduler_->enqueue(&job);
+      enqueue(job, urgent);
     }
   }
 
-  void enqueue(CafCell& job) noexcept {
+  void enqueue(CafCell& job, bool urgent = false) noexcept {
     hand_over(&job);
+    t_urgent = urgent;
     scheduler_->enqueue(&job);
+    t_urgent = false;
   }
 
   void lend_begin() noexcept override {
@@ -260,7 +270,7 @@ class CafHost final : public CommonHost, private Executor {
     for (unsigned turns = 0; t_lending.waiting != nullptr; ++turns) {
       auto& job = *std::exchange(t_lending.waiting, nullptr);
       if (turns == kLentTurns || begin >= end) {
-        enqueue(job);
+        enqueue(job, t_lending.urgent);
         break;
       }
       const bool again = job.run(kLentMessages);
@@ -271,6 +281,7 @@ class CafHost final : public CommonHost, private Executor {
         job.release();
       } else if (t_lending.waiting == nullptr) {
         t_lending.waiting = &job;
+        t_lending.urgent = false;
       } else {
         enqueue(job);
       }

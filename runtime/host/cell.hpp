@@ -127,7 +127,7 @@ class Cell : public Target, public Context {
   [[nodiscard]] bool comes_too_late(const Delivery& delivery, std::uint32_t waiting) const;
   void measure_pace(Instant sent, std::uint32_t ahead, Instant now);
   void push(std::unique_ptr<Delivery> delivery) noexcept;
-  void wake() noexcept;
+  void wake(bool urgent) noexcept;
   std::unique_ptr<Delivery> pop() noexcept;
   std::unique_ptr<Delivery> pop_lane(LaneQueue& lane, bool bulk) noexcept;
   [[nodiscard]] bool has_incoming() const noexcept;

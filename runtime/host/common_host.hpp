@@ -28,6 +28,7 @@ class CommonHost : public Host {
   void on_peer_down(NodeId node, Incarnation incarnation, const Error& why) override {
     node_->remote().on_peer_down(node, incarnation, why);
   }
+  [[nodiscard]] bool waits_for(NodeId node) override { return node_->remote().waits_for(node); }
   [[nodiscard]] std::vector<ActorInfo> actors() const override { return node_->actors(); }
   [[nodiscard]] std::vector<DeadLetter> dead_letters() const override { return node_->dead_letters(); }
   [[nodiscard]] NodeId node() const override { return node_->id; }

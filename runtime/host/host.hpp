@@ -97,6 +97,7 @@ class Host {
   virtual void on_message(const Peer& sender, Lane lane, const Header& header, Message body) = 0;
   virtual void on_message(const Peer& sender, Lane lane, ByteView envelope, Message body) = 0;  // one that is still in its frame
   virtual void on_peer_down(NodeId node, Incarnation incarnation, const Error& why) = 0;        // fails asks, fires watches
+  [[nodiscard]] virtual bool waits_for(NodeId node) = 0;  // an actor here waits for an answer from there, or watches an actor there
 
   // A thread that brings messages from outside (a link's, an HTTP connection's) lends itself to the host for as long as this lives. The
   // actor that was idle and is woken last then has its turn on this thread, at the end, within bounds of messages and time: a hand-over

@@ -78,8 +78,9 @@ void Cell::deliver(std::unique_ptr<Delivery> delivery) {
       return;
     }
   }
+  const bool urgent = delivery->lane == Lane::control;
   push(std::move(delivery));
-  wake();
+  wake(urgent);
 }
 
 void Cell::push(std::unique_ptr<Delivery> delivery) noexcept {
@@ -91,22 +92,22 @@ void Cell::push(std::unique_ptr<Delivery> delivery) noexcept {
   }
 }
 
-void Cell::wake() noexcept {
+void Cell::wake(bool urgent) noexcept {
   std::uint8_t expected = idle;
   if (state_.load(std::memory_order_seq_cst) == idle && state_.compare_exchange_strong(expected, busy, std::memory_order_seq_cst)) {
     retain();
-    node_->executor.schedule(*this);
+    node_->executor.schedule(*this, urgent);
   }
 }
 
 void Cell::kill() noexcept {
   killed_.store(true, std::memory_order_seq_cst);
-  wake();
+  wake(true);
 }
 
 void Cell::timer_due() noexcept {
   timer_due_.store(true, std::memory_order_seq_cst);
-  wake();
+  wake(true);
 }
 
 std::unique_ptr<Delivery> Cell::pop_lane(LaneQueue& lane, bool bulk) noexcept {

@@ -22,7 +22,8 @@ class Executor {
  public:
   virtual ~Executor() = default;
   virtual Cell* make_cell(CellInit init) = 0;
-  virtual void schedule(Cell& cell) noexcept = 0;  // takes over one count of the cell
+  // Takes over one count of the cell. Urgent: a message of the control lane or a timer has woken it.
+  virtual void schedule(Cell& cell, bool urgent = false) noexcept = 0;
   virtual std::uint64_t call_at(Instant when, std::move_only_function<void()> call) = 0;
   virtual void cancel(std::uint64_t timer) noexcept = 0;
   virtual bool run_blocking(std::move_only_function<void()> work) = 0;  // false: refused

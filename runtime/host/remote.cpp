@@ -6,67 +6,9 @@
 #include "runtime/base/limits.hpp"
 #include "runtime/base/log.hpp"
 #include "runtime/host/cell.hpp"
+#include "runtime/host/remote_peer.hpp"
 
 namespace falaj {
-
-namespace {
-
-constexpr std::size_t kKnown = 64;  // pairs of a sender there and a receiver here that are remembered of each peer
-constexpr std::size_t kSweepAsks = 1024;
-
-}  // namespace
-
-// Guarded by `mutex`, but for `incarnation`, which is written under it and read by anybody.
-struct Remote::Peer {
-  // Who waits for an answer. The correlation on the wire says where: index and generation, so that a late answer finds nobody.
-  struct Ask {
-    ActorRef asker;  // empty: free
-    ActorId actor;   // of the asker, whom the answer must name
-    CorrelationId token;
-    Lane lane = Lane::normal;
-    Instant deadline;
-    Incarnation incarnation;
-    std::uint32_t generation = 1;
-  };
-  struct Watch {
-    ActorRef watcher;
-    CorrelationId token;  // the watcher's
-    ActorRef watched;     // the proxy
-    Incarnation incarnation;
-  };
-  struct Watched {  // a local actor that the peer watches
-    ActorRef actor;
-    ActorRef watcher;  // a proxy
-    Incarnation incarnation;
-  };
-  // What was found for a message, for the next one like it.
-  struct Known {
-    std::uint64_t to_actor = 0;
-    std::string to_name;
-    std::uint64_t from_actor = 0;
-    Incarnation incarnation;
-    std::uint64_t names = 0;
-    Ends ends;
-  };
-
-  explicit Peer(NodeId id, bool is_closed) : node(id), closed(is_closed) {}
-
-  std::uint64_t add_ask(Ask ask, Instant now);
-  std::optional<Ask> take_ask(std::uint64_t wire, ActorId actor);
-  void free_ask(std::size_t index);
-
-  const NodeId node;
-  std::atomic<std::uint64_t> incarnation{0};  // the newest that we heard of; zero: none yet
-  std::recursive_mutex mutex;
-  bool closed;  // nothing is remembered any more
-  std::vector<Ask> asks;
-  std::vector<std::uint32_t> free_asks;
-  std::size_t sweep_at = kSweepAsks;
-  std::map<std::uint64_t, Watch> watches;                                   // by our token on the wire
-  std::map<std::pair<Target*, std::uint64_t>, std::uint64_t> watch_tokens;  // (watcher, its token) -> ours
-  std::map<std::uint64_t, Watched> watched;                                 // by the peer's token
-  std::unique_ptr<std::array<Known, kKnown>> known;                         // null until the first message
-};
 
 namespace {
 
@@ -78,41 +20,6 @@ struct Batch {
 thread_local Batch t_batch;
 
 }  // namespace
-
-std::uint64_t Remote::Peer::add_ask(Ask ask, Instant now) {
-  if (asks.size() - free_asks.size() >= sweep_at) {
-    for (std::size_t i = 0; i < asks.size(); ++i) {  // an asker whose deadline has passed has answered itself
-      if (asks[i].asker && asks[i].deadline < now) free_ask(i);
-    }
-    sweep_at = std::max(kSweepAsks, (asks.size() - free_asks.size()) * 2);
-  }
-  if (free_asks.empty()) {
-    free_asks.push_back(static_cast<std::uint32_t>(asks.size()));
-    asks.emplace_back();
-  }
-  const auto index = free_asks.back();
-  free_asks.pop_back();
-  ask.generation = asks[index].generation;
-  asks[index] = std::move(ask);
-  return std::uint64_t{asks[index].generation} << 32 | index;
-}
-
-void Remote::Peer::free_ask(std::size_t index) {
-  auto& ask = asks[index];
-  if (++ask.generation == 0) ask.generation = 1;
-  free_asks.push_back(static_cast<std::uint32_t>(index));
-  ask.asker = {};
-}
-
-std::optional<Remote::Peer::Ask> Remote::Peer::take_ask(std::uint64_t wire, ActorId actor) {
-  const auto index = static_cast<std::uint32_t>(wire);
-  if (index >= asks.size()) return std::nullopt;
-  auto& ask = asks[index];
-  if (!ask.asker || ask.generation != wire >> 32 || ask.actor != actor) return std::nullopt;
-  std::optional<Ask> taken(std::move(ask));
-  free_ask(index);
-  return taken;
-}
 
 // ---- who is there ------------------------------------------------------------------------------------------------------------------
 
@@ -213,7 +120,7 @@ Result<std::uint64_t> Remote::note(Peer& peer, Proxy& proxy, const Delivery& d, 
   }
   const auto incarnation = to.incarnation.value() != 0 ? to.incarnation : Incarnation(peer.incarnation.load(std::memory_order_relaxed));
   if (d.kind == Kind::ask) {
-    const bool many = peer.asks.size() - peer.free_asks.size() >= peer.sweep_at;
+    const bool many = peer.open_asks() >= peer.sweep_at;
     return peer.add_ask({d.from, from, d.correlation, d.lane, d.deadline, incarnation}, many ? node_.now() : Instant{});
   }
   const std::pair<Target*, std::uint64_t> key{d.from.get(), plain};
@@ -393,7 +300,7 @@ Remote::Ends Remote::ends_of(Peer& peer, const Host::Peer& sender, const Header&
   };
   if (h.from.actor == 0) return look_up();
   const auto receiver = h.to.actor != 0 ? h.to.actor : std::hash<std::string_view>{}(h.to.name);
-  const std::size_t slot = ((receiver * 0x9E3779B97F4A7C15ULL ^ h.from.actor) * 0x9E3779B97F4A7C15ULL >> 32) % kKnown;
+  const std::size_t slot = ((receiver * 0x9E3779B97F4A7C15ULL ^ h.from.actor) * 0x9E3779B97F4A7C15ULL >> 32) % Peer::kKnown;
   {
     const std::scoped_lock lock(peer.mutex);
     if (peer.known) {
@@ -408,7 +315,7 @@ Remote::Ends Remote::ends_of(Peer& peer, const Host::Peer& sender, const Header&
   const auto found = fresh.ends;
   const std::scoped_lock lock(peer.mutex);
   if (found.to && !peer.closed) {
-    if (!peer.known) peer.known = std::make_unique<std::array<Peer::Known, kKnown>>();
+    if (!peer.known) peer.known = std::make_unique<std::array<Peer::Known, Peer::kKnown>>();
     std::swap((*peer.known)[slot], fresh);
   }
   return found;
@@ -480,6 +387,14 @@ bool Remote::heard_of(Peer& peer, Incarnation incarnation) {
 void Remote::on_peer_down(NodeId node, Incarnation incarnation, const Error& why) {
   const auto message = why.message.empty() ? std::string("its node is lost") : "its node is lost: " + why.message;
   fail_peer(*peer(node), incarnation, error(ErrorCode::unreachable, message));
+}
+
+bool Remote::waits_for(NodeId node) {
+  const auto known = peer(node);
+  const std::scoped_lock lock(known->mutex);
+  if (!known->watches.empty()) return true;
+  known->sweep(node_.now());
+  return known->open_asks() != 0;
 }
 
 namespace {

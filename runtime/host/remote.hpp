@@ -23,6 +23,7 @@ class Remote {
   void on_message(const Host::Peer& sender, Lane lane, const Header& header, Message body);
   void on_message(const Host::Peer& sender, Lane lane, ByteView envelope, Message body);
   void on_peer_down(NodeId peer, Incarnation incarnation, const Error& why);
+  bool waits_for(NodeId node);
 
   // Around messages that this thread brings, mostly of one peer, which is not looked up for each then.
   void batch_begin() noexcept;

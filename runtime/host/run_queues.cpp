@@ -10,15 +10,21 @@ void RunQueues::open(std::size_t workers) {
   while (workers_.size() < workers) workers_.push_back(std::make_unique<Worker>());
 }
 
-std::size_t RunQueues::add(Worker& worker, Job job, bool front) {
+std::size_t RunQueues::add(Worker& worker, Job job, Place place) {
   const std::scoped_lock lock(worker.mutex);
-  if (front) {
-    worker.jobs.push_front(job);
-  } else {
-    worker.jobs.push_back(job);
+  switch (place) {
+    case Place::front:
+      worker.jobs.push_front(job);
+      break;
+    case Place::back:
+      worker.jobs.push_back(job);
+      break;
+    case Place::urgent:
+      worker.urgent.push_back(job);
   }
-  worker.count.store(worker.jobs.size(), std::memory_order_seq_cst);
-  return worker.jobs.size();
+  const auto count = worker.jobs.size() + worker.urgent.size();
+  worker.count.store(count, std::memory_order_seq_cst);
+  return count;
 }
 
 bool RunQueues::claim(Worker& worker) noexcept {
@@ -42,21 +48,22 @@ void RunQueues::wake_one() {
   }
 }
 
-void RunQueues::push(Job job) {
+void RunQueues::push(Job job, bool urgent) {
+  const auto place = urgent ? Place::urgent : Place::back;
   if (parked_.load(std::memory_order_seq_cst) != 0) {
     for (const auto& worker : workers_) {
       if (!claim(*worker)) continue;
-      add(*worker, job, false);
+      add(*worker, job, place);
       return wake(*worker);
     }
   }
-  add(*workers_[next_.fetch_add(1, std::memory_order_relaxed) % workers_.size()], job, false);
+  add(*workers_[next_.fetch_add(1, std::memory_order_relaxed) % workers_.size()], job, place);
   wake_one();
 }
 
-void RunQueues::push_to(std::size_t worker, Job job) {
+void RunQueues::push_to(std::size_t worker, Job job, bool urgent) {
   auto& to = *workers_[worker];
-  add(to, job, false);
+  add(to, job, urgent ? Place::urgent : Place::back);
   if (claim(to)) {
     wake(to);
   } else {
@@ -64,22 +71,25 @@ void RunQueues::push_to(std::size_t worker, Job job) {
   }
 }
 
-void RunQueues::push_front(std::size_t worker, Job job) {
-  if (add(*workers_[worker], job, true) > 1) wake_one();
+void RunQueues::push_front(std::size_t worker, Job job, bool urgent) {
+  if (add(*workers_[worker], job, urgent ? Place::urgent : Place::front) > 1) wake_one();
 }
 
 void RunQueues::push_back(std::size_t worker, Job job) {
-  if (add(*workers_[worker], job, false) > 1) wake_one();
+  if (add(*workers_[worker], job, Place::back) > 1) wake_one();
 }
 
 RunQueues::Job RunQueues::take_own(std::size_t worker) {
   auto& own = *workers_[worker];
   if (own.count.load(std::memory_order_seq_cst) == 0) return nullptr;
   const std::scoped_lock lock(own.mutex);
-  if (own.jobs.empty()) return nullptr;
-  const Job job = own.jobs.front();
-  own.jobs.pop_front();
-  own.count.store(own.jobs.size(), std::memory_order_seq_cst);
+  const bool ordinary = own.urgent.empty() || (!own.jobs.empty() && own.urgent_in_row >= kUrgentInRow);
+  auto& from = ordinary ? own.jobs : own.urgent;
+  if (from.empty()) return nullptr;
+  own.urgent_in_row = ordinary || own.jobs.empty() ? 0 : own.urgent_in_row + 1;
+  const Job job = from.front();
+  from.pop_front();
+  own.count.store(own.jobs.size() + own.urgent.size(), std::memory_order_seq_cst);
   return job;
 }
 
@@ -88,10 +98,17 @@ RunQueues::Job RunQueues::steal(std::size_t thief) {
     auto& victim = *workers_[(thief + i) % workers_.size()];
     if (victim.count.load(std::memory_order_seq_cst) == 0) continue;
     const std::scoped_lock lock(victim.mutex);
-    if (victim.jobs.empty()) continue;
-    const Job job = victim.jobs.back();
-    victim.jobs.pop_back();
-    victim.count.store(victim.jobs.size(), std::memory_order_seq_cst);
+    Job job = nullptr;
+    if (!victim.urgent.empty()) {
+      job = victim.urgent.front();
+      victim.urgent.pop_front();
+    } else if (!victim.jobs.empty()) {
+      job = victim.jobs.back();
+      victim.jobs.pop_back();
+    } else {
+      continue;
+    }
+    victim.count.store(victim.jobs.size() + victim.urgent.size(), std::memory_order_seq_cst);
     return job;
   }
   return nullptr;

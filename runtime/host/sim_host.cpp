@@ -46,7 +46,7 @@ class SimWorld::NodeExecutor final : public Executor {
     observes = true;
   }
   Cell* make_cell(CellInit init) override { return new SimCell(std::move(init)); }
-  void schedule(Cell& cell) noexcept override {
+  void schedule(Cell& cell, bool /*urgent*/) noexcept override {
     if (down) {
       cell.release();
     } else {

@@ -1,5 +1,6 @@
 #include "runtime/net/connection.hpp"
 
+#include <netinet/tcp.h>
 #include <openssl/err.h>
 #include <sys/socket.h>
 
@@ -33,6 +34,18 @@ std::string describe(const tcp::socket& socket) {
   if (code) return "?";
   return end.address().is_v6() ? format("[{}]:{}", end.address().to_string(), end.port())
                                : format("{}:{}", end.address().to_string(), end.port());
+}
+
+// A link may rest for long: what lies between the two must not forget it, and a peer that is gone for good is noticed some time.
+void keep_alive(int fd) {
+  constexpr int kOn = 1;
+  constexpr int kIdle = 60;  // seconds
+  constexpr int kEvery = 10;
+  constexpr int kTimes = 3;
+  setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &kOn, sizeof(kOn));
+  setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &kIdle, sizeof(kIdle));
+  setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &kEvery, sizeof(kEvery));
+  setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &kTimes, sizeof(kTimes));
 }
 
 }  // namespace
@@ -141,6 +154,7 @@ void Connection::start(SSL_CTX* context, tls::Ticket ticket) {
   boost::system::error_code code;
   socket_.non_blocking(true, code);
   socket_.set_option(tcp::no_delay(true), code);
+  keep_alive(socket_.native_handle());
   restart_timer();
   auto made = tls::make_session(context, side_, setting_.clock.wall());
   if (!made.has_value()) return fail({"internal", std::move(made).error()});

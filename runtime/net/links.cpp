@@ -105,7 +105,10 @@ Status Links::send(NodeId peer, Lane lane, ByteView envelope, const Message& bod
   }
   const auto session = state_->common.routes.find(peer);
   if (!session) return error(ErrorCode::unreachable, format("node {:x} is not connected", peer.value()));
-  return session->lanes[static_cast<std::size_t>(lane)]->send(envelope, body);
+  FALAJ_TRY(session->lanes[static_cast<std::size_t>(lane)]->send(envelope, body));
+  // One that comes to rest just now is woken by the look of the next second.
+  if (session->resting.load(std::memory_order_relaxed)) state_->common.shard_of(session->info.name).post_wake(session);
+  return {};
 }
 
 bool Links::connected(NodeId peer) const { return state_->common.routes.find(peer) != nullptr; }
@@ -117,6 +120,7 @@ std::vector<LinkStatus> Links::status() const {
     one.peer = session->info;
     one.rtt_p50_us = session->rtt.quantile_seconds(0.5) * 1e6;
     one.phi = session->phi.load(std::memory_order_relaxed);
+    one.resting = session->resting.load(std::memory_order_relaxed);
     for (std::size_t i = 0; i < kLanes; ++i) one.lanes[i] = session->lanes[i]->status();
     all.push_back(std::move(one));
   }

@@ -8,6 +8,9 @@
 //  - For a peer, events come one at a time from one IO thread, as: on_peer_up, messages, on_peer_down, and so on.
 //  - When one of a peer's three connections breaks, all three close and the peer is down: what was sent is unknown.
 //  - A pair that send() took is either written in its lane's order or lost with the connection.
+//  - A peer that falls silent is noticed within `silence_max` while something goes to and fro or somebody waits for it
+//    (LinkEvents::waits_for); a link between nodes that is needed by nobody rests: no heartbeat goes over it until the next send(). So what
+//    a node spends on heartbeats does not grow with the cluster.
 //
 // Ways to get hurt:
 //  - LinkEvents are called on the IO thread: do not block there. What they send is written together, at the end of the read they are in.
@@ -58,6 +61,8 @@ class LinkEvents {
   virtual void on_peer_up(const PeerInfo& peer) = 0;
   // The texts of `header` are there until this returns.
   virtual void on_message(const PeerInfo& peer, Lane lane, const Header& header, Message body) = 0;
+  // Whether somebody here must learn soon when this peer is lost. Asked of links between nodes, while nothing goes over them.
+  virtual bool waits_for(const PeerInfo& /*peer*/) { return true; }
   // Around the messages that one read has brought.
   virtual void on_batch_begin() {}
   virtual void on_batch_end() {}
@@ -75,10 +80,12 @@ struct LinkOptions {
   unsigned io_threads = 1;  // a peer is served by one of them
   std::uint64_t seed = 0;   // of the jitter of reconnects and of session numbers
   std::size_t peers_max = 1024;
+  Duration look = limits::kLookBeforeSleep;  // of an IO thread that expects more soon; zero: it sleeps at once
   // Shorter in tests only.
   Duration handshake_timeout = limits::kHandshakeTimeout;
   Duration heartbeat_every = limits::kHeartbeatEvery;
   Duration silence_max = limits::kPeerSilenceMax;
+  Duration rest_after = limits::kLinkRest;
   Duration reconnect_min = limits::kReconnectMin;
   Duration reconnect_max = limits::kReconnectMax;
   std::size_t send_window = limits::kSendWindowBytes;
@@ -93,6 +100,7 @@ struct LinkStatus {
   PeerInfo peer;
   double rtt_p50_us = 0;
   double phi = 0;
+  bool resting = false;  // no heartbeats: see above
   std::array<LaneStatus, kLanes> lanes;
 };
 

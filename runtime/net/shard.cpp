@@ -5,6 +5,7 @@
 
 #include "runtime/base/format.hpp"
 #include "runtime/base/log.hpp"
+#include "runtime/net/io_loop.hpp"
 
 namespace falaj::net {
 namespace {
@@ -94,10 +95,11 @@ Shard::Shard(LinkCommon& common, unsigned index)
 Shard::~Shard() { stop(); }
 
 void Shard::start() {
-  asio::post(io_, [this] { check_revocations(); });
+  asio::post(io_, [this] { every_second(); });
   thread_ = Thread(format("link-{}", index_), [this] {
     this_io() = &io_;
-    io_.run();
+    take_short_turns();
+    IoLoop(io_, common_.clock, hardware_threads() > 1 ? common_.options.look : Duration::zero()).run();
   });
 }
 
@@ -205,14 +207,14 @@ void Shard::on_frame(Connection& connection, Frame& frame) {
   const auto& session = connection.session;  // nothing below lets go of it: connections end in handlers of their own
   if (!session || !session->up) return;
   switch (frame.header.kind) {
-    case messages::Kind::HEARTBEAT:
-      session->beats = true;
+    case messages::Kind::HEARTBEAT:  // the peer may cease to send its own at any time: it answers ours
       session->detector.heartbeat(common_.clock.now());
-      static_cast<void>(connection.send(heartbeat_envelope(messages::Kind::HEARTBEAT_REPLY, frame.header.correlation), Message()));
+      beat(*session, heartbeat_envelope(messages::Kind::HEARTBEAT_REPLY, frame.header.correlation));
       return;
     case messages::Kind::HEARTBEAT_REPLY: {
       const auto now = common_.clock.now();
-      if (!session->beats) session->detector.heartbeat(now);  // one that only answers lives too
+      session->detector.heartbeat(now);
+      session->answered = now;
       const auto rtt = now.time_since_epoch() - Duration(static_cast<std::int64_t>(frame.header.correlation));
       if (rtt < Duration::zero() || rtt > std::chrono::minutes(1)) return;
       session->rtt.record(rtt);
@@ -222,6 +224,7 @@ void Shard::on_frame(Connection& connection, Frame& frame) {
     default:
       break;
   }
+  ++session->received;
   common_.events.on_message(session->info, connection.lane, frame.header, std::move(frame.body));
 }
 
@@ -433,7 +436,7 @@ std::shared_ptr<Session> Shard::make_session(const Connection& connection, messa
 void Shard::session_up(const PeerPtr& peer) {
   const auto session = peer->session;
   session->up = true;
-  session->ticked = common_.clock.now();
+  session->ticked = session->quiet_since = common_.clock.now();
   peer->failures = 0;
   for (const auto& lane : session->lanes) lane->established();
   common_.metrics.peers.add(1);
@@ -489,10 +492,63 @@ void Shard::tick(const PeerPtr& peer) {
     return session_down(peer, error(ErrorCode::unreachable,
                                     format("'{}' has been silent for {} ms (phi {:.1f})", session.info.name, silence, session.phi.load())));
   }
-  // A full window is no reason to worry: what is in it reaches the peer before this would.
-  static_cast<void>(session.lanes[kControl]->send(
-      heartbeat_envelope(messages::Kind::HEARTBEAT, static_cast<std::uint64_t>(now.time_since_epoch().count())), Message()));
+  if (may_rest(session, now)) {
+    session.resting = true;
+    return;
+  }
+  beat(session, heartbeat_envelope(messages::Kind::HEARTBEAT, static_cast<std::uint64_t>(now.time_since_epoch().count())));
   if (peer->session) tick_later(peer);
+}
+
+// A full window is no reason to worry: what is in it reaches the peer before this would.
+void Shard::beat(Session& session, ByteView envelope) {
+  if (session.lanes[kControl]->send(envelope, Message()).has_value()) ++session.beats;
+}
+
+// Nothing but heartbeats since it was last asked.
+bool Shard::quiet(Session& session, Instant now) {
+  std::uint64_t carried = session.received;
+  const auto& lanes = session.lanes;
+  for (std::size_t i = 0; i < kLanes; ++i) {
+    if (i == 0 || lanes[i] != lanes[0]) carried += lanes[i]->status().sent_messages;
+  }
+  carried -= session.beats;
+  if (std::exchange(session.carried, carried) == carried) return true;
+  session.quiet_since = now;
+  return false;
+}
+
+// Only nodes know one another's loss from elsewhere too. A peer that was spoken to must have shown since that it lives.
+bool Shard::may_rest(Session& session, Instant now) const {
+  const auto kind = session.info.principal.kind();
+  if (kind != PrincipalKind::node && kind != PrincipalKind::worker) return false;
+  return quiet(session, now) && now - session.quiet_since >= common_.options.rest_after && session.answered > session.quiet_since &&
+         !common_.events.waits_for(session.info);
+}
+
+void Shard::post_wake(const std::shared_ptr<Session>& session) {
+  if (!session->resting.exchange(false)) return;
+  asio::post(io_, [this, session] {
+    const auto peer = find_peer(session->info.name);
+    if (!peer || peer->session != session) return;
+    const auto now = common_.clock.now();
+    session->ticked = session->quiet_since = now;
+    session->detector.forgive(session->detector.silence(now));  // nobody has asked it for a sign of life
+    tick(peer);
+  });
+}
+
+void Shard::every_second() {
+  check_revocations();
+  const auto now = common_.clock.now();
+  for (const auto& [name, peer] : peers_) {
+    const auto& session = peer->session;
+    if (session && session->resting && (!quiet(*session, now) || common_.events.waits_for(session->info))) post_wake(session);
+  }
+  every_second_.expires_after(std::chrono::seconds(1));
+  every_second_.async_wait([this](const boost::system::error_code& code) {
+    if (!code) every_second();
+  });
 }
 
 void Shard::check_revocations() {
@@ -511,10 +567,6 @@ void Shard::check_revocations() {
       if (revoked) session_down(peer, error(ErrorCode::denied, format("the certificate of '{}' was revoked", name)));
     }
   }
-  every_second_.expires_after(std::chrono::seconds(1));
-  every_second_.async_wait([this](const boost::system::error_code& code) {
-    if (!code) check_revocations();
-  });
 }
 
 }  // namespace falaj::net

@@ -29,9 +29,14 @@ struct Session {
   const PeerInfo info;
   std::array<std::shared_ptr<Connection>, kLanes> lanes;  // not changed any more once it is up
   bool up = false;
-  bool beats = false;  // the peer sends heartbeats of its own
   PhiDetector detector;
   Instant ticked;
+  std::uint64_t received = 0;  // messages
+  std::uint64_t beats = 0;     // heartbeats and answers to them that were sent
+  std::uint64_t carried = 0;   // messages to and fro, when they were counted last
+  Instant quiet_since;
+  Instant answered;  // a heartbeat
+  std::atomic<bool> resting{false};
   metrics::Histogram rtt;
   std::atomic<double> phi{0};
 };
@@ -102,6 +107,7 @@ class Shard final : public Connection::Owner {
   void post_forget(std::string name);
   void post_disconnect(std::string name, Error reason);
   void post_adopt(tcp::socket socket);
+  void post_wake(const std::shared_ptr<Session>& session);  // it rests, and somebody has something to say
   [[nodiscard]] asio::io_context& io() noexcept { return io_; }
 
  private:
@@ -170,7 +176,11 @@ class Shard final : public Connection::Owner {
   void session_up(const PeerPtr& peer);
   void session_down(const PeerPtr& peer, const Error& reason);
   void tick(const PeerPtr& peer);
+  static void beat(Session& session, ByteView envelope);
+  static bool quiet(Session& session, Instant now);
+  [[nodiscard]] bool may_rest(Session& session, Instant now) const;
   void tick_later(const PeerPtr& peer);
+  void every_second();
   void check_revocations();
   void handshake_failed(const std::string& whose, const Connection::Closed& why);
 

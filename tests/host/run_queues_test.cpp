@@ -113,6 +113,41 @@ TEST(RunQueues, OneInFrontOfABusyWorkerIsStolenInTheEnd) {
   EXPECT_EQ(queues.take(1), &job);
 }
 
+TEST(RunQueues, UrgentBeforeAllOthersButNotForEver) {
+  RunQueues queues;
+  queues.open(2);
+  std::array<Job, 3> ordinary;
+  std::array<Job, 20> urgent;
+  for (auto& job : ordinary) queues.push_to(0, &job);
+  for (auto& job : urgent) queues.push_to(0, &job, true);
+  std::size_t next_urgent = 0;
+  std::size_t next_ordinary = 0;
+  std::vector<std::size_t> ordinary_at;
+  for (std::size_t i = 0; i < ordinary.size() + urgent.size(); ++i) {
+    const auto* job = queues.take_own(0);
+    if (next_ordinary < ordinary.size() && job == &ordinary.at(next_ordinary)) {
+      ordinary_at.push_back(i);
+      ++next_ordinary;
+    } else {
+      ASSERT_EQ(job, &urgent.at(next_urgent++)) << i;
+    }
+  }
+  EXPECT_EQ(queues.take_own(0), nullptr);
+  EXPECT_EQ(ordinary_at, (std::vector<std::size_t>{8, 17, 22}));  // after each eight urgent ones, and at the end
+}
+
+TEST(RunQueues, AThiefTakesWhatIsUrgentFirst) {
+  RunQueues queues;
+  queues.open(2);
+  std::array<Job, 3> jobs;
+  queues.push_to(0, jobs.data());
+  queues.push_to(0, &jobs[1], true);
+  queues.push_to(0, &jobs[2]);
+  EXPECT_EQ(queues.take(1), &jobs[1]);
+  EXPECT_EQ(queues.take(1), &jobs[2]);
+  EXPECT_EQ(queues.take(1), jobs.data());
+}
+
 TEST(RunQueues, FrontBeforeBack) {
   RunQueues queues;
   queues.open(1);

@@ -195,6 +195,30 @@ TEST(Threads, TwoHostsTalk) {
   ba.stop();
 }
 
+// Where everything goes and nothing comes from.
+class Pit final : public Transport {
+ public:
+  Status send(NodeId, Lane, ByteView, const Message&) override { return {}; }
+};
+
+TEST(Threads, AHostKnowsForWhomItsActorsWait) {
+  Real a("a");
+  Pit pit;
+  a.host->set_transport(&pit);
+  const auto there = a.host->at({node_id("b"), {}, {}, "sink"});
+  EXPECT_FALSE(a.host->waits_for(node_id("b")));
+  a.host->tell(there, add(1));
+  EXPECT_FALSE(a.host->waits_for(node_id("b"))) << "a tell is not waited for";
+  SendOptions brief;
+  brief.timeout = 500ms;
+  const auto answer = ask_later(*a.host, there, add(1), brief);
+  EXPECT_TRUE(a.host->waits_for(node_id("b")));
+  EXPECT_FALSE(a.host->waits_for(node_id("c")));
+  EXPECT_EQ(code_of(answer->get()), ErrorCode::deadline);
+  EXPECT_FALSE(a.host->waits_for(node_id("b"))) << "whoever asked has had an end";
+  EXPECT_TRUE(a.host->shutdown(5s).empty());
+}
+
 // ---- a handler that does not return -----------------------------------------------------------------------------------------------------
 
 class Stuck : public ActorOf<Stuck> {

@@ -58,6 +58,11 @@ void Recorder::on_dial_failed(const PeerAddress& peer, const Error& reason) {
   changed.notify_all();
 }
 
+bool Recorder::waits_for(const PeerInfo& peer) {
+  const std::scoped_lock lock(mutex);
+  return !needed || needed->contains(peer.name);
+}
+
 bool Recorder::wait(const std::function<bool(const Recorder&)>& condition, Duration patience) {
   constexpr auto kLook = 10ms;  // a condition may hang on more than the events recorded here, which wake us
   std::unique_lock lock(mutex);

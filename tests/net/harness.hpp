@@ -8,6 +8,8 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -72,6 +74,7 @@ class Recorder final : public LinkEvents {
   void on_message(const PeerInfo& peer, Lane lane, const Header& header, Message body) override;
   void on_peer_down(const PeerInfo& peer, const Error& reason) override;
   void on_dial_failed(const PeerAddress& peer, const Error& reason) override;
+  bool waits_for(const PeerInfo& peer) override;
 
   bool wait(const std::function<bool(const Recorder&)>& condition, Duration patience = kPatience);
   bool wait_up(std::string_view name, std::size_t times = 1);
@@ -84,6 +87,7 @@ class Recorder final : public LinkEvents {
   std::condition_variable changed;
   std::vector<Event> events;
   std::vector<Received> messages;
+  std::optional<std::set<std::string>> needed;                      // whose links may not rest; nothing: all
   std::function<void(const PeerInfo&, Lane, const Message&)> also;  // on the IO thread, set before the links start
 };
 

@@ -1,5 +1,6 @@
 #include "runtime/net/links.hpp"
 
+#include <algorithm>
 #include <latch>
 
 #include "runtime/base/thread.hpp"
@@ -283,6 +284,105 @@ TEST(Links, AProgramThatOnlyAnswersHeartbeatsLivesAndAMuteOneDoesNot) {
     return answering->write(beat.bytes()) && a.registry.counter("falaj_link_peer_downs_total", "").value() == 1;
   }));
   ASSERT_TRUE(a.seen.wait([](const Recorder& r) { return r.count("down ") == 1; })) << "the answering one is down too";
+}
+
+// ---- rest -------------------------------------------------------------------------------------------------------------------------------
+
+void need(TestNode& node, std::set<std::string> whom) {
+  const std::scoped_lock lock(node.seen.mutex);
+  node.seen.needed = std::move(whom);
+}
+
+LinkStatus link_to(const TestNode& node, std::string_view peer) {
+  for (auto& status : node.links->status()) {
+    if (status.peer.name == peer) return status;
+  }
+  return {};
+}
+
+bool wait_rest(TestNode& node, std::string_view peer, bool rests = true) {
+  return node.seen.wait([&](const Recorder&) {
+    const auto link = link_to(node, peer);
+    return link.peer.name == peer && link.resting == rests;
+  });
+}
+
+void tires_soon(LinkOptions& o) {
+  o.heartbeat_every = 20ms;
+  o.rest_after = 100ms;
+}
+
+TEST(Links, ThatNobodyNeedsRestAndWakeWhenSomebodySpeaks) {
+  const TestCluster cluster;
+  TestNode a(cluster, "a", 1, tires_soon);
+  TestNode b(cluster, "b", 1, tires_soon);
+  TestNode c(cluster, "c", 1, tires_soon);
+  need(a, {"c"});
+  need(b, {});
+  need(c, {});
+  a.links->connect(b.address());
+  a.links->connect(c.address());
+  ASSERT_TRUE(wait_rest(a, "b"));
+  ASSERT_TRUE(wait_rest(b, "a"));
+  ASSERT_TRUE(wait_rest(c, "a")) << "it need not ask by itself: it answers";
+  const auto sent = [](const TestNode& node, std::string_view peer) { return link_to(node, peer).lanes[0].sent_messages; };
+  const auto before_b = sent(a, "b");
+  const auto before_c = sent(a, "c");
+  ASSERT_TRUE(a.seen.wait([&](const Recorder&) { return sent(a, "c") > before_c + 20; }));
+  EXPECT_EQ(sent(a, "b"), before_b) << "a heartbeat over a link that rests";
+  EXPECT_FALSE(link_to(a, "c").resting);
+
+  ASSERT_TRUE(a.send("b", Lane::NORMAL, "wake up").has_value());
+  ASSERT_TRUE(b.seen.wait_messages(1));
+  ASSERT_TRUE(a.seen.wait([&](const Recorder&) { return sent(a, "b") > before_b; }));
+  ASSERT_TRUE(wait_rest(a, "b"));
+  need(b, {"a"});
+  ASSERT_TRUE(wait_rest(b, "a", false)) << "somebody there waits, and has said nothing";
+  for (auto* node : {&a, &b, &c}) EXPECT_EQ(node->registry.counter("falaj_link_peer_downs_total", "").value(), 0U);
+}
+
+TEST(Links, APeerThatFellSilentWhileTheLinkRestedIsNoticedWhenItIsSpokenTo) {
+  const TestCluster cluster;
+  TestNode a(cluster, "a", 1, [](LinkOptions& o) {
+    tires_soon(o);
+    o.silence_max = 2s;
+  });
+  need(a, {});
+  std::vector<std::unique_ptr<RawPeer>> lanes;  // that answer one heartbeat, and then no more
+  for (const auto lane : {Lane::CONTROL, Lane::NORMAL, Lane::BULK}) {
+    lanes.push_back(std::make_unique<RawPeer>(a.port, cluster.node("mute")));
+    lanes.back()->hello([&](messages::Hello::Builder h) {
+      h.setNode("mute");
+      h.setLane(lane);
+      h.setSession(77);
+    });
+    ASSERT_TRUE(lanes.back()->read_hello());
+  }
+  ASSERT_TRUE(a.seen.wait_up("mute"));
+  const auto beat = Message::build<messages::Envelope>([](messages::Envelope::Builder b) { b.setKind(messages::Kind::HEARTBEAT_REPLY); });
+  ASSERT_TRUE(lanes[0]->write(beat.bytes()));
+  ASSERT_TRUE(wait_rest(a, "mute"));
+  ASSERT_TRUE(a.send("mute", Lane::NORMAL, "hello?").has_value());
+  ASSERT_TRUE(a.seen.wait_event("'mute' has been silent for"));
+}
+
+// What a node spends on heartbeats depends on whom it needs, not on how many there are.
+TEST(Links, OfAMeshOnlyThoseThatAreNeededBeat) {
+  const TestCluster cluster;
+  for (const std::size_t n : {3UL, 9UL}) {
+    std::vector<std::unique_ptr<TestNode>> nodes;
+    for (std::size_t i = 0; i < n; ++i) nodes.push_back(std::make_unique<TestNode>(cluster, format("n{}", i), 1, tires_soon));
+    for (std::size_t i = 0; i < n; ++i) {
+      need(*nodes[i], {format("n{}", (i + 1) % n)});
+      for (std::size_t j = 0; j < i; ++j) nodes[i]->links->connect(nodes[j]->address());
+    }
+    for (const auto& node : nodes) {
+      ASSERT_TRUE(node->seen.wait([&](const Recorder&) {
+        const auto all = node->links->status();
+        return all.size() == n - 1 && std::ranges::count(all, false, &LinkStatus::resting) == 1;
+      }));
+    }
+  }
 }
 
 TEST(Links, RefuseAnIdentityThatDoesNotFit) {

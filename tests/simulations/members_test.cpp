@@ -21,6 +21,14 @@ TEST(SimulateMembers, ManyLostAtOnceAreOutOfEverybodysViewWithinSeconds) {
   }
 }
 
+TEST(SimulateMembers, HeartbeatsOfANodeDoNotGrowWithTheCluster) {
+  for (const unsigned nodes : {10U, 80U}) {
+    const auto report = run(nodes, 1, true);
+    EXPECT_EQ(report.trouble, "");
+    EXPECT_EQ(report.beats_with, 7U) << nodes << " nodes: control, three that it watches, three that watch it";
+  }
+}
+
 TEST(SimulateMembers, TheSameSeedGivesTheSameDigest) {
   const auto first = run(12, 3, true);
   const auto second = run(12, 3, true);
