@@ -33,9 +33,9 @@ constexpr std::uint64_t kBatchMax = 1U << 24;
 // ---- words of the job ------------------------------------------------------------------------------------------------------------
 
 Result<kernels::FamilySpec> family_of(messages::ModelSpec::Reader spec) {
-  kernels::FamilySpec out;
-  if (text(spec.getFamily()) == "onnx") return out;
-  FALAJ_ASSIGN(out.family, kernels::parse_family(text(spec.getFamily())));
+  if (text(spec.getFamily()) == "onnx") return kernels::FamilySpec{};
+  FALAJ_ASSIGN(const auto family, kernels::parse_family(text(spec.getFamily())));
+  auto out = kernels::default_spec(family);
   if (spec.getHidden().size() > 0) out.hidden.clear();
   for (const auto size : spec.getHidden()) out.hidden.push_back(size);
   std::string activation(text(spec.getActivation()));
@@ -43,6 +43,8 @@ Result<kernels::FamilySpec> family_of(messages::ModelSpec::Reader spec) {
   out.activation = activation;
   out.dropout = static_cast<double>(spec.getDropout());
   if (spec.getEmbedding() > 0) out.embedding_width = spec.getEmbedding();
+  for (const auto size : spec.getImage()) out.image.push_back(size);
+  if (spec.getHeads() > 0) out.heads = spec.getHeads();
   FALAJ_TRY(kernels::check(out));
   return out;
 }

@@ -2,14 +2,11 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
-#include <cmath>
-#include <map>
 #include <numeric>
 
 #include "kernels/train/json.hpp"
+#include "kernels/train/layers.hpp"
 #include "runtime/base/format.hpp"
-#include "runtime/base/random.hpp"
 
 namespace falaj::kernels {
 
@@ -17,18 +14,20 @@ namespace {
 
 constexpr std::int64_t kOnnxFloat = 1;  // TensorProto.DataType
 constexpr std::int64_t kOnnxInt64 = 7;
-constexpr std::size_t kClassesMax = 1000;
-constexpr std::array<std::string_view, 6> kActivations = {"Relu", "Tanh", "Sigmoid", "Elu", "LeakyRelu", "Softplus"};
+constexpr std::array<std::pair<Family, std::string_view>, 7> kFamilies = {{{Family::linear, "linear"},
+                                                                           {Family::mlp, "mlp"},
+                                                                           {Family::wide_deep, "wide_deep"},
+                                                                           {Family::boosted_trees, "boosted_trees"},
+                                                                           {Family::cnn, "cnn"},
+                                                                           {Family::resnet, "resnet"},
+                                                                           {Family::transformer, "transformer"}}};
 
 std::int64_t as_dim(std::size_t size) { return static_cast<std::int64_t>(size); }
-
-// Draws the initial values of one parameter.
-enum class Start : std::uint8_t { zeros, weights, embedding };
 
 class FamilyBuilder {
  public:
   FamilyBuilder(const FamilySpec& spec, const Preprocessing& preprocessing, const TargetSpec& target, std::uint64_t seed)
-      : spec_(spec), preprocessing_(preprocessing), target_(target), random_(seed) {}
+      : spec_(spec), preprocessing_(preprocessing), target_(target), layers_(graph_, spec.activation, seed) {}
 
   Result<Graph> build() {
     graph_.name = std::string(to_string(spec_.family));
@@ -36,14 +35,27 @@ class FamilyBuilder {
     numeric_block();
     categorical_block();
     outputs_ = target_.task == Task::multiclass ? target_.classes.size() : 1;
-    if (spec_.family == Family::linear) {
-      affine("linear", outputs_, Start::zeros, kLogits);
-    } else if (spec_.family == Family::mlp) {
-      head(hidden_layers(activate(affine("layer0", spec_.hidden[0], Start::weights, {}), 0), 1), kLogits);
-    } else {
-      const std::string wide = affine("wide", outputs_, Start::zeros, {});
-      const std::string deep = head(hidden_layers(deep_input(), 0), {});
-      graph_.add("Add", {wide, deep}, {}, kLogits);
+    switch (spec_.family) {
+      case Family::linear:
+        affine("linear", outputs_, Start::zeros, kLogits);
+        break;
+      case Family::mlp:
+        head(hidden_layers(activate(affine("layer0", spec_.hidden[0], Start::weights, {}), 0), 1), kLogits);
+        break;
+      case Family::cnn:
+      case Family::resnet: {
+        FALAJ_ASSIGN(const auto pixels, image());
+        head(spec_.family == Family::cnn ? convolutions(pixels) : residual_blocks(pixels), kLogits);
+        break;
+      }
+      case Family::transformer:
+        head(encoder(tokens()), kLogits);
+        break;
+      default: {
+        const std::string wide = affine("wide", outputs_, Start::zeros, {});
+        const std::string deep = head(hidden_layers(deep_input(), 0), {});
+        graph_.add("Add", {wide, deep}, {}, kLogits);
+      }
     }
     declare_outputs(graph_, target_);
     describe(graph_, spec_.family, preprocessing_, target_);
@@ -75,6 +87,7 @@ class FamilyBuilder {
       deviations.push_back(static_cast<float>(fit->deviation));
     }
     if (raw.empty()) return;
+    standardised_width_ = raw.size();
     numeric_width_ = raw.size() + flagged.size();
     const Shape width{as_dim(raw.size())};
     const std::string mean = graph_.add_initializer("falaj/mean", Tensor::of<float>(width, std::span<const float>(means)));
@@ -83,7 +96,7 @@ class FamilyBuilder {
     const std::string missing = graph_.add("IsNaN", {numbers}, {}, "falaj/missing");
     const std::string filled = graph_.add("Where", {missing, mean, numbers}, {}, "falaj/filled");
     const std::string centred = graph_.add("Sub", {filled, mean}, {}, "falaj/centred");
-    numeric_ = graph_.add("Div", {centred, deviation}, {}, "falaj/standardised");
+    numeric_ = standardised_ = graph_.add("Div", {centred, deviation}, {}, "falaj/standardised");
     if (flagged.empty()) return;
     const std::string flags = graph_.add("Cast", {missing}, {{"to", kOnnxFloat}}, "falaj/missing_flags");
     const std::string which =
@@ -117,16 +130,7 @@ class FamilyBuilder {
   }
 
   std::string parameter(const std::string& name, const Shape& shape, Start start, std::size_t fan_in) {
-    Tensor value(DType::f32, shape);
-    Random random = random_.split(name);
-    const double gain = spec_.activation == "Relu" || spec_.activation == "LeakyRelu" || spec_.activation == "Elu" ? 2.0 : 1.0;
-    const double bound = std::sqrt(3.0 * gain / static_cast<double>(std::max<std::size_t>(fan_in, 1)));
-    if (start == Start::weights) {
-      for (float& x : value.mutable_data<float>()) x = static_cast<float>((2.0 * random.uniform() - 1.0) * bound);
-    } else if (start == Start::embedding) {
-      for (float& x : value.mutable_data<float>()) x = static_cast<float>(0.3 * random.normal());
-    }
-    return graph_.add_initializer(name, std::move(value));
+    return layers_.parameter(name, shape, start, fan_in);
   }
 
   // A linear layer over standardised numbers and one-hot categories.
@@ -141,10 +145,8 @@ class FamilyBuilder {
     }
     const std::string table = parameter(name + "/table", {as_dim(categories_), as_dim(width)}, start, fan_in);
     const std::string rows = graph_.add("Gather", {table, codes_}, {{"axis", std::int64_t{0}}});
-    if (graph_.initializers.find("falaj/axis1") == graph_.initializers.end()) {
-      graph_.add_initializer("falaj/axis1", Tensor::vector<std::int64_t>({1}));
-    }
-    const std::string one_hot = graph_.add("ReduceSum", {rows, "falaj/axis1"}, {{"keepdims", std::int64_t{0}}});
+    const std::string axis = layers_.constant("falaj/axis1", Tensor::vector<std::int64_t>({1}));
+    const std::string one_hot = graph_.add("ReduceSum", {rows, axis}, {{"keepdims", std::int64_t{0}}});
     return graph_.add("Add", {sum.empty() ? bias : sum, one_hot}, {}, output);
   }
 
@@ -164,10 +166,12 @@ class FamilyBuilder {
 
   // Dropout is a list of values in the metadata, not nodes: the exported model has no trace of it.
   std::string activate(const std::string& x, std::size_t layer) {
-    const std::string y = graph_.add(spec_.activation, {x}, {}, format("falaj/hidden{}", layer));
-    if (spec_.dropout > 0) dropped_.push_back(y);
     deep_width_ = spec_.hidden[layer];
-    return y;
+    return dropped(layers_.activate(x, format("falaj/hidden{}", layer)));
+  }
+  std::string dropped(const std::string& value) {
+    if (spec_.dropout > 0) dropped_.push_back(value);
+    return value;
   }
 
   std::string hidden_layers(std::string x, std::size_t from) {
@@ -181,6 +185,105 @@ class FamilyBuilder {
     return x;
   }
 
+  // ---- images: [N, channels, rows, columns] ----
+
+  Result<std::string> image() {
+    const std::size_t wanted = std::size_t{spec_.image[0]} * spec_.image[1] * spec_.image[2];
+    if (categorical_width_ > 0 || standardised_width_ != wanted) {
+      return invalid(
+          format("family {} reads one image of {} x {} x {} = {} numbers; the features are {} numeric and {} categorical columns",
+                 to_string(spec_.family), spec_.image[0], spec_.image[1], spec_.image[2], wanted, standardised_width_, categorical_width_));
+    }
+    const std::string shape =
+        layers_.constant("falaj/image", Tensor::vector<std::int64_t>({-1, spec_.image[0], spec_.image[1], spec_.image[2]}));
+    channels_ = spec_.image[0];
+    rows_ = spec_.image[1];
+    columns_ = spec_.image[2];
+    return graph_.add("Reshape", {standardised_, shape}, {}, "falaj/pixels");
+  }
+
+  std::string convolutions(std::string x) {
+    for (std::size_t stage = 0; stage < spec_.hidden.size(); ++stage) {
+      const std::string name = format("stage{}", stage);
+      x = layers_.convolution(name, x, channels_, spec_.hidden[stage], kKernel, 1);
+      channels_ = spec_.hidden[stage];
+      x = dropped(layers_.activate(layers_.channel_bias(name, x, channels_)));
+      if (rows_ < 2 || columns_ < 2) continue;
+      x = graph_.add("MaxPool", {x},
+                     Attributes{{"kernel_shape", std::vector<std::int64_t>{2, 2}}, {"strides", std::vector<std::int64_t>{2, 2}}});
+      rows_ /= 2;
+      columns_ /= 2;
+    }
+    deep_width_ = channels_ * rows_ * columns_;
+    return graph_.add("Flatten", {x}, Attributes{{"axis", std::int64_t{1}}}, "falaj/deep");
+  }
+
+  // He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition" (2015), two basic blocks a stage, without normalisation by the
+  // batch, whose result would depend on how it is divided among workers: each block begins as one that changes nothing (De, Smith: "Batch
+  // Normalization Biases Residual Blocks Towards the Identity Function in Deep Networks", 2020).
+  std::string residual_blocks(std::string x) {
+    x = layers_.convolution("stem", x, channels_, spec_.hidden[0], kKernel, 1);
+    channels_ = spec_.hidden[0];
+    x = layers_.activate(layers_.channel_bias("stem", x, channels_));
+    for (std::size_t stage = 0; stage < spec_.hidden.size(); ++stage) {
+      const bool halves = stage > 0 && rows_ > 1 && columns_ > 1;
+      x = residual_block(format("stage{}/0", stage), x, spec_.hidden[stage], halves ? 2 : 1);
+      x = dropped(residual_block(format("stage{}/1", stage), x, spec_.hidden[stage], 1));
+    }
+    deep_width_ = channels_;
+    return graph_.add("Flatten", {graph_.add("GlobalAveragePool", {x})}, Attributes{{"axis", std::int64_t{1}}}, "falaj/deep");
+  }
+
+  std::string residual_block(const std::string& name, const std::string& x, std::size_t channels, std::int64_t stride) {
+    std::string y = layers_.convolution(name + "/first", x, channels_, channels, kKernel, stride);
+    y = layers_.activate(layers_.channel_bias(name + "/first", y, channels));
+    y = layers_.channel_bias(name + "/second", layers_.convolution(name + "/second", y, channels, channels, kKernel, 1), channels);
+    y = layers_.channel_scale(name, y, channels, channels > 1 ? Start::zeros : Start::ones);
+    std::string skip = x;
+    if (channels != channels_ || stride != 1) skip = layers_.convolution(name + "/skip", x, channels_, channels, 1, stride);
+    channels_ = channels;
+    if (stride == 2) {
+      rows_ = (rows_ + 1) / 2;
+      columns_ = (columns_ + 1) / 2;
+    }
+    return layers_.activate(graph_.add("Add", {y, skip}));
+  }
+
+  // ---- tokens: [N, columns, embedding_width] ----
+
+  std::string tokens() {
+    const auto width = as_dim(spec_.embedding_width);
+    std::vector<std::string> parts;
+    if (numeric_width_ > 0) {
+      const std::string weight = parameter("tokens/weight", {as_dim(numeric_width_), width}, Start::embedding, numeric_width_);
+      const std::string bias = parameter("tokens/bias", {as_dim(numeric_width_), width}, Start::embedding, numeric_width_);
+      const std::string scaled = graph_.add("Einsum", {numeric_, weight}, Attributes{{"equation", std::string("nf,fd->nfd")}});
+      parts.push_back(graph_.add("Add", {scaled, bias}));
+    }
+    if (categorical_width_ > 0) {
+      const std::string table = parameter("tokens/table", {as_dim(categories_), width}, Start::embedding, categorical_width_);
+      parts.push_back(graph_.add("Gather", {table, codes_}, {{"axis", std::int64_t{0}}}));
+    }
+    return join(std::move(parts), "falaj/tokens");
+  }
+
+  // Normalised before each part, not after it (Xiong et al., "On Layer Normalization in the Transformer Architecture", 2020).
+  std::string encoder(std::string x) {
+    const std::size_t width = spec_.embedding_width;
+    for (std::size_t block = 0; block < spec_.hidden.size(); ++block) {
+      const std::string name = format("block{}", block);
+      const std::string attended =
+          layers_.self_attention(name + "/attention", layers_.layer_norm(name + "/attention", x, width), width, spec_.heads);
+      x = graph_.add("Add", {x, dropped(attended)});
+      std::string y = layers_.linear(name + "/first", layers_.layer_norm(name + "/first", x, width), width, spec_.hidden[block]);
+      y = layers_.linear(name + "/second", layers_.activate(y), spec_.hidden[block], width);
+      x = graph_.add("Add", {x, dropped(y)});
+    }
+    deep_width_ = width;
+    x = layers_.layer_norm("last", x, width);
+    return graph_.add("ReduceMean", {x}, Attributes{{"axes", std::vector<std::int64_t>{1}}, {"keepdims", std::int64_t{0}}}, "falaj/deep");
+  }
+
   std::string head(const std::string& x, std::string_view output) {
     const std::string weight = parameter("head/weight", {as_dim(deep_width_), as_dim(outputs_)}, Start::weights, 2 * deep_width_);
     if (spec_.family == Family::wide_deep) return graph_.add("MatMul", {x, weight}, {}, output);  // the wide part has the bias
@@ -191,18 +294,16 @@ class FamilyBuilder {
   const FamilySpec& spec_;
   const Preprocessing& preprocessing_;
   const TargetSpec& target_;
-  Random random_;
+  static constexpr std::int64_t kKernel = 3;
   Graph graph_;
-  std::string numeric_;  // [N, numeric_width_]
-  std::string codes_;    // [N, categorical_width_], rows of tables of categories_ rows
-  std::size_t numeric_width_ = 0, categorical_width_ = 0, categories_ = 0, deep_width_ = 0, outputs_ = 1;
+  Layers layers_;
+  std::string standardised_;  // [N, standardised_width_]: numbers without the flags of missing ones
+  std::string numeric_;       // [N, numeric_width_]: with them
+  std::string codes_;         // [N, categorical_width_], rows of tables of categories_ rows
+  std::size_t standardised_width_ = 0, numeric_width_ = 0, categorical_width_ = 0, categories_ = 0, deep_width_ = 0, outputs_ = 1;
+  std::size_t channels_ = 0, rows_ = 0, columns_ = 0;  // of the image so far
   std::vector<std::string> dropped_;
 };
-
-bool parse_number(std::string_view text, double& value) {
-  const auto [end, problem] = std::from_chars(text.data(), text.data() + text.size(), value);
-  return problem == std::errc() && end == text.data() + text.size() && std::isfinite(value);
-}
 
 }  // namespace
 
@@ -270,42 +371,53 @@ void describe(Graph& graph, Family family, const Preprocessing& preprocessing, c
   meta[std::string(metadata::kColumns)] = columns + "]";
 }
 
-std::string_view to_string(Task task) noexcept {
-  return task == Task::binary ? "binary" : task == Task::multiclass ? "multiclass" : "regression";
-}
-
-Result<Task> parse_task(std::string_view text) {
-  for (const Task task : {Task::binary, Task::multiclass, Task::regression}) {
-    if (text == to_string(task)) return task;
-  }
-  return invalid(format("task '{}' is not known: use binary, multiclass or regression", text));
-}
-
 std::string_view to_string(Family family) noexcept {
-  switch (family) {
-    case Family::linear:
-      return "linear";
-    case Family::mlp:
-      return "mlp";
-    case Family::wide_deep:
-      return "wide_deep";
-    case Family::boosted_trees:
-      return "boosted_trees";
-  }
-  return {};
+  return std::ranges::find(kFamilies, family, &std::pair<Family, std::string_view>::first)->second;
 }
 
 Result<Family> parse_family(std::string_view text) {
-  for (const Family family : {Family::linear, Family::mlp, Family::wide_deep, Family::boosted_trees}) {
-    if (text == to_string(family)) return family;
+  std::string known;
+  for (const auto& [family, name] : kFamilies) {
+    if (text == name) return family;
+    known += format("{}{}", known.empty() ? "" : ", ", name);
   }
-  return invalid(format("model family '{}' is not known: use linear, mlp, wide_deep or boosted_trees", text));
+  return invalid(format("model family '{}' is not known: use one of {}", text, known));
 }
 
-Status check(const FamilySpec& spec) {
-  if (std::ranges::find(kActivations, spec.activation) == kActivations.end()) {
-    return invalid(format("activation '{}' is not known: use Relu, Tanh, Sigmoid, Elu, LeakyRelu or Softplus", spec.activation));
+FamilySpec default_spec(Family family) {
+  FamilySpec spec{.family = family};
+  if (family == Family::cnn || family == Family::resnet) spec.hidden = {16, 32};
+  if (family == Family::transformer) {
+    spec.hidden = {64, 64};
+    spec.embedding_width = 32;
   }
+  return spec;
+}
+
+namespace {
+
+constexpr std::uint64_t kPixelsMax = 65536;
+
+Status check_image(const FamilySpec& spec) {
+  const bool whole = spec.image.size() == 3 && std::ranges::none_of(spec.image, [](std::uint32_t n) { return n == 0 || n > kPixelsMax; });
+  if (!whole) {
+    return invalid(format("family {} needs `image`, three numbers of at least 1: channels, rows and columns, as in image = [1, 8, 8]",
+                          to_string(spec.family)));
+  }
+  if (const auto pixels = std::uint64_t{spec.image[0]} * spec.image[1] * spec.image[2]; pixels > kPixelsMax)
+    return invalid(format("an image of {} numbers: at most {} are possible", pixels, kPixelsMax));
+  return {};
+}
+
+}  // namespace
+
+Status check(const FamilySpec& spec) {
+  if (!Layers::knows_activation(spec.activation)) {
+    return invalid(format("activation '{}' is not known: use Relu, Tanh, Sigmoid, Elu, LeakyRelu, Softplus or Gelu", spec.activation));
+  }
+  const bool of_images = spec.family == Family::cnn || spec.family == Family::resnet;
+  if (!of_images && !spec.image.empty())
+    return invalid(format("`image` is for the families cnn and resnet, not for {}", to_string(spec.family)));
   if (spec.family == Family::linear) return {};
   if (spec.family == Family::boosted_trees) return invalid("boosted trees are grown, not differentiated: see kernels/trees");
   if (spec.hidden.empty() || spec.hidden.size() > 64) return invalid(format("{} hidden layers: there must be 1 to 64", spec.hidden.size()));
@@ -315,6 +427,11 @@ Status check(const FamilySpec& spec) {
   if (!(spec.dropout >= 0 && spec.dropout < 1)) return invalid(format("dropout is {}, it must be in [0, 1)", spec.dropout));
   if (spec.embedding_width == 0 || spec.embedding_width > 4096) {
     return invalid(format("embedding_width is {}, it must be 1 to 4096", spec.embedding_width));
+  }
+  if (of_images) return check_image(spec);
+  if (spec.family == Family::transformer && (spec.heads == 0 || spec.embedding_width % spec.heads != 0)) {
+    return invalid(
+        format("{} heads of attention cannot share tokens of {} numbers: the one must divide the other", spec.heads, spec.embedding_width));
   }
   return {};
 }
@@ -328,94 +445,6 @@ Result<Graph> build_family(const FamilySpec& spec, const Preprocessing& preproce
     return invalid(format("a target of several classes has at least two, '{}' has {}", target.name, target.classes.size()));
   }
   return FamilyBuilder(spec, preprocessing, target, seed).build();
-}
-
-Result<TargetSpec> fit_target(std::string_view name, std::span<const std::string> labels, std::span<const std::uint32_t> rows,
-                              std::string_view positive, std::size_t classes_max) {
-  std::map<std::string, double, std::less<>> distinct;
-  bool numeric = true;
-  double sum = 0;
-  double squares = 0;
-  for (const std::uint32_t row : rows) {
-    if (row >= labels.size() || labels[row].empty()) return invalid(format("label '{}' is missing in row {}", name, row));
-    double value = 0;
-    numeric = numeric && parse_number(labels[row], value);
-    distinct[labels[row]] = value;
-    sum += value;
-    squares += value * value;
-  }
-  if (distinct.size() < 2)
-    return invalid(format("label '{}' has {} different value in the training rows: there is nothing to learn", name, distinct.size()));
-  TargetSpec target{.name = std::string(name)};
-  if (numeric && distinct.size() > classes_max) {
-    target.task = Task::regression;
-    const auto count = static_cast<double>(rows.size());
-    target.mean = sum / count;
-    target.scale = std::sqrt(std::max(squares / count - target.mean * target.mean, 0.0));
-    if (!(target.scale > 0)) target.scale = 1;
-    return target;
-  }
-  if (distinct.size() > kClassesMax) {
-    return invalid(
-        format("label '{}' has {} different texts: {} classes are the most, numbers may have more", name, distinct.size(), kClassesMax));
-  }
-  target.task = distinct.size() == 2 ? Task::binary : Task::multiclass;
-  for (const auto& [text, value] : distinct) target.classes.push_back(text);
-  if (numeric) {
-    std::ranges::sort(target.classes, {}, [&](const std::string& text) { return std::pair(distinct.find(text)->second, text); });
-  }
-  if (!positive.empty()) {
-    if (target.task != Task::binary)
-      return invalid(format("a positive class is for two classes, label '{}' has {}", name, distinct.size()));
-    const auto found = std::ranges::find(target.classes, positive);
-    if (found == target.classes.end()) {
-      return invalid(format("positive class '{}' does not occur in label '{}': it has '{}' and '{}'", positive, name, target.classes[0],
-                            target.classes[1]));
-    }
-    if (found == target.classes.begin()) std::swap(target.classes[0], target.classes[1]);
-  }
-  return target;
-}
-
-Result<std::vector<float>> encode_labels(const TargetSpec& target, std::span<const std::string> labels) {
-  std::map<std::string_view, std::size_t> numbers;
-  for (std::size_t i = 0; i < target.classes.size(); ++i) numbers[target.classes[i]] = i;
-  std::vector<float> out(labels.size());
-  for (std::size_t row = 0; row < labels.size(); ++row) {
-    if (target.task == Task::regression) {
-      double value = 0;
-      if (!parse_number(labels[row], value))
-        return invalid(format("label '{}' in row {} is '{}', not a number", target.name, row, labels[row]));
-      out[row] = static_cast<float>(value);
-      continue;
-    }
-    const auto found = numbers.find(labels[row]);
-    if (found == numbers.end()) {
-      return invalid(format("label '{}' in row {} is '{}', which is no class of the training rows", target.name, row, labels[row]));
-    }
-    out[row] = static_cast<float>(found->second);
-  }
-  return out;
-}
-
-Result<TargetSpec> read_target(const Graph& graph) {
-  const auto text = [&](std::string_view key) -> std::string {
-    const auto found = graph.metadata.find(key);
-    return found == graph.metadata.end() ? std::string() : found->second;
-  };
-  if (text(metadata::kTask).empty()) return error(ErrorCode::not_found, format("the model's metadata has no '{}'", metadata::kTask));
-  TargetSpec target;
-  FALAJ_ASSIGN(target.task, parse_task(text(metadata::kTask)));
-  target.name = text(metadata::kTarget);
-  if (const std::string classes = text(metadata::kClasses); !classes.empty()) {
-    FALAJ_ASSIGN(target.classes, read_json_strings(classes));
-  }
-  for (auto [key, value] : {std::pair{metadata::kTargetMean, &target.mean}, std::pair{metadata::kTargetScale, &target.scale}}) {
-    if (const std::string number = text(key); !number.empty() && !parse_number(number, *value)) {
-      return invalid(format("the model's metadata '{}' is '{}', not a number", key, number));
-    }
-  }
-  return target;
 }
 
 }  // namespace falaj::kernels

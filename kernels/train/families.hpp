@@ -27,7 +27,7 @@ inline constexpr std::string_view kPrediction = "prediction";
 // Keys of an exported model's metadata; lists are JSON arrays.
 namespace metadata {
 inline constexpr std::string_view kTask = "falaj.task";          // binary, multiclass, regression
-inline constexpr std::string_view kFamily = "falaj.family";      // linear, mlp, wide_deep, boosted_trees
+inline constexpr std::string_view kFamily = "falaj.family";      // as to_string(Family)
 inline constexpr std::string_view kTarget = "falaj.target";      // name of the label column
 inline constexpr std::string_view kClasses = "falaj.classes";    // ["bad","good"], in the order of the outputs
 inline constexpr std::string_view kColumns = "falaj.columns";    // [{"name":"age","kind":"numeric","mean":35.1,...},...]
@@ -60,22 +60,27 @@ Result<TargetSpec> fit_target(std::string_view name, std::span<const std::string
 // Labels as training wants them: class numbers, or numbers. An unknown class or a bad number is an error naming the row.
 Result<std::vector<float>> encode_labels(const TargetSpec& target, std::span<const std::string> labels);
 
-enum class Family : std::uint8_t { linear, mlp, wide_deep, boosted_trees };
+// cnn and resnet take the numeric columns for the pixels of one image, in the order channel, row, column. transformer makes a token of each
+// column (Gorishniy, Rubachev, Khrulkov, Babenko: "Revisiting Deep Learning Models for Tabular Data", 2021) and averages what comes out.
+enum class Family : std::uint8_t { linear, mlp, wide_deep, boosted_trees, cnn, resnet, transformer };
 std::string_view to_string(Family family) noexcept;
 Result<Family> parse_family(std::string_view text);
 
 struct FamilySpec {
   Family family = Family::wide_deep;
+  // Units of each layer; cnn, resnet: channels of each stage, after which the image has half the rows and columns; transformer: units
+  // between the two linear layers of each block.
   std::vector<std::uint32_t> hidden = {32, 16};
-  std::string activation = "Relu";    // Relu, Tanh, Sigmoid, Elu, LeakyRelu, Softplus
-  double dropout = 0.0;               // after each hidden layer, while training only
-  std::uint32_t embedding_width = 4;  // wide_deep: floats for each category
+  std::string activation = "Relu";    // Relu, Tanh, Sigmoid, Elu, LeakyRelu, Softplus, Gelu
+  double dropout = 0.0;               // after each hidden layer or block, while training only
+  std::uint32_t embedding_width = 4;  // wide_deep: floats for each category; transformer: of each token
+  std::vector<std::uint32_t> image;   // cnn, resnet: channels, rows, columns
+  std::uint32_t heads = 4;            // transformer: of attention; divides embedding_width
   bool operator==(const FamilySpec&) const = default;
 };
+FamilySpec default_spec(Family family);
 Status check(const FamilySpec& spec);  // boosted trees are grown by kernels/trees, not built here
 
-// Every parameter draws from its own stream, Random(seed).split(name): the same name and shape start the same, whatever else is
-// in the model.
 Result<Graph> build_family(const FamilySpec& spec, const Preprocessing& preprocessing, const TargetSpec& target, std::uint64_t seed);
 
 // What the graphs of all families share: an input for each column; from kLogits to the outputs; the metadata.

@@ -76,8 +76,6 @@ Status check(const FitSpec& spec) {
   return {};
 }
 
-FamilySpec recommended_family(Family family) { return {.family = family}; }
-
 FitSpec recommended_fit(Family family, std::size_t train_rows) {
   FitSpec spec;
   spec.epochs = 40;

@@ -55,7 +55,6 @@ struct FitSpec {
 };
 Status check(const FitSpec& spec);
 // What does well on tables of this size without tuning: small tables need strong weight decay, large ones hardly any.
-FamilySpec recommended_family(Family family);
 FitSpec recommended_fit(Family family, std::size_t train_rows);
 Schedule schedule_of(const FitSpec& spec, std::uint64_t steps_per_epoch);
 

@@ -190,22 +190,46 @@ TEST(TrainingCredit, DigitsLearnTenClasses) {
   EXPECT_EQ(trained.confusion.size(), 100U);
 }
 
-// The job of credit_trees.toml on the rows of credit.toml.
-Message trees_job(std::uint32_t folds, std::uint32_t rounds, std::uint32_t workers = 1) {
+// A job of a file that uses the view of another.
+template <class Change>
+Message job_from(const std::string& file, unsigned index, Change change) {
   capnp::MallocMessageBuilder arena;
   auto root = arena.initRoot<ResourceFile>();
-  const auto text_of = config::read_file(FALAJ_SOURCE_DIR "/configs/examples/credit_trees.toml");
+  const auto text_of = config::read_file(FALAJ_SOURCE_DIR "/configs/examples/" + file);
   EXPECT_TRUE(text_of.has_value());
-  const auto parsed = config::parse_toml<ResourceFile>(*text_of, "credit_trees.toml", root);
+  const auto parsed = config::parse_toml<ResourceFile>(*text_of, file, root);
   EXPECT_TRUE(parsed.has_value()) << parsed.error().message;
-  auto job = root.getJob()[0];
+  auto job = root.getJob()[index];
   job.setName("toy");
   job.setPurpose("testing");
-  job.setFolds(folds);
-  job.setWorkers(workers);
   job.setCheckpointEverySteps(10);
-  if (rounds != 0) job.getModel().getTrees().setRounds(rounds);
+  change(job);
   return Message::copy_of<TrainingJob>(job.asReader());
+}
+
+Message trees_job(std::uint32_t folds, std::uint32_t rounds, std::uint32_t workers = 1) {
+  return job_from("credit_trees.toml", 0, [&](TrainingJob::Builder job) {
+    job.setFolds(folds);
+    job.setWorkers(workers);
+    if (rounds != 0) job.getModel().getTrees().setRounds(rounds);
+  });
+}
+
+TEST(TrainingCredit, NetworksOfTheExamplesLearnAndAreTheSameWithKills) {
+  const auto few = [](TrainingJob::Builder job) { job.setEpochs(4); };
+  const auto digits = read_example("digits.toml", "digits.csv");
+  for (const unsigned job : {0U, 1U}) {
+    const auto trained = train(*digits, job_from("digits_networks.toml", job, few), 20);
+    ASSERT_EQ(trained.phase, "finished") << trained.message;
+    EXPECT_GE(trained.metrics.at("accuracy"), 0.8) << job;
+  }
+  const auto credit = read_example("credit.toml", "german_credit.csv");
+  const auto whole = train(*credit, job_from("credit_transformer.toml", 0, few), 21);
+  const auto killed = train(*credit, job_from("credit_transformer.toml", 0, few), 22, {6, 12});
+  ASSERT_EQ(whole.phase, "finished") << whole.message;
+  ASSERT_EQ(killed.phase, "finished") << killed.message;
+  EXPECT_GE(killed.recoveries, 1U);
+  EXPECT_EQ(killed.digest, whole.digest);
 }
 
 TEST(TrainingCredit, BoostedTreesOfFoldsAndOfHeldOutRows) {
@@ -280,7 +304,7 @@ TEST(TrainingCredit, BadJobsSayWhatIsWrong) {
   EXPECT_NE(why([](TrainingJob::Builder b) { b.setLabel("klass"); }).find("no field klass"), std::string::npos);
   EXPECT_NE(why([](TrainingJob::Builder b) { b.initExclude(1).set(0, "nothing"); }).find("no field nothing"), std::string::npos);
   EXPECT_NE(why([](TrainingJob::Builder b) { b.setPositive("worse"); }), "");
-  EXPECT_NE(why([](TrainingJob::Builder b) { b.initModel().setActivation("gelu"); }), "");
+  EXPECT_NE(why([](TrainingJob::Builder b) { b.initModel().setFamily("cnn"); }).find("needs `image`"), std::string::npos);
 }
 
 }  // namespace

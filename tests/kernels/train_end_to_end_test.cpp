@@ -14,7 +14,7 @@ double mean_auc(Family family, std::uint64_t splits) {
   double sum = 0;
   for (std::uint64_t seed = 0; seed < splits; ++seed) {
     const auto split = credit_split(seed);
-    const FamilySpec spec = recommended_family(family);
+    const FamilySpec spec = default_spec(family);
     auto prepared = prepare(credit(), split->train, spec, seed, "class", "bad");
     EXPECT_TRUE(prepared) << prepared.error().message;
     if (!prepared) return 0;
@@ -46,7 +46,7 @@ TEST(TrainEndToEnd, CreditAucOfMlp) {
 
 TEST(TrainEndToEnd, AnyNumberOfRanksGivesTheSameBits) {
   const auto split = credit_split(1);
-  FamilySpec family = recommended_family(Family::wide_deep);
+  FamilySpec family = default_spec(Family::wide_deep);
   family.dropout = 0.2;
   auto alone = prepare(credit(), split->train, family, 7, "class", "bad");
   ASSERT_TRUE(alone) << alone.error().message;
@@ -90,7 +90,7 @@ TEST(TrainEndToEnd, AnotherThreadGivesTheSameBits) {
   const auto split = credit_split(1);
   std::vector<std::vector<float>> results;
   const auto train = [&] {
-    auto prepared = prepare(credit(), split->train, recommended_family(Family::mlp), 7, "class", "bad");
+    auto prepared = prepare(credit(), split->train, default_spec(Family::mlp), 7, "class", "bad");
     ASSERT_TRUE(prepared) << prepared.error().message;
     ASSERT_TRUE(fit(*prepared->trainer, prepared->data, short_fit(), split->train));
     const auto parameters = std::as_const(*prepared->trainer).parameters();
@@ -107,34 +107,16 @@ TEST(TrainEndToEnd, AnotherThreadGivesTheSameBits) {
 TEST(TrainEndToEnd, GradientsAreTheSlopesOfTheLoss) {
   const auto rows = all_rows(100);
   for (const Family family : {Family::linear, Family::mlp, Family::wide_deep}) {
-    FamilySpec spec = recommended_family(family);
+    FamilySpec spec = default_spec(family);
     spec.activation = "Tanh";  // smooth: differences are meaningful
     auto prepared = prepare(credit(), rows, spec, 3, "class", "bad");
     ASSERT_TRUE(prepared) << prepared.error().message;
-    Trainer& trainer = *prepared->trainer;
-    Random random(1);
-    for (float& x : trainer.parameters()) x += static_cast<float>(0.1 * random.normal());
-    std::vector<float> gradient(trainer.parameters().size());
-    const auto loss = trainer.gradient(prepared->data, rows, gradient);
-    ASSERT_TRUE(loss) << loss.error().message;
-    EXPECT_NEAR(*loss, trainer.evaluate(prepared->data, rows)->loss_sum, 1e-3);
-    for (const Parameter& parameter : trainer.layout()) {
-      for (int probe = 0; probe < 4; ++probe) {
-        const std::size_t at = parameter.offset + random.below(parameter.count);
-        const float before = trainer.parameters()[at];
-        trainer.parameters()[at] = before + 0.01F;
-        const double above = trainer.evaluate(prepared->data, rows)->loss_sum;
-        trainer.parameters()[at] = before - 0.01F;
-        const double below = trainer.evaluate(prepared->data, rows)->loss_sum;
-        trainer.parameters()[at] = before;
-        EXPECT_NEAR(gradient[at], (above - below) / 0.02, 0.02 + 0.01 * std::abs(gradient[at])) << parameter.name;
-      }
-    }
+    expect_slopes(*prepared, rows, Random(1));
   }
 }
 
 TEST(TrainEndToEnd, MicroShardsAddUpAndKeysSeedDropout) {
-  FamilySpec spec = recommended_family(Family::mlp);
+  FamilySpec spec = default_spec(Family::mlp);
   const auto rows = all_rows(64);
   auto plain = prepare(credit(), rows, spec, 3, "class", "bad");
   ASSERT_TRUE(plain);
@@ -171,7 +153,7 @@ TEST(TrainEndToEnd, MissingAndUnknownValues) {
   auto& status = std::get<CategoricalColumn>(example.table.values[0]);
   for (std::size_t row = 5; row < 1000; row += 10) status[row] = "";
   const auto rows = all_rows(1000);
-  auto prepared = prepare(example, rows, recommended_family(Family::wide_deep), 7, "class", "bad");
+  auto prepared = prepare(example, rows, default_spec(Family::wide_deep), 7, "class", "bad");
   ASSERT_TRUE(prepared) << prepared.error().message;
   ASSERT_TRUE(fit(*prepared->trainer, prepared->data, short_fit(), rows));
   const auto expected = prepared->trainer->predict(prepared->data, rows).value();
@@ -254,7 +236,7 @@ TEST(TrainEndToEnd, EarlyStoppingRestoresTheBest) {
 
 TEST(TrainEndToEnd, BadInputIsNamed) {
   const auto rows = all_rows(1000);
-  auto prepared = prepare(credit(), rows, recommended_family(Family::linear), 7, "class", "bad");
+  auto prepared = prepare(credit(), rows, default_spec(Family::linear), 7, "class", "bad");
   ASSERT_TRUE(prepared);
   Trainer& trainer = *prepared->trainer;
   const auto labels = std::vector<float>(1000, 1.0F);

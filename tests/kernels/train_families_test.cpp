@@ -20,7 +20,7 @@ Preprocessing small_fit() {
 const TargetSpec kBinary{.name = "y", .task = Task::binary, .classes = {"no", "yes"}};
 
 TEST(TrainFamilies, InputsAreRawColumns) {
-  for (const Family family : {Family::linear, Family::mlp, Family::wide_deep}) {
+  for (const Family family : {Family::linear, Family::mlp, Family::wide_deep, Family::transformer}) {
     const auto graph = build_family({.family = family}, small_fit(), kBinary, 1);
     ASSERT_TRUE(graph) << graph.error().message;
     ASSERT_TRUE(validate(*graph)) << validate(*graph).error().message;

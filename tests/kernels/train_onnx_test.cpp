@@ -8,9 +8,9 @@ namespace {
 using namespace testing;  // NOLINT: the tests' own helpers
 
 TEST(TrainOnnx, TheExportedModelTakesRawColumns) {
-  for (const Family family : {Family::linear, Family::mlp, Family::wide_deep}) {
+  for (const Family family : {Family::linear, Family::mlp, Family::wide_deep, Family::transformer}) {
     const auto split = credit_split(2);
-    auto prepared = prepare(credit(), split->train, recommended_family(family), 7, "class", "bad");
+    auto prepared = prepare(credit(), split->train, default_spec(family), 7, "class", "bad");
     ASSERT_TRUE(prepared) << prepared.error().message;
     ASSERT_TRUE(fit(*prepared->trainer, prepared->data, short_fit(), split->train));
     const auto expected = prepared->trainer->predict(prepared->data, all_rows(1000)).value();

@@ -14,6 +14,8 @@
 
 #include "kernels/plan.hpp"
 #include "kernels/train/fit.hpp"
+#include "runtime/base/format.hpp"
+#include "runtime/base/random.hpp"
 
 namespace falaj::kernels::testing {
 
@@ -111,6 +113,28 @@ inline FitSpec short_fit() {
   spec.epochs = 3;
   spec.sampler.seed = 5;
   return spec;
+}
+
+// The gradient of the loss against differences of it, at some elements of each parameter. The model must be smooth.
+inline void expect_slopes(Prepared& prepared, std::span<const std::uint32_t> rows, Random random, int probes = 4) {
+  Trainer& trainer = *prepared.trainer;
+  for (float& x : trainer.parameters()) x += static_cast<float>(0.1 * random.normal());
+  std::vector<float> gradient(trainer.parameters().size());
+  const auto loss = trainer.gradient(prepared.data, rows, gradient);
+  ASSERT_TRUE(loss) << loss.error().message;
+  EXPECT_NEAR(*loss, trainer.evaluate(prepared.data, rows)->loss_sum, 1e-3);
+  for (const Parameter& parameter : trainer.layout()) {
+    for (int probe = 0; probe < probes; ++probe) {
+      const std::size_t at = parameter.offset + random.below(parameter.count);
+      const float before = trainer.parameters()[at];
+      trainer.parameters()[at] = before + 0.01F;
+      const double above = trainer.evaluate(prepared.data, rows)->loss_sum;
+      trainer.parameters()[at] = before - 0.01F;
+      const double below = trainer.evaluate(prepared.data, rows)->loss_sum;
+      trainer.parameters()[at] = before;
+      EXPECT_NEAR(gradient[at], (above - below) / 0.02, 0.02 + 0.01 * std::abs(gradient[at])) << parameter.name;
+    }
+  }
 }
 
 // Runs a model as a server would: raw columns in.
