@@ -31,6 +31,7 @@ struct ProcessTable::State {
   struct Child {
     Thread waiter;
     bool ended = false;
+    bool told = false;  // on_exit has returned: nothing holds the waiting thread up any more
   };
   mutable std::mutex mutex;
   std::condition_variable changed;
@@ -65,14 +66,13 @@ namespace {
 ProcessTable::ProcessTable() : state_(std::make_unique<State>()) {}
 
 ProcessTable::~ProcessTable() {
-  {
-    const std::scoped_lock lock(state_->mutex);
-    state_->stopping = true;
-    for (const auto& [pid, child] : state_->children) {
-      if (!child.ended) kill(pid, SIGKILL);
-    }
+  std::map<pid_t, State::Child> children;  // joined at the end, without the lock that their threads take
+  const std::scoped_lock lock(state_->mutex);
+  state_->stopping = true;
+  for (const auto& [pid, child] : state_->children) {
+    if (!child.ended) kill(pid, SIGKILL);
   }
-  state_->children.clear();  // joins
+  children.swap(state_->children);
 }
 
 Result<pid_t> ProcessTable::start(const ProcessSpec& spec, std::function<void(ProcessExit)> on_exit) {
@@ -87,7 +87,7 @@ Result<pid_t> ProcessTable::start(const ProcessSpec& spec, std::function<void(Pr
   }
   const std::scoped_lock lock(state_->mutex);
   for (auto it = state_->children.begin(); it != state_->children.end();) {
-    it = it->second.ended ? state_->children.erase(it) : std::next(it);
+    it = it->second.told ? state_->children.erase(it) : std::next(it);  // joins: on_exit may wait for a lock that our caller holds
   }
   // The child is forked by the thread that waits for it, because PR_SET_PDEATHSIG looks at the forking thread.
   struct Birth {
@@ -107,20 +107,21 @@ Result<pid_t> ProcessTable::start(const ProcessSpec& spec, std::function<void(Pr
     }
     birth->born.notify_one();
     if (pid < 0) return;
-    int status = 0;
     siginfo_t info{};
     while (waitid(P_PID, static_cast<id_t>(pid), &info, WEXITED | WNOWAIT) < 0 && errno == EINTR) {
     }
     bool tell = false;
     {
-      // Marked before it is reaped, so that nobody signals a recycled pid.
       const std::scoped_lock guard(state->mutex);
       if (const auto found = state->children.find(pid); found != state->children.end()) found->second.ended = true;
-      waitpid(pid, &status, 0);
       tell = !state->stopping;
     }
     state->changed.notify_all();
-    if (tell) on_exit(WIFSIGNALED(status) ? ProcessExit{-1, WTERMSIG(status)} : ProcessExit{WEXITSTATUS(status), 0});
+    if (tell) on_exit(info.si_code == CLD_EXITED ? ProcessExit{info.si_status, 0} : ProcessExit{-1, info.si_status});
+    // Marked before it is reaped, so that nobody signals a recycled pid, and reaped at the end, so that no other child has its pid before.
+    const std::scoped_lock guard(state->mutex);
+    waitpid(pid, nullptr, 0);
+    if (const auto found = state->children.find(pid); found != state->children.end()) found->second.told = true;
   });
   pid_t pid = 0;
   {
@@ -130,7 +131,7 @@ Result<pid_t> ProcessTable::start(const ProcessSpec& spec, std::function<void(Pr
   }
   if (log >= 0) close(log);
   if (pid < 0) return failed(format("cannot start {}: {}", spec.arguments.front(), std::strerror(errno)));
-  state_->children[pid] = State::Child{std::move(waiter), false};
+  state_->children[pid] = State::Child{std::move(waiter), false, false};
   return pid;
 }
 
