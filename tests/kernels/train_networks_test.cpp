@@ -62,7 +62,9 @@ TEST(TrainNetworks, GradientsAreTheSlopesOfTheLoss) {
   expect_slopes(*mixed, all_rows(50), Random(2), 2);
 }
 
-double accuracy_of_digits(const FamilySpec& spec, std::uint64_t epochs, double rate) {
+double accuracy_of_digits(Family family, std::uint64_t epochs, double rate) {
+  FamilySpec spec = default_spec(family);
+  spec.image = {1, 8, 8};
   const auto rows = all_rows(digits().labels.size());
   const auto target = fit_target("digit", digits().labels, rows);
   const auto split = stratified_split({.test = 0.2, .seed = 1}, rows.size(), strata_of(*encode_labels(*target, digits().labels), false));
@@ -84,24 +86,13 @@ double accuracy_of_digits(const FamilySpec& spec, std::uint64_t epochs, double r
   EXPECT_TRUE(outputs) << outputs.error().message;
   const auto expected = prepared->trainer->predict(prepared->data, rows).value();
   for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR((*outputs)[0].data<float>()[i], expected[i], 1e-4) << i;
-  return prepared->trainer->evaluate(prepared->data, split->test)->score();
+  const double accuracy = prepared->trainer->evaluate(prepared->data, split->test)->score();
+  ::testing::Test::RecordProperty("accuracy", format("{:.4f}", accuracy));
+  return accuracy;
 }
 
-TEST(TrainNetworks, ACnnReadsDigits) {
-  FamilySpec spec = default_spec(Family::cnn);
-  spec.image = {1, 8, 8};
-  const double accuracy = accuracy_of_digits(spec, 12, 0.005);
-  RecordProperty("accuracy", format("{:.4f}", accuracy));
-  EXPECT_GE(accuracy, 0.96);
-}
-
-TEST(TrainNetworks, AResnetReadsDigits) {
-  FamilySpec spec = default_spec(Family::resnet);
-  spec.image = {1, 8, 8};
-  const double accuracy = accuracy_of_digits(spec, 8, 0.01);
-  RecordProperty("accuracy", format("{:.4f}", accuracy));
-  EXPECT_GE(accuracy, 0.95);
-}
+TEST(TrainNetworks, ACnnReadsDigits) { EXPECT_GE(accuracy_of_digits(Family::cnn, 12, 0.005), 0.96); }
+TEST(TrainNetworks, AResnetReadsDigits) { EXPECT_GE(accuracy_of_digits(Family::resnet, 8, 0.01), 0.95); }
 
 TEST(TrainNetworks, ATransformerScoresCredit) {
   FamilySpec spec = default_spec(Family::transformer);
