@@ -50,16 +50,14 @@ class Asker final : public ActorOf<Asker> {
   Task<> drive(Context& ctx, Msg<Ball> m) {
     const auto total = m->getLeft();
     const auto begin = ctx.now();
+    const auto due_at = [&](std::uint64_t question) {
+      return begin + std::chrono::duration_cast<Duration>(std::chrono::duration<double>(static_cast<double>(question) / plan_.per_second));
+    };
     while (ends_->asked < total) {
       const double since = std::chrono::duration<double>(ctx.now() - begin).count();
       const auto due = std::min(total, static_cast<std::uint64_t>(since * plan_.per_second));
-      for (; ends_->asked < due; ++ends_->asked) {
-        const auto when = static_cast<double>(ends_->asked) / plan_.per_second;
-        ctx.start(ask(ctx, begin + std::chrono::duration_cast<Duration>(std::chrono::duration<double>(when))));
-      }
-      const auto next =
-          begin + std::chrono::duration_cast<Duration>(std::chrono::duration<double>(static_cast<double>(ends_->asked) / plan_.per_second));
-      co_await ctx.sleep(kMany < plan_.per_second ? kTick : std::max(next - ctx.now(), Duration::zero()));
+      for (; ends_->asked < due; ++ends_->asked) ctx.start(ask(ctx, due_at(ends_->asked)));
+      co_await ctx.sleep(kMany < plan_.per_second ? kTick : std::max(due_at(ends_->asked) - ctx.now(), Duration::zero()));
     }
     while (ends_->ended() < total) co_await ctx.sleep(kTick);
     m.reply(Message::build<Tally>());
