@@ -84,6 +84,23 @@ FALAJ_AVX2 void tile(const float* const* places, std::int64_t count, std::int64_
       }
     }
   }
+  if (t.width >= kMaps && (t.activation == Activation::none || t.activation == Activation::relu)) {  // nearly all of them
+    const __m256 low = t.bias == nullptr ? _mm256_setzero_ps() : _mm256_loadu_ps(t.bias);
+    const __m256 high = t.bias == nullptr ? _mm256_setzero_ps() : _mm256_loadu_ps(t.bias + 8);
+    const __m256 least = t.activation == Activation::relu ? _mm256_setzero_ps() : _mm256_set1_ps(-__builtin_inff());
+    FALAJ_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      __m256 a = _mm256_add_ps(sum[r][0], low);
+      __m256 b = _mm256_add_ps(sum[r][1], high);
+      if (t.addend != nullptr) {
+        a = _mm256_add_ps(a, _mm256_loadu_ps(t.addend + r * t.row));
+        b = _mm256_add_ps(b, _mm256_loadu_ps(t.addend + r * t.row + 8));
+      }
+      _mm256_storeu_ps(t.y + r * t.row, _mm256_max_ps(least, a));  // the second operand where that is NaN
+      _mm256_storeu_ps(t.y + r * t.row + 8, _mm256_max_ps(least, b));
+    }
+    return;
+  }
   alignas(32) float sums[kRows * kMaps];
   FALAJ_UNROLL
   for (int r = 0; r < kRows; ++r) {
@@ -117,6 +134,12 @@ class ConvKernel final : public Kernel {
           w.in[0] + w.pad_begin[0] + std::max<std::int64_t>((w.out[0] - 1) * w.strides[0] + w.extent(0) - w.in[0] - w.pad_begin[0], 0);
       padded_[1] =
           w.in[1] + w.pad_begin[1] + std::max<std::int64_t>((w.out[1] - 1) * w.strides[1] + w.extent(1) - w.in[1] - w.pad_begin[1], 0);
+    }
+    const std::int64_t width = rows_run_ ? padded_[1] : w.in[1];
+    for (std::int64_t p = 0; p < places_; ++p) {
+      const std::int64_t k = rows_run_ ? p : p / w.kernel[1];
+      const std::int64_t l = rows_run_ ? 0 : p % w.kernel[1];
+      offsets_.push_back((k * w.dilations[0] * width + l * w.dilations[1]) * s.channels);
     }
   }
 
@@ -159,19 +182,48 @@ class ConvKernel final : public Kernel {
     return to;
   }
 
-  // Pointers of one pixel (counted over the images in one go), kPixels apart.
-  void point(const float* x, std::int64_t pixel, const float** to) const {
+  // A pixel, counted over the images in one go.
+  struct Pixel {
+    std::int64_t image, row, column;
+  };
+  [[nodiscard]] Pixel pixel_at(std::int64_t pixel) const {
+    const Window& w = fused_.conv.window;
+    return {pixel / (w.out[0] * w.out[1]), pixel / w.out[1] % w.out[0], pixel % w.out[1]};
+  }
+  void advance(Pixel& pixel) const {
+    const Window& w = fused_.conv.window;
+    if (++pixel.column < w.out[1]) return;
+    pixel.column = 0;
+    if (++pixel.row < w.out[0]) return;
+    pixel.row = 0;
+    ++pixel.image;
+  }
+
+  // Pointers of one pixel, kPixels apart.
+  void point(const float* x, const Pixel& pixel, const float** to) const {
     const Window& w = fused_.conv.window;
     const std::int64_t channels = fused_.conv.channels;
-    const std::int64_t out = w.out[0] * w.out[1];
-    const std::int64_t image = pixel / out;
-    const std::int64_t row = pixel % out / w.out[1] * w.strides[0];
-    const std::int64_t column = pixel % w.out[1] * w.strides[1];
+    const std::int64_t row = pixel.row * w.strides[0];
+    const std::int64_t column = pixel.column * w.strides[1];
     if (rows_run_) {
-      for (std::int64_t k = 0; k < w.kernel[0]; ++k, to += kPixels) *to = x + ((row + k * w.dilations[0]) * padded_[1] + column) * channels;
+      x += (row * padded_[1] + column) * channels;
+      for (const std::int64_t offset : offsets_) {
+        *to = x + offset;
+        to += kPixels;
+      }
       return;
     }
-    x += image * w.in[0] * w.in[1] * channels;
+    x += pixel.image * w.in[0] * w.in[1] * channels;
+    const std::int64_t top = row - w.pad_begin[0];
+    const std::int64_t left = column - w.pad_begin[1];
+    if (top >= 0 && left >= 0 && top + w.extent(0) <= w.in[0] && left + w.extent(1) <= w.in[1]) {  // nothing of it in the padding
+      x += (top * w.in[1] + left) * channels;
+      for (const std::int64_t offset : offsets_) {
+        *to = x + offset;
+        to += kPixels;
+      }
+      return;
+    }
     for (std::int64_t k = 0; k < w.kernel[0]; ++k) {
       const std::int64_t h = row - w.pad_begin[0] + k * w.dilations[0];
       for (std::int64_t l = 0; l < w.kernel[1]; ++l, to += kPixels) {
@@ -186,10 +238,11 @@ class ConvKernel final : public Kernel {
                  std::int64_t end) const {
     const ConvSpec& s = fused_.conv;
     const auto** places = reinterpret_cast<const float**>(io.scratch + pad_bytes());
+    Pixel pixel = pixel_at(first_of(first, tiles, pixels));
     for (std::int64_t t = first; t < end; ++t) {
       const std::int64_t from = first_of(t, tiles, pixels);
       const std::int64_t to = first_of(t + 1, tiles, pixels);
-      for (std::int64_t p = from; p < to; ++p) point(x, p, places + (t - first) * kPixels * places_ + (p - from));
+      for (std::int64_t p = from; p < to; ++p, advance(pixel)) point(x, pixel, places + (t - first) * kPixels * places_ + (p - from));
     }
     const std::int64_t share = s.maps / s.groups;
     const auto* w = static_cast<const float*>(packed_->raw());
@@ -220,6 +273,7 @@ class ConvKernel final : public Kernel {
   std::vector<float> zeros_;
   std::int64_t depth_ = 0, places_ = 0;
   std::int64_t padded_[2] = {0, 0};
+  std::vector<std::int64_t> offsets_;  // of the kernel places that pointers are for, from the first one
 };
 
 // [M, depth, places] -> for each panel of kMaps maps of a group: [places, depth, kMaps], zeros for maps that do not exist.

@@ -64,6 +64,7 @@ constexpr Entry kEntries[] = {
     {kFalaj, "SigmoidGrad", make_slope},
     {kFalaj, "TanhGrad", make_slope},
     {kFalaj, "ReduceLike", make_reduce_like},
+    {kFalaj, "Conv", make_winograd},
     {kFalaj, "Conv", make_conv},
     {kFalaj, "MaxPool", make_pool},
     {kFalaj, "AveragePool", make_pool},

@@ -15,7 +15,8 @@ Result<KernelPtr> make_layer_norm(const KernelCall& call);    // LayerNormalizat
 Result<KernelPtr> make_transpose(const KernelCall& call);     // of elements of four bytes
 Result<KernelPtr> make_trees(const KernelCall& call);         // tree ensembles over f32
 Result<KernelPtr> make_dnnl_conv(const KernelCall& call);     // Conv, ConvDataGrad, ConvWeightGrad by oneDNN
-Result<KernelPtr> make_conv(const KernelCall& call);          // ai.falaj's Conv: channels last, weights known
+Result<KernelPtr> make_winograd(const KernelCall& call);      // ai.falaj's Conv, 3 x 3 at stride 1: channels last, weights known
+Result<KernelPtr> make_conv(const KernelCall& call);          // any of ai.falaj's Conv, likewise
 Result<KernelPtr> make_pool(const KernelCall& call);          // ai.falaj's pools: channels last
 
 }  // namespace falaj::kernels::cpu

@@ -27,21 +27,29 @@ double mean_auc(Family family, std::uint64_t splits) {
   return sum / static_cast<double>(splits);
 }
 
-// scikit-learn's logistic regression on one-hot features reaches 0.78 to 0.79 in the mean over ten such splits.
+// scikit-learn's logistic regression on one-hot features reaches 0.78 to 0.79 in the mean over ten such splits; single ones range from 0.71
+// to 0.84. Sanitizers look for other things than quality.
+#ifdef FALAJ_SANITIZED
+constexpr std::uint64_t kSplits = 2;
+constexpr double kLess = 0.05;
+#else
+constexpr std::uint64_t kSplits = 10;
+constexpr double kLess = 0;
+#endif
 TEST(TrainEndToEnd, CreditAucOfLinear) {
-  const double auc = mean_auc(Family::linear, 10);
+  const double auc = mean_auc(Family::linear, kSplits);
   RecordProperty("auc", format("{:.4f}", auc));
-  EXPECT_GE(auc, 0.77);
+  EXPECT_GE(auc, 0.77 - kLess);
 }
 TEST(TrainEndToEnd, CreditAucOfWideAndDeep) {
-  const double auc = mean_auc(Family::wide_deep, 10);
+  const double auc = mean_auc(Family::wide_deep, kSplits);
   RecordProperty("auc", format("{:.4f}", auc));
-  EXPECT_GE(auc, 0.77);
+  EXPECT_GE(auc, 0.77 - kLess);
 }
 TEST(TrainEndToEnd, CreditAucOfMlp) {
-  const double auc = mean_auc(Family::mlp, 10);
+  const double auc = mean_auc(Family::mlp, kSplits);
   RecordProperty("auc", format("{:.4f}", auc));
-  EXPECT_GE(auc, 0.765);
+  EXPECT_GE(auc, 0.765 - kLess);
 }
 
 TEST(TrainEndToEnd, AnyNumberOfRanksGivesTheSameBits) {
