@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs fuzz targets: tests/fuzz/run.sh BUILD_FOLDER SECONDS [NAME...]. As many at once as there are cores. Seeds lie in
+# Runs fuzz targets: tests/fuzz/run.sh BUILD_FOLDER SECONDS [NAME[:SECONDS]...]. As many at once as there are cores. Seeds lie in
 # tests/fuzz/seeds/NAME/ (may be absent), what is found in BUILD_FOLDER/fuzz/. One line "ok NAME" or "FAILED NAME" for each.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -9,6 +9,9 @@ shift 2
 [ $# -gt 0 ] || set -- $(ls tests/fuzz/*.cpp | sed 's|.*/||; s|\.cpp$||')
 
 one() {
+  case $1 in
+    *:*) seconds=${1#*:} && set -- "${1%%:*}" ;;
+  esac
   work=$folder/fuzz/$1
   mkdir -p "$work/corpus"
   seeds=tests/fuzz/seeds/$1

@@ -1,6 +1,7 @@
 // The contract on virtual time: mailboxes, asks, watches, remote actors, rights, and equal digests for equal seeds.
 #include "runtime/base/format.hpp"
 #include "runtime/base/limits.hpp"
+#include "runtime/host/remote.hpp"
 #include "runtime/host/sim_host.hpp"
 #include "tests/host/fixtures.hpp"
 
@@ -355,6 +356,32 @@ TEST(Remote, NobodyAnswersUnasked) {
   pair.world.run_for(10s);
   ASSERT_TRUE(answer.has_value());
   EXPECT_EQ(code_of(*answer), ErrorCode::unreachable);
+}
+
+// Programs come under another name each time.
+TEST(Remote, ForgetsProgramsThatAreGone) {
+  SimWorld world(4);
+  Policy policy;
+  HostOptions options;
+  options.authorizer = &policy;
+  auto& host = world.add_node("n", {}, options);
+  host.spawn(child<Counter>("counter"));
+  const auto envelope = Message::build<messages::Envelope>([&](messages::Envelope::Builder b) {
+    b.initTo().setName("counter");
+    b.initFrom().setName("asker");
+    b.setKind(messages::Kind::ASK);
+    b.setCorrelation(1);
+  });
+  constexpr std::uint64_t kPrograms = 5000;
+  for (std::uint64_t i = 1; i <= kPrograms; ++i) {
+    host.on_message({NodeId(1000 + i), Incarnation(1), "spiffe://c/user/reader", false}, Lane::normal, envelope.bytes(),
+                    Message::build<GetTotal>());
+    world.run_for(1ms);
+    host.on_peer_down(NodeId(1000 + i), Incarnation(1), error(ErrorCode::unreachable, "it has gone"));
+  }
+  EXPECT_EQ(policy.asked.size(), kPrograms);
+  EXPECT_LT(host.metrics().gauge("falaj_host_peers", "Nodes and programs of which something is remembered").value(),
+            2.0 * static_cast<double>(Remote::kForgetPeers));
 }
 
 // ---- what the simulated network may do -------------------------------------------------------------------------------------------------

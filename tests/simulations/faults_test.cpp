@@ -62,7 +62,12 @@ TEST(SimulateFaults, ATraceTellsWhatHappensAndChangesNothing) {
 }
 
 TEST(SimulateFaults, TheFirstSeedsKeepEveryPromise) {
-  for (std::uint64_t seed = 1; seed <= 12; ++seed) {
+#ifdef FALAJ_SANITIZED
+  constexpr std::uint64_t kSeeds = 4;
+#else
+  constexpr std::uint64_t kSeeds = 12;
+#endif
+  for (std::uint64_t seed = 1; seed <= kSeeds; ++seed) {
     const auto report = run(seed, true);
     EXPECT_TRUE(report.good()) << "seed " << seed << ": " << said(report);
   }
@@ -71,9 +76,19 @@ TEST(SimulateFaults, TheFirstSeedsKeepEveryPromise) {
 // Each deliberate defect is found, by some seed of the first 200.
 class Planted : public testing::TestWithParam<std::string> {};
 
+// The seeds in the order in which they are tried: nearly every defect is found by one of the first two. Where it took more when this was
+// written, the one that found it comes first.
+std::vector<std::uint64_t> seeds_for(std::string_view plant) {
+  std::vector<std::uint64_t> seeds;
+  if (plant == "folder-not-synced") seeds.push_back(13);
+  if (plant == "run-ended-by-busy-pool") seeds.push_back(3);
+  for (std::uint64_t seed = 1; seed <= 200; ++seed) seeds.push_back(seed);
+  return seeds;
+}
+
 TEST_P(Planted, IsFound) {
   log::configure({.level = log::Level::off});
-  for (std::uint64_t seed = 1; seed <= 200; ++seed) {
+  for (const std::uint64_t seed : seeds_for(GetParam())) {
     FaultPlan plan;
     plan.seed = seed;
     plan.plant = GetParam();

@@ -151,7 +151,11 @@ TEST(FeatureRowsOnDisk, HoldsNothingInClearAndIsFast) {
   Scratch dir;
   auto provider = key_file(dir / "kek");
   const std::string marker = "MARKER-ENTITY-";
+#ifdef FALAJ_SANITIZED
+  constexpr int kBatches = 20;
+#else
   constexpr int kBatches = 100;
+#endif
   {
     auto below = must(open_lmdb_kv(dir / "kv"));
     auto sealed = must(SealedKv::open(*below, "features", *provider, FeatureRows::sealing()));
@@ -171,7 +175,7 @@ TEST(FeatureRowsOnDisk, HoldsNothingInClearAndIsFast) {
     const auto start = clock.now();
     load();
     const auto written = clock.now();
-    constexpr int kReads = 50'000;
+    constexpr int kReads = kBatches * 500;
     auto random = random_for("reads");
     for (int i = 0; i < kReads; ++i) {
       ASSERT_TRUE(must(rows->get(view, marker + std::to_string(random.below(kBatches * 512)))).has_value());
