@@ -132,12 +132,16 @@ std::vector<Peer> run_peers(const BenchPlan& plan, const std::string& part, cons
   std::vector<std::string> words = {part, seconds, rounds};
   if (!keys.empty()) words.push_back(keys);
   const auto run = [&](std::string_view name, std::vector<std::string> program) {
+    if (plan.pin) program.insert(program.begin(), {"env", "FALAJ_BENCH_PIN=1", "taskset", "-c", "0"});
     program.insert(program.end(), words.begin(), words.end());
     return plan.beside(name) ? run_peer(name, program) : Figures{};
   };
   std::vector<Peer> peers = {{"erlang", run("erlang", {"/bin/sh", peer_program("erlang.sh")})},
                              {"caf", run("caf", {peer_program("bench_caf")})}};
-  if (plan.beside("ray")) {
+  if (plan.beside("ray") && plan.pin) {
+    say("ray is left out: its processes are its own to place");
+    peers.push_back({"ray", {}});
+  } else if (plan.beside("ray")) {
     std::error_code none;
     const auto python = fs::path(self_executable()).parent_path() / "../python-peers/bin/python";
     peers.push_back(

@@ -19,6 +19,7 @@ struct BenchPlan {
   double seconds = 1;  // of each round
   unsigned rounds = 5;
   bool json = false;
+  bool pin = false;                  // actors, links: each process keeps to a processor of its own, of the peers too
   std::vector<std::string> against;  // erlang, caf, ray
   double times = 10;                 // overload: of what can be answered
   unsigned deadline_ms = 100;        // overload: of each request
@@ -75,6 +76,6 @@ Status bench_lanes(const BenchPlan& plan);
 Status bench_overload(const BenchPlan& plan);
 Status bench_http(const BenchPlan& plan);
 Status bench_kernels(const BenchPlan& plan);
-Status serve_bench_links(const std::string& dir);  // the other process of links, lanes and overload
+Status serve_bench_links(const std::string& dir, bool pin);  // the other process of links, lanes and overload
 
 }  // namespace falaj::nodes

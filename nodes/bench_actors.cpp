@@ -204,6 +204,7 @@ class Local {
 
 Status bench_actors(const BenchPlan& plan) {
   Figures ours;
+  if (plan.pin) FALAJ_TRY(keep_to_processor(0));
   FALAJ_TRY(Local(plan).run(ours));
   const auto peers = run_peers(plan, "actors");
   print_figures(

@@ -1,10 +1,13 @@
 // `falaj bench links`: two real processes under TLS 1.3 with certificates made on the spot, actor to actor; and the same bytes over a bare
 // blocking TLS connection between the same two processes.
+#include <array>
 #include <cmath>
 
+#include "nodes/bench_open_loop.hpp"
 #include "nodes/bench_pair.hpp"
 #include "nodes/http_load.hpp"
 #include "runtime/base/format.hpp"
+#include "runtime/base/thread.hpp"
 
 namespace falaj::nodes {
 namespace {
@@ -13,13 +16,16 @@ using falaj::Lane;
 
 // Percentiles of rounds: of each the wanted ones, then the median over rounds.
 struct Waits {
-  std::vector<double> p50;
-  std::vector<double> p99;
+  static constexpr std::array<std::pair<double, std::string_view>, 3> kWanted = {{{0.5, "p50"}, {0.99, "p99"}, {0.999, "p999"}}};
+  std::array<std::vector<double>, kWanted.size()> of;
+
   void add(std::vector<double>& us) {
     std::ranges::sort(us);
-    p50.push_back(percentile(us, 0.5));
-    p99.push_back(percentile(us, 0.99));
+    for (std::size_t i = 0; i < kWanted.size(); ++i) of.at(i).push_back(percentile(us, kWanted.at(i).first));
     us.clear();
+  }
+  void write(Figures& out, std::string_view name) const {
+    for (std::size_t i = 0; i < kWanted.size(); ++i) out[format("{}_{}", name, kWanted.at(i).second)] = median(of.at(i));
   }
 };
 
@@ -29,6 +35,7 @@ class Measured {
 
   Status run(Figures& out) {
     FALAJ_TRY(waits(out));
+    FALAJ_TRY(open_loop(out));
     FALAJ_ASSIGN(out["link_pipelined"], rated("link_pipelined", {.width = 256}));
     FALAJ_ASSIGN(out["link_one_way"], rated("link_one_way", {.width = 4, .burst = 256, .echo = false}));
     FALAJ_ASSIGN(const auto parcels, rated("link_large (1 MiB parcels)", {.width = 4, .lane = Lane::bulk, .echo = false, .bytes = kLarge}));
@@ -62,12 +69,28 @@ class Measured {
       FALAJ_TRY(pair_.bare().echo(kSmall, count, us));
       bare.add(us);
     }
-    out["link_rtt_p50"] = median(links.p50);
-    out["link_rtt_p99"] = median(links.p99);
-    out["bare_tls_rtt_p50"] = median(bare.p50);
-    out["bare_tls_rtt_p99"] = median(bare.p99);
+    links.write(out, "link_rtt");
+    bare.write(out, "bare_tls_rtt");
     say(format("link_rtt: p50 {:.1f} us, p99 {:.1f} us; bare TLS: p50 {:.1f} us, p99 {:.1f} us", out["link_rtt_p50"], out["link_rtt_p99"],
                out["bare_tls_rtt_p50"], out["bare_tls_rtt_p99"]));
+    return {};
+  }
+
+  // A thousand questions a second, whether those before are answered or not.
+  Status open_loop(Figures& out) {
+    const OpenLoop load{.to = kEcho, .per_second = 1000};
+    Waits waits;
+    for (unsigned round = 0; round < plan_.rounds; ++round) {
+      Ends ends(static_cast<std::size_t>(std::max(load.per_second * plan_.seconds, 100.0)));
+      const auto name = format("open{}", round);
+      pair_.spawn(name, [load, &ends] { return make_asker(load, ends); });
+      FALAJ_TRY(pair_.drive(name, ends.us.size()));
+      if (ends.answered < ends.asked) return failed(format("{} of {} questions were not answered", ends.asked - ends.answered, ends.asked));
+      waits.add(ends.us);
+    }
+    waits.write(out, "link_open");
+    say(format("link_open: p50 {:.1f} us, p99 {:.1f} us, p99.9 {:.1f} us", out["link_open_p50"], out["link_open_p99"],
+               out["link_open_p999"]));
     return {};
   }
 
@@ -80,6 +103,7 @@ class Measured {
 Status bench_links(const BenchPlan& plan) {
   Figures ours;
   std::vector<Peer> peers;
+  if (plan.pin) FALAJ_TRY(keep_to_processor(0));
   {
     BenchPair pair(plan);
     FALAJ_TRY(pair.start());
@@ -89,11 +113,16 @@ Status bench_links(const BenchPlan& plan) {
   print_figures(plan,
                 {{"link_rtt_p50", "us"},
                  {"link_rtt_p99", "us"},
+                 {"link_rtt_p999", "us"},
+                 {"link_open_p50", "us"},
+                 {"link_open_p99", "us"},
+                 {"link_open_p999", "us"},
                  {"link_pipelined", "round trips/s"},
                  {"link_one_way", "messages/s"},
                  {"link_large", "bytes/s"},
                  {"bare_tls_rtt_p50", "us"},
                  {"bare_tls_rtt_p99", "us"},
+                 {"bare_tls_rtt_p999", "us"},
                  {"bare_tls_large", "bytes/s"}},
                 ours, peers);
   return {};

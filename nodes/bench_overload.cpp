@@ -1,9 +1,13 @@
 // `falaj bench overload`: ten times the requests that an actor of another process can answer, for a minute, each with a deadline.
-// `falaj bench lanes`: what a question on the control lane waits while bulk fills the link and a flood fills the actor that is asked.
-// Loads are open-loop: a question is due when its time has come, whatever became of those before, and waits count from then.
+// `falaj bench lanes`: what a question on the control lane waits while bulk fills the link and a flood fills an actor, asked of another
+// actor and of that one. Loads are open-loop: a question is due when its time has come, whatever became of those before, and waits count
+// from then.
 #include <algorithm>
+#include <array>
 #include <limits>
+#include <map>
 
+#include "nodes/bench_open_loop.hpp"
 #include "nodes/bench_pair.hpp"
 #include "nodes/http_load.hpp"
 #include "runtime/base/format.hpp"
@@ -14,80 +18,6 @@ namespace {
 using falaj::Lane;
 using messages::Ball;
 using messages::Tally;
-
-constexpr double kMany = 1000;  // questions a second: from here on they are asked some at a time, every kTick
-constexpr Duration kTick = std::chrono::milliseconds(1);
-
-struct OpenLoop {
-  std::string_view to;
-  double per_second = 1000;
-  Duration deadline = std::chrono::seconds(5);
-  Lane lane = Lane::normal;
-};
-
-// How the questions ended. Written by one actor; read when it has answered.
-struct Ends {
-  explicit Ends(std::size_t questions) : us(questions) {}  // all memory is there before the first question
-  std::uint64_t asked = 0;
-  std::uint64_t overloaded = 0;
-  std::uint64_t late = 0;  // their deadline came first
-  std::uint64_t other = 0;
-  std::uint64_t answered = 0;
-  Duration longest{};      // until any end
-  std::vector<double> us;  // waits of the answered
-  Error why;               // of the last other end
-
-  [[nodiscard]] std::uint64_t ended() const { return answered + overloaded + late + other; }
-};
-
-// Asks as often as the plan says, as many questions as a Ball says; answers when the last of them has ended.
-class Asker final : public ActorOf<Asker> {
- public:
-  static constexpr std::string_view kType = "bench/asker";
-  static void handlers(Handlers<Asker>& on) { on.message<Ball>(&Asker::drive); }
-  Asker(const OpenLoop& plan, Ends* ends) : plan_(plan), ends_(ends), parcel_(parcel(kSmall, false)) {}
-
-  Task<> drive(Context& ctx, Msg<Ball> m) {
-    const auto total = m->getLeft();
-    const auto begin = ctx.now();
-    const auto due_at = [&](std::uint64_t question) {
-      return begin + std::chrono::duration_cast<Duration>(std::chrono::duration<double>(static_cast<double>(question) / plan_.per_second));
-    };
-    while (ends_->asked < total) {
-      const double since = std::chrono::duration<double>(ctx.now() - begin).count();
-      const auto due = std::min(total, static_cast<std::uint64_t>(since * plan_.per_second));
-      for (; ends_->asked < due; ++ends_->asked) ctx.start(ask(ctx, due_at(ends_->asked)));
-      co_await ctx.sleep(kMany < plan_.per_second ? kTick : std::max(due_at(ends_->asked) - ctx.now(), Duration::zero()));
-    }
-    while (ends_->ended() < total) co_await ctx.sleep(kTick);
-    m.reply(Message::build<Tally>());
-  }
-
- private:
-  Task<> ask(Context& ctx, Instant due) {
-    SendOptions options;
-    options.lane = plan_.lane;
-    options.timeout = plan_.deadline;
-    const auto to = ctx.at(BenchPair::at(plan_.to));
-    auto answer = co_await ctx.ask<Tally>(to, parcel_, options);
-    const auto waited = ctx.now() - due;
-    ends_->longest = std::max(ends_->longest, waited);
-    if (answer.has_value()) {
-      ends_->us[ends_->answered++] = std::chrono::duration<double, std::micro>(waited).count();
-    } else if (answer.error().code == ErrorCode::overloaded) {
-      ++ends_->overloaded;
-    } else if (answer.error().code == ErrorCode::deadline) {
-      ++ends_->late;
-    } else {
-      ++ends_->other;
-      ends_->why = std::move(answer).error();
-    }
-  }
-
-  OpenLoop plan_;
-  Ends* ends_;
-  Message parcel_;
-};
 
 // Keeps a load under way beside what `meanwhile` does; gives its messages a second.
 Result<double> beside(const BenchPlan& plan, BenchPair& pair, const std::string& name, Drive load,
@@ -122,7 +52,7 @@ struct Memory {
 
 Result<Memory> overload(const BenchPlan& plan, BenchPair& pair, const OpenLoop& load, Ends& ends) {
   const auto questions = static_cast<std::uint64_t>(ends.us.size());
-  pair.spawn("asker", [load, &ends] { return std::make_unique<Asker>(load, &ends); });
+  pair.spawn("asker", [load, &ends] { return make_asker(load, ends); });
   Memory memory;
   const auto run = pair.begin("asker", questions);
   const auto begin = plan.clock.now();
@@ -192,37 +122,48 @@ Status bench_lanes(const BenchPlan& plan) {
   Figures ours;
   BenchPair pair(plan);
   FALAJ_TRY(pair.start());
-  const OpenLoop probe{.to = kSink, .per_second = 500, .lane = Lane::control};
-  std::vector<double> p50;
-  std::vector<double> p99;
-  std::vector<double> flooded;
-  std::vector<double> hauled;
+  const std::array<std::pair<std::string_view, std::string_view>, 2> whom = {{{kPulse, "control"}, {kSink, "control_flooded"}}};
+  std::map<std::string, std::vector<double>> all;
   for (unsigned i = 0; i < plan.rounds; ++i) {
-    Ends ends(static_cast<std::size_t>(std::max(probe.per_second * plan.seconds, 100.0)));
-    const auto name = format("probe{}", i);
-    pair.spawn(name, [probe, &ends] { return std::make_unique<Asker>(probe, &ends); });
     double flood = 0;
+    const auto probes = [&]() -> Status {
+      for (const auto& [to, name] : whom) {
+        const OpenLoop probe{.to = to, .per_second = 500, .lane = Lane::control};
+        Ends ends(static_cast<std::size_t>(std::max(probe.per_second * plan.seconds, 100.0)));
+        const auto asker = format("probe-{}-{}", to, i);
+        pair.spawn(asker, [probe, &ends] { return make_asker(probe, ends); });
+        FALAJ_TRY(pair.drive(asker, ends.us.size()));
+        if (ends.answered < ends.asked)
+          return failed(format("{} of {} questions were not answered", ends.asked - ends.answered, ends.asked));
+        std::ranges::sort(ends.us);
+        for (const auto& [share, of] : {std::pair(0.5, "p50"), std::pair(0.99, "p99")})
+          all[format("{}_{}", name, of)].push_back(percentile(ends.us, share));
+      }
+      return {};
+    };
     FALAJ_ASSIGN(const auto bulk, beside(plan, pair, format("bulk{}", i),
                                          {.to = kEcho, .width = 4, .lane = Lane::bulk, .echo = false, .bytes = kLarge}, [&]() -> Status {
                                            FALAJ_ASSIGN(flood, beside(plan, pair, format("flood{}", i),
-                                                                      {.to = kSink, .width = 4, .burst = 256, .echo = false},
-                                                                      [&] { return pair.drive(name, ends.us.size()); }));
+                                                                      {.to = kSink, .width = 4, .burst = 256, .echo = false}, probes));
                                            return {};
                                          }));
-    if (ends.answered < ends.asked) return failed(format("{} of {} questions were not answered", ends.asked - ends.answered, ends.asked));
-    std::ranges::sort(ends.us);
-    p50.push_back(percentile(ends.us, 0.5));
-    p99.push_back(percentile(ends.us, 0.99));
-    flooded.push_back(flood);
-    hauled.push_back(bulk * static_cast<double>(kLarge));
-    say(format("control lane: p50 {:.0f} us, p99 {:.0f} us, beside {:.3g} bytes a second of bulk and {:.3g} messages a second", p50.back(),
-               p99.back(), hauled.back(), flooded.back()));
+    all["flood"].push_back(flood);
+    all["bulk"].push_back(bulk * static_cast<double>(kLarge));
+    say(format(
+        "control lane: p50 {:.0f} us, p99 {:.0f} us; of the flooded actor {:.0f} and {:.0f}; beside {:.3g} bytes a second of bulk and "
+        "{:.3g} messages a second",
+        all["control_p50"].back(), all["control_p99"].back(), all["control_flooded_p50"].back(), all["control_flooded_p99"].back(),
+        all["bulk"].back(), flood));
   }
-  ours["control_p50"] = median(p50);
-  ours["control_p99"] = median(p99);
-  ours["flood"] = median(flooded);
-  ours["bulk"] = median(hauled);
-  print_figures(plan, {{"control_p50", "us"}, {"control_p99", "us"}, {"flood", "messages/s"}, {"bulk", "bytes/s"}}, ours);
+  for (const auto& [name, values] : all) ours[name] = median(values);
+  print_figures(plan,
+                {{"control_p50", "us"},
+                 {"control_p99", "us"},
+                 {"control_flooded_p50", "us"},
+                 {"control_flooded_p99", "us"},
+                 {"flood", "messages/s"},
+                 {"bulk", "bytes/s"}},
+                ours);
   return {};
 }
 

@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "runtime/base/format.hpp"
+#include "runtime/base/thread.hpp"
 
 namespace falaj::nodes {
 namespace {
@@ -146,6 +147,7 @@ Status BenchPair::start() {
   }
   ProcessSpec other;
   other.arguments = {self_executable(), "bench", "other-side", "--dir", name};
+  if (plan_.pin) other.arguments.emplace_back("--pin");
   FALAJ_ASSIGN(other_, processes_.start(other, [this](ProcessExit) { ended_.open(); }));
   FALAJ_ASSIGN(const auto ports, wait_ports());
   FALAJ_ASSIGN(side_, make_side(dir_, "a", plan_.clock));
@@ -196,11 +198,12 @@ Status BenchPair::drive(std::string_view driver, std::uint64_t units) {
   return run->ended_within(std::chrono::minutes(16)) ? run->how() : failed("no answer");
 }
 
-Status serve_bench_links(const std::string& dir) {
+Status serve_bench_links(const std::string& dir, bool pin) {
+  if (pin) FALAJ_TRY(keep_to_processor(1));
   const ClusterDir cluster{dir};
   SystemClock clock;
   FALAJ_ASSIGN(const auto side, make_side(cluster, "b", clock));
-  for (const auto name : {kEcho, kSink}) {
+  for (const auto name : {kEcho, kSink, kPulse}) {
     ChildSpec echo;
     echo.id = echo.name = name;
     echo.make = [] { return std::make_unique<Echo>(); };

@@ -21,6 +21,7 @@ namespace falaj::nodes {
 // Actors of node b. Each takes Parcels.
 constexpr std::string_view kEcho = "echo";        // counts them; gives one back that wants to be, else the count
 constexpr std::string_view kSink = "sink";        // the same, for floods: an actor of its own
+constexpr std::string_view kPulse = "pulse";      // the same, for questions that should be answered at once
 constexpr std::string_view kService = "service";  // computes for kServiceTime, then answers
 constexpr Duration kServiceTime = std::chrono::microseconds(200);
 

@@ -24,12 +24,12 @@ void add_bench_command(CLI::App& app, Cli& cli) {
     command.add_option("--against", plan->against, format("Also measure these, where they are installed: {}", text))
         ->delimiter(',')
         ->check(CLI::IsMember(peers));
+    command.add_flag("--pin", plan->pin, "Each process, of the others too, keeps to a processor of its own");
     command.footer(format("Example:\n  falaj bench {} --json --against erlang,caf", command.get_name()));
   };
   against(*actors, {"erlang", "caf"}, "erlang, caf");
   against(*links, {"erlang", "caf", "ray"}, "erlang, caf, ray");
-  part("lanes", "What a question on the control lane waits while bulk fills the link and a flood fills the actor that is asked",
-       bench_lanes);
+  part("lanes", "What a question on the control lane waits while bulk fills the link and a flood fills an actor", bench_lanes);
   auto* overload = part("overload", "More requests than an actor of another process can answer, each with a deadline", bench_overload);
   overload->add_option("--times", plan->times, "Requests, as a multiple of what it can answer")
       ->capture_default_str()
@@ -45,7 +45,8 @@ void add_bench_command(CLI::App& app, Cli& cli) {
   part("kernels", "Matrix products, predictions and gradients, on one core", bench_kernels);
   auto* other = bench->add_subcommand("other-side", "The second process of `links`")->group("");
   other->add_option("--dir", plan->dir, "")->required();
-  cli.runs(*other, [plan] { return serve_bench_links(plan->dir); });
+  other->add_flag("--pin", plan->pin, "");
+  cli.runs(*other, [plan] { return serve_bench_links(plan->dir, plan->pin); });
 }
 
 }  // namespace falaj::nodes

@@ -5,7 +5,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <csignal>
+#include <cstring>
+
+#include "runtime/base/format.hpp"
 
 namespace falaj {
 
@@ -14,7 +18,7 @@ std::size_t hardware_threads() {
   return count == 0 ? 1 : count;
 }
 
-void take_short_turns() noexcept {
+void take_turns(Turns turns) noexcept {
   struct {  // sched_attr of linux/sched/types.h, as far as all kernels know it
     std::uint32_t size;
     std::uint32_t policy;
@@ -25,10 +29,17 @@ void take_short_turns() noexcept {
     std::uint64_t deadline;
     std::uint64_t period;
   } wish{};
-  constexpr std::uint64_t kTurn = 200'000;
   if (syscall(SYS_sched_getattr, 0, &wish, sizeof(wish), 0U) != 0 || wish.policy != SCHED_OTHER) return;
-  wish.runtime = kTurn;
+  wish.runtime = turns == Turns::brief ? 200'000 : 100'000;
   static_cast<void>(syscall(SYS_sched_setattr, 0, &wish, 0U));
+}
+
+Status keep_to_processor(std::size_t number) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(number % hardware_threads() % CPU_SETSIZE, &set);
+  if (sched_setaffinity(0, sizeof(set), &set) != 0) return failed(format("cannot keep to one processor: {}", std::strerror(errno)));
+  return {};
 }
 
 Thread::Thread(std::string name, std::move_only_function<void()> body)
@@ -85,7 +96,11 @@ void BlockingPool::run() {
   }
 }
 
-TimerThread::TimerThread(const Clock& clock) : clock_(clock), thread_("timer", [this] { run(); }) {}
+TimerThread::TimerThread(const Clock& clock)
+    : clock_(clock), thread_("timer", [this] {
+        take_turns(Turns::briefest);
+        run();
+      }) {}
 
 TimerThread::~TimerThread() { stop(); }
 

@@ -14,14 +14,24 @@
 #include <vector>
 
 #include "runtime/base/clock.hpp"
+#include "runtime/base/result.hpp"
 
 namespace falaj {
 
 std::size_t hardware_threads();  // at least 1
 
-// For a thread that others wait for, and that never computes for long: of processors that are all busy it is given its share in many short
-// turns, and soon after it wakes. Where the kernel knows no such wish (Linux before 6.12) this has no effect.
-void take_short_turns() noexcept;
+// For a thread that others wait for, and that never computes for long. Of processors that are all busy it is given its share in many short
+// turns, and soon after it wakes: a thread that takes shorter turns than the one that has the processor is given it at once, as long as it
+// has had less than its share. Where the kernel knows no such wish (Linux before 6.12) this has no effect.
+enum class Turns : unsigned char {
+  brief,     // of threads that may be busy all the time: 200 us
+  briefest,  // of those that sleep most of it, and for which the others should make way: 100 us, the least that the kernel grants
+};
+void take_turns(Turns turns) noexcept;
+
+// The calling thread, and the threads and processes that it starts from then on, run on this processor alone (numbers begin at 0, and start
+// again where there are no more). For measurements. `failed` where the system forbids it.
+Status keep_to_processor(std::size_t number);
 
 // A named thread that joins when destroyed. Signals are blocked in it (the main thread handles them).
 class Thread {

@@ -80,10 +80,7 @@ class CafCell final : public Cell, public caf::resumable {
     taken_over(this);
     t_unit = unit;
     t_host = &host_;
-    if (t_turn_mark == nullptr) {  // a worker serves one host all its life
-      t_turn_mark = &host_.mark();
-      take_short_turns();
-    }
+    if (t_turn_mark == nullptr) t_turn_mark = &host_.mark();  // a worker serves one host all its life
     const bool again = run(limits::kMessagesPerTurn);
     t_unit = nullptr;
     if (!again) return awaiting_message;
@@ -129,7 +126,7 @@ thread_local LentMark t_lent_mark;
 std::atomic<std::uint64_t> g_hosts{0};
 
 // CAF's workers over our own run queues: its polling costs an idle machine thousands of wake-ups a second, and a message up to its
-// longest sleep.
+// longest sleep. The last worker is the queues' express.
 class Stealing : public caf::policy::unprofiled {
  public:
   struct coordinator_data {
@@ -137,7 +134,8 @@ class Stealing : public caf::policy::unprofiled {
     RunQueues queues;
   };
   struct worker_data {
-    explicit worker_data(caf::scheduler::coordinator<Stealing>* all) { all->data().queues.open(all->num_workers()); }
+    explicit worker_data(caf::scheduler::coordinator<Stealing>* all) { all->data().queues.open(all->num_workers(), true); }
+    bool begun = false;
   };
 
   template <class Coordinator>
@@ -158,6 +156,7 @@ class Stealing : public caf::policy::unprofiled {
   }
   template <class Worker>
   caf::resumable* dequeue(Worker* self) {
+    if (!std::exchange(self->data().begun, true)) take_turns(queues(self).is_express(self->id()) ? Turns::briefest : Turns::brief);
     return static_cast<caf::resumable*>(queues(self).take(self->id()));
   }
   template <class Worker, class F>
@@ -177,7 +176,7 @@ class Stealing : public caf::policy::unprofiled {
 class Config final : public caf::actor_system_config {
  public:
   explicit Config(std::size_t threads) {
-    set("scheduler.max-threads", static_cast<std::uint64_t>(std::max<std::size_t>(threads, 1)));
+    set("scheduler.max-threads", static_cast<std::uint64_t>(std::max<std::size_t>(threads, 1) + 1));  // and the express
     module_factories.emplace_back(
         [](caf::actor_system& system) -> caf::actor_system::module* { return new caf::scheduler::coordinator<Stealing>(system); });
   }

@@ -56,7 +56,7 @@ struct HostOptions {
   std::string node_name = "local";
   Incarnation incarnation{1};
   std::uint64_t seed = 1;
-  std::size_t threads = 2;  // scheduler threads
+  std::size_t threads = 2;  // of the scheduler; one more is for those whom the control lane or a timer wakes
   std::size_t blocking_threads = 4;
   std::size_t blocking_queue = 1024;
   const Clock* clock = nullptr;          // not null

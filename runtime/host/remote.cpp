@@ -48,9 +48,23 @@ std::shared_ptr<Remote::Peer> Remote::peer(NodeId node) {
     if (const auto found = peers_.find(node); found != peers_.end()) return found->second;
   }
   const std::unique_lock lock(peers_mutex_);
+  if (peers_.size() >= forget_at_) forget_programs();
   auto& made = peers_[node];
   if (!made) made = std::make_shared<Peer>(node, closed_);
+  node_.options.metrics->gauge("falaj_host_peers", "Nodes and programs of which something is remembered")
+      .set(static_cast<double>(peers_.size()));
   return made;
+}
+
+// Each connection of a person or a program has a name of its own. Nodes are remembered: for the incarnations that have ended.
+void Remote::forget_programs() {
+  std::erase_if(peers_, [](const auto& entry) {
+    auto& known = *entry.second;
+    if (!known.program || entry.second.use_count() != 1) return false;  // proxies, and who just sends, hold it too
+    const std::unique_lock lock(known.mutex, std::try_to_lock);         // nobody else can have it: what they did is seen after this
+    return lock.owns_lock() && known.open_asks() == 0 && known.watches.empty() && known.watched.empty() && !known.known;
+  });
+  forget_at_ = std::max(kForgetPeers, peers_.size() * 2);
 }
 
 std::shared_ptr<Remote::Peer> Remote::sending_peer(NodeId node) {
@@ -201,6 +215,7 @@ void Remote::on_message(const Host::Peer& sender, Lane lane, ByteView envelope, 
 
 void Remote::on_message(const Host::Peer& sender, Lane lane, const Header& h, Message body) {
   const auto peer = sending_peer(sender.node);
+  if (!sender.is_node && !peer->program.load(std::memory_order_relaxed)) peer->program.store(true, std::memory_order_relaxed);
   // The first word of a restarted node may be the answer to an ask that was fenced with its old incarnation: that answer counts,
   // and only then are the asks to the old one failed.
   if (h.kind == messages::Kind::REPLY || h.kind == messages::Kind::REFUSAL) {

@@ -17,6 +17,8 @@ class Remote {
  public:
   struct Peer;  // what is remembered of another node, with a lock of its own
 
+  static constexpr std::size_t kForgetPeers = 1024;  // so many are kept without a look at which of them are gone
+
   explicit Remote(Node& node) : node_(node) {}
   void set_transport(Transport* transport);
   ActorRef proxy(const ActorAddress& address);
@@ -57,6 +59,7 @@ class Remote {
   };
 
   std::shared_ptr<Peer> peer(NodeId node);
+  void forget_programs();  // with peers_mutex_
   std::shared_ptr<Peer> sending_peer(NodeId node);
   void inbound_request(Peer& peer, const Host::Peer& sender, Lane lane, const Header& header, Message body);
   void inbound_answer(Peer& peer, const Header& header, Message body);
@@ -82,7 +85,8 @@ class Remote {
   std::size_t next_recent_ = 0;
   std::shared_mutex peers_mutex_;
   std::map<NodeId, std::shared_ptr<Peer>> peers_;
-  bool closed_ = false;  // under peers_mutex_
+  std::size_t forget_at_ = kForgetPeers;  // under peers_mutex_, as the next
+  bool closed_ = false;
   std::atomic<std::uint64_t> next_watch_{1};
 };
 

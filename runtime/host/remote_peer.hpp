@@ -4,7 +4,7 @@
 
 namespace falaj {
 
-// Guarded by `mutex`, but for `incarnation`, which is written under it and read by anybody.
+// Guarded by `mutex`, but for `incarnation`, which is written under it and read by anybody, and `program`.
 struct Remote::Peer {
   static constexpr std::size_t kKnown = 64;  // pairs of a sender there and a receiver here that are remembered
   static constexpr std::size_t kSweepAsks = 1024;
@@ -49,6 +49,7 @@ struct Remote::Peer {
 
   const NodeId node;
   std::atomic<std::uint64_t> incarnation{0};  // the newest that we heard of; zero: none yet
+  std::atomic<bool> program{false};           // no node: comes under another name next time
   std::recursive_mutex mutex;
   bool closed;  // nothing is remembered any more
   std::vector<Ask> asks;

@@ -6,110 +6,125 @@ namespace {
 constexpr unsigned kQuickLooks = 50;  // in vain, before a parked worker looks around less often
 }
 
-void RunQueues::open(std::size_t workers) {
-  while (workers_.size() < workers) workers_.push_back(std::make_unique<Worker>());
-}
+// --- a queue ---
 
-std::size_t RunQueues::add(Worker& worker, Job job, Place place) {
-  const std::scoped_lock lock(worker.mutex);
-  switch (place) {
-    case Place::front:
-      worker.jobs.push_front(job);
-      break;
-    case Place::back:
-      worker.jobs.push_back(job);
-      break;
-    case Place::urgent:
-      worker.urgent.push_back(job);
+std::size_t RunQueues::Queue::add(Job job, bool front) {
+  const std::scoped_lock lock(mutex);
+  if (front) {
+    jobs.push_front(job);
+  } else {
+    jobs.push_back(job);
   }
-  const auto count = worker.jobs.size() + worker.urgent.size();
-  worker.count.store(count, std::memory_order_seq_cst);
-  return count;
+  count.store(jobs.size(), std::memory_order_seq_cst);
+  return jobs.size();
 }
 
-bool RunQueues::claim(Worker& worker) noexcept {
-  if (!worker.parked.load(std::memory_order_relaxed) || !worker.parked.exchange(false, std::memory_order_seq_cst)) return false;
-  parked_.fetch_sub(1, std::memory_order_seq_cst);
+RunQueues::Job RunQueues::Queue::take(bool front) {
+  if (empty()) return nullptr;
+  const std::scoped_lock lock(mutex);
+  if (jobs.empty()) return nullptr;
+  const Job job = front ? jobs.front() : jobs.back();
+  if (front) {
+    jobs.pop_front();
+  } else {
+    jobs.pop_back();
+  }
+  count.store(jobs.size(), std::memory_order_seq_cst);
+  return job;
+}
+
+// --- pushing ---
+
+void RunQueues::open(std::size_t workers, bool express) {
+  if (!workers_.empty()) return;  // each worker of the scheduler says it
+  while (workers_.size() < workers) workers_.push_back(std::make_unique<Worker>());
+  ordinary_ = express ? workers - 1 : workers;
+}
+
+bool RunQueues::claim(std::size_t worker) noexcept {
+  auto& parked = workers_[worker]->parked;
+  if (!parked.load(std::memory_order_relaxed) || !parked.exchange(false, std::memory_order_seq_cst)) return false;
+  if (!is_express(worker)) parked_.fetch_sub(1, std::memory_order_seq_cst);
   return true;
 }
 
-void RunQueues::wake(Worker& worker) {
+void RunQueues::wake(std::size_t worker) {
+  auto& sleeper = *workers_[worker];
   {
-    const std::scoped_lock lock(worker.park_mutex);
-    worker.call = true;
+    const std::scoped_lock lock(sleeper.park_mutex);
+    sleeper.call = true;
   }
-  worker.called.notify_one();
+  sleeper.called.notify_one();
 }
 
 void RunQueues::wake_one() {
   if (parked_.load(std::memory_order_seq_cst) == 0) return;
-  for (const auto& worker : workers_) {
-    if (claim(*worker)) return wake(*worker);
+  for (std::size_t worker = 0; worker < ordinary_; ++worker) {
+    if (claim(worker)) return wake(worker);
+  }
+}
+
+void RunQueues::push_urgent(Job job) {
+  urgent_.add(job, false);
+  if (ordinary_ < workers_.size() && claim(ordinary_)) {
+    wake(ordinary_);
+  } else {
+    wake_one();
   }
 }
 
 void RunQueues::push(Job job, bool urgent) {
-  const auto place = urgent ? Place::urgent : Place::back;
+  if (urgent) return push_urgent(job);
   if (parked_.load(std::memory_order_seq_cst) != 0) {
-    for (const auto& worker : workers_) {
-      if (!claim(*worker)) continue;
-      add(*worker, job, place);
-      return wake(*worker);
+    for (std::size_t worker = 0; worker < ordinary_; ++worker) {
+      if (!claim(worker)) continue;
+      workers_[worker]->own.add(job, false);
+      return wake(worker);
     }
   }
-  add(*workers_[next_.fetch_add(1, std::memory_order_relaxed) % workers_.size()], job, place);
+  workers_[next_.fetch_add(1, std::memory_order_relaxed) % ordinary_]->own.add(job, false);
   wake_one();
 }
 
 void RunQueues::push_to(std::size_t worker, Job job, bool urgent) {
-  auto& to = *workers_[worker];
-  add(to, job, urgent ? Place::urgent : Place::back);
-  if (claim(to)) {
-    wake(to);
+  if (urgent) return push_urgent(job);
+  workers_[worker]->own.add(job, false);
+  if (claim(worker)) {
+    wake(worker);
   } else {
     wake_one();
   }
 }
 
 void RunQueues::push_front(std::size_t worker, Job job, bool urgent) {
-  if (add(*workers_[worker], job, urgent ? Place::urgent : Place::front) > 1) wake_one();
+  if (urgent) return push_urgent(job);
+  if (is_express(worker)) return push(job);
+  if (workers_[worker]->own.add(job, true) > 1) wake_one();
 }
 
 void RunQueues::push_back(std::size_t worker, Job job) {
-  if (add(*workers_[worker], job, Place::back) > 1) wake_one();
+  if (is_express(worker)) return push(job);
+  if (workers_[worker]->own.add(job, false) > 1) wake_one();
 }
 
+// --- taking ---
+
 RunQueues::Job RunQueues::take_own(std::size_t worker) {
-  auto& own = *workers_[worker];
-  if (own.count.load(std::memory_order_seq_cst) == 0) return nullptr;
-  const std::scoped_lock lock(own.mutex);
-  const bool ordinary = own.urgent.empty() || (!own.jobs.empty() && own.urgent_in_row >= kUrgentInRow);
-  auto& from = ordinary ? own.jobs : own.urgent;
-  if (from.empty()) return nullptr;
-  own.urgent_in_row = ordinary || own.jobs.empty() ? 0 : own.urgent_in_row + 1;
-  const Job job = from.front();
-  from.pop_front();
-  own.count.store(own.jobs.size() + own.urgent.size(), std::memory_order_seq_cst);
-  return job;
+  auto& self = *workers_[worker];
+  const bool others = !self.own.empty() && !is_express(worker);
+  if (!others || self.urgent_in_row < kUrgentInRow) {
+    if (const Job job = urgent_.take(true)) {
+      self.urgent_in_row = others ? self.urgent_in_row + 1 : 0;
+      return job;
+    }
+  }
+  self.urgent_in_row = 0;
+  return self.own.take(true);
 }
 
 RunQueues::Job RunQueues::steal(std::size_t thief) {
-  for (std::size_t i = 1; i < workers_.size(); ++i) {
-    auto& victim = *workers_[(thief + i) % workers_.size()];
-    if (victim.count.load(std::memory_order_seq_cst) == 0) continue;
-    const std::scoped_lock lock(victim.mutex);
-    Job job = nullptr;
-    if (!victim.urgent.empty()) {
-      job = victim.urgent.front();
-      victim.urgent.pop_front();
-    } else if (!victim.jobs.empty()) {
-      job = victim.jobs.back();
-      victim.jobs.pop_back();
-    } else {
-      continue;
-    }
-    victim.count.store(victim.jobs.size() + victim.urgent.size(), std::memory_order_seq_cst);
-    return job;
+  for (std::size_t i = 1; i < ordinary_; ++i) {
+    if (const Job job = workers_[(thief + i) % ordinary_]->own.take(false)) return job;
   }
   return nullptr;
 }
@@ -117,30 +132,33 @@ RunQueues::Job RunQueues::steal(std::size_t thief) {
 RunQueues::Job RunQueues::park(std::size_t self, Duration at_most) {
   auto& own = *workers_[self];
   own.parked.store(true, std::memory_order_seq_cst);
-  parked_.fetch_add(1, std::memory_order_seq_cst);
+  if (!is_express(self)) parked_.fetch_add(1, std::memory_order_seq_cst);
   Job job = take_own(self);
-  if (job == nullptr) job = steal(self);
+  if (job == nullptr && !is_express(self)) job = steal(self);
   if (job == nullptr) {
     std::unique_lock lock(own.park_mutex);
     own.called.wait_for(lock, at_most, [&] { return own.call; });
     own.call = false;
   }
-  if (!claim(own)) {  // somebody did, and calls: later than this look, perhaps, and then the next park ends at once
+  if (!claim(self)) {  // somebody did, and calls: later than this look, perhaps, and then the next park ends at once
     {
       const std::scoped_lock lock(own.park_mutex);
       own.call = false;
     }
-    if (job != nullptr && own.count.load(std::memory_order_seq_cst) != 0)
-      wake_one();  // we have another job to do than the one we were called for
+    if (job != nullptr && !(own.own.empty() && urgent_.empty())) wake_one();  // we have another job to do than the one we were called for
   }
   return job;
 }
 
 RunQueues::Job RunQueues::take(std::size_t worker) {
+  const bool express = is_express(worker);
   for (unsigned looks = 0;; ++looks) {
     if (const Job job = take_own(worker)) return job;
-    if (const Job job = steal(worker)) return job;
-    if (const Job job = park(worker, looks < kQuickLooks ? kLookAround : kLookAroundIdle)) return job;
+    if (!express) {
+      if (const Job job = steal(worker)) return job;
+    }
+    const auto rest = express ? kLookAroundExpress : looks < kQuickLooks ? kLookAround : kLookAroundIdle;
+    if (const Job job = park(worker, rest)) return job;
   }
 }
 

@@ -65,24 +65,6 @@ Bytes refusal_hello(const Error& why) {
   return {message.bytes().begin(), message.bytes().end()};
 }
 
-LinkMetrics::LinkMetrics(metrics::Registry& r)
-    : registry(r),
-      bytes_in(r.counter("falaj_link_bytes_total", "Bytes over links, decrypted.", {{"direction", "in"}})),
-      bytes_out(r.counter("falaj_link_bytes_total", "Bytes over links, decrypted.", {{"direction", "out"}})),
-      writes(r.counter("falaj_link_writes_total", "System calls that wrote to links.")),
-      handshakes(r.counter("falaj_link_handshakes_total", "TLS handshakes of links that succeeded.", {{"resumed", "no"}})),
-      resumptions(r.counter("falaj_link_handshakes_total", "TLS handshakes of links that succeeded.", {{"resumed", "yes"}})),
-      rtt(r.histogram("falaj_link_rtt_seconds", "Round trip of a heartbeat.")),
-      peers(r.gauge("falaj_link_peers", "Peers that are up.")),
-      peer_downs(r.counter("falaj_link_peer_downs_total", "Peers that went down.")) {
-  for (std::size_t i = 0; i < kLanes; ++i) {
-    const std::string lane(to_string(static_cast<Lane>(i)));
-    messages_in[i] = &r.counter("falaj_link_messages_total", "Messages over links.", {{"direction", "in"}, {"lane", lane}});
-    messages_out[i] = &r.counter("falaj_link_messages_total", "Messages over links.", {{"direction", "out"}, {"lane", lane}});
-    window_full[i] = &r.counter("falaj_link_window_full_total", "Sends refused because the lane's window was full.", {{"lane", lane}});
-  }
-}
-
 // --- OpenSSL's view of the socket ---
 
 BIO_METHOD* Connection::bio_method() {
@@ -183,6 +165,11 @@ void Connection::timed_out() { fail(closed("timeout", ErrorCode::deadline, forma
 
 void Connection::established() { timer_.reset(); }
 
+void Connection::leave() {
+  session.reset();
+  close();
+}
+
 void Connection::migrate(asio::io_context& to) {
   timer_.reset();
   boost::system::error_code code;
@@ -193,6 +180,7 @@ void Connection::migrate(asio::io_context& to) {
   socket_ = tcp::socket(to, protocol, fd);
   socket_.non_blocking(true, code);
   io_ = &to;
+  if (blocked_) post_to_io(&Connection::wait_writable);  // the wait ended with the old socket
 }
 
 void Connection::close() {
@@ -244,8 +232,11 @@ void Connection::wait_readable() {
 
 void Connection::wait_writable() {
   if (stage_ == Stage::closed) return;
+  blocked_ = true;
   socket_.async_wait(tcp::socket::wait_write, [self = shared_from_this()](const boost::system::error_code& code) {
-    if (!code) self->flush();
+    if (code || !self->on_io_thread()) return;  // it has moved meanwhile, and waits there
+    self->blocked_ = false;
+    self->flush();
   });
 }
 
@@ -373,7 +364,7 @@ void Connection::read_some() {
   if (busy_ || stage_ == Stage::closed) return;
   const auto keep = shared_from_this();
   busy_ = true;
-  owner_.on_batch_begin();
+  owner_.on_batch_begin(*this);
   received_now_ = 0;
   std::size_t total = 0;
   std::size_t batch_end = kReadPerBatch;
@@ -383,8 +374,8 @@ void Connection::read_some() {
     if (total >= batch_end) {
       batch_end = total + kReadPerBatch;
       if (turn_end == Instant::max()) turn_end = setting_.clock.now() + kTurnTime;
-      owner_.on_batch_end();
-      owner_.on_batch_begin();
+      owner_.on_batch_end(*this);
+      owner_.on_batch_begin(*this);
       if (total >= kReadPerTurn || setting_.clock.now() >= turn_end) {
         post_to_io(&Connection::on_readable);
         break;
@@ -422,7 +413,7 @@ void Connection::read_some() {
     direct_.store(kDirectAfterRead, std::memory_order_relaxed);
   }
   if (total != 0) setting_.metrics.bytes_in.add(total);
-  owner_.on_batch_end();
+  owner_.on_batch_end(*this);
   busy_ = false;
   flush_now();
   if (wait) wait_readable();  // last, for it is a system call too; the kernel may hold more: then the wait ends at once

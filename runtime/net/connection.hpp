@@ -1,6 +1,6 @@
 // One TLS connection of one lane: handshake, Hello, frames in, coalesced writes out. For links.cpp only.
 //
-// Threads: everything runs on the connection's IO thread, except send(), which any thread may call. OpenSSL's session is
+// Threads: everything runs on the connection's IO thread, except what says that any thread may call it. OpenSSL's session is
 // touched under tls_mutex_; the queue under queue_mutex_. Whoever sets writing_ is the writer until it is cleared: the IO
 // thread, or a sender that found the lane quiet and writes at once, which saves a thread hop in each direction of an ask.
 // A sender that is faster than that hands its queue to the IO thread, which then writes many messages at once.
@@ -58,8 +58,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
     virtual void on_authenticated(const std::shared_ptr<Connection>& connection) = 0;
     virtual void on_hello(const std::shared_ptr<Connection>& connection, Message hello) = 0;
     virtual void on_frame(Connection& connection, Frame& frame) = 0;  // takes the body
-    virtual void on_batch_begin() = 0;                                // around the frames of one read
-    virtual void on_batch_end() = 0;
+    virtual void on_batch_begin(Connection& connection) = 0;          // around the frames of one read
+    virtual void on_batch_end(Connection& connection) = 0;
     virtual void on_closed(const std::shared_ptr<Connection>& connection, const Closed& why) = 0;  // once, not after close()
   };
   struct Setting {
@@ -84,9 +84,12 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void resume();                   // after on_hello the connection reads nothing until this
   void established();              // ends the time limit of the handshake
   void close();                    // silent: on_closed is not called
+  void leave();                    // the session too
   void refuse(const Closed& why);  // says so in a Hello, then on_closed and close()
   // Only between on_hello and resume(), and not from a callback: the rest then runs on `to`.
   void migrate(asio::io_context& to);
+  // Runs the step on the IO thread. From any thread.
+  void post_to_io(void (Connection::*step)());
   void restart_timer();
 
   // --- any thread ---
@@ -97,6 +100,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   [[nodiscard]] const CertificateInfo& certificate() const noexcept { return certificate_; }
   [[nodiscard]] const std::string& remote() const noexcept { return remote_; }
   [[nodiscard]] bool is_closed() const noexcept { return stage_ == Stage::closed; }
+  [[nodiscard]] bool on_io_thread() const noexcept;
 
   Lane lane;                         // of an accepted one: known from its Hello
   std::shared_ptr<Session> session;  // set by the owner once it belongs to one
@@ -141,8 +145,6 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool encrypt(ByteView bytes);
   [[nodiscard]] bool batch_done() const noexcept { return run_done_ == batch_.run.size() && large_done_ == batch_.large.size(); }
   void drop_batch();
-  [[nodiscard]] bool on_io_thread() const noexcept;
-  void post_to_io(void (Connection::*step)());
   [[nodiscard]] Closed tls_failure(int result);
 
   const tls::Side side_;
@@ -153,6 +155,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::atomic<asio::io_context*> io_;
   Stage stage_ = Stage::tls;
   bool reading_ = false;         // a wait for readability is under way
+  bool blocked_ = false;         // the same for the writer
   bool busy_ = false;            // inside read_some(): what callbacks send is written once, at its end
   bool flush_deferred_ = false;  // the IO thread holds the writer's role and has not begun
   FrameReader frames_;

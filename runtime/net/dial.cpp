@@ -109,7 +109,7 @@ void Shard::dial_answered(const ConnectionPtr& connection, messages::Hello::Read
   attempt->timer.cancel();
   peer->session = attempt->session;
   for (const auto& lane : peer->session->lanes) lane->session = peer->session;
-  session_up(peer);
+  session_whole(peer);
 }
 
 void Shard::abandon(const std::shared_ptr<Dial>& attempt) {

@@ -37,6 +37,24 @@ Result<PeerAddress> parse_peer_address(std::string_view name, std::string_view h
   return PeerAddress{std::string(name), std::string(host), port};
 }
 
+LinkMetrics::LinkMetrics(metrics::Registry& r)
+    : registry(r),
+      bytes_in(r.counter("falaj_link_bytes_total", "Bytes over links, decrypted.", {{"direction", "in"}})),
+      bytes_out(r.counter("falaj_link_bytes_total", "Bytes over links, decrypted.", {{"direction", "out"}})),
+      writes(r.counter("falaj_link_writes_total", "System calls that wrote to links.")),
+      handshakes(r.counter("falaj_link_handshakes_total", "TLS handshakes of links that succeeded.", {{"resumed", "no"}})),
+      resumptions(r.counter("falaj_link_handshakes_total", "TLS handshakes of links that succeeded.", {{"resumed", "yes"}})),
+      rtt(r.histogram("falaj_link_rtt_seconds", "Round trip of a heartbeat.")),
+      peers(r.gauge("falaj_link_peers", "Peers that are up.")),
+      peer_downs(r.counter("falaj_link_peer_downs_total", "Peers that went down.")) {
+  for (std::size_t i = 0; i < kLanes; ++i) {
+    const std::string lane(to_string(static_cast<Lane>(i)));
+    messages_in[i] = &r.counter("falaj_link_messages_total", "Messages over links.", {{"direction", "in"}, {"lane", lane}});
+    messages_out[i] = &r.counter("falaj_link_messages_total", "Messages over links.", {{"direction", "out"}, {"lane", lane}});
+    window_full[i] = &r.counter("falaj_link_window_full_total", "Sends refused because the lane's window was full.", {{"lane", lane}});
+  }
+}
+
 class Links::State {
  public:
   State(LinkOptions options, const Clock& clock, metrics::Registry& registry, LinkEvents& events)

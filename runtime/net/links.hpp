@@ -5,7 +5,8 @@
 // is up and who is down. What it does not: send anything twice, keep anything for a peer that is away, know about actors.
 //
 // Invariants:
-//  - For a peer, events come one at a time from one IO thread, as: on_peer_up, messages, on_peer_down, and so on.
+//  - For a peer, events come as: on_peer_up, messages, on_peer_down, and so on; one at a time, but that messages of its control lane come
+//    from one IO thread, and those of its other lanes from another.
 //  - When one of a peer's three connections breaks, all three close and the peer is down: what was sent is unknown.
 //  - A pair that send() took is either written in its lane's order or lost with the connection.
 //  - A peer that falls silent is noticed within `silence_max` while something goes to and fro or somebody waits for it
@@ -77,7 +78,7 @@ struct LinkOptions {
   Incarnation incarnation;
   Identity identity;
   std::string advertise;    // host:port told to peers; empty: the address listened on
-  unsigned io_threads = 1;  // a peer is served by one of them
+  unsigned io_threads = 1;  // pairs of them; a peer is served by one pair
   std::uint64_t seed = 0;   // of the jitter of reconnects and of session numbers
   std::size_t peers_max = 1024;
   Duration look = limits::kLookBeforeSleep;  // of an IO thread that expects more soon; zero: it sleeps at once

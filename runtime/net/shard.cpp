@@ -17,11 +17,6 @@ constexpr std::size_t kControl = static_cast<std::size_t>(Lane::CONTROL);
 
 Connection::Closed refusal(std::string_view label, ErrorCode code, std::string message) { return {label, Error{code, std::move(message)}}; }
 
-PhiDetector::Options detector_options(const LinkOptions& options) {
-  // A punctual machine that is suddenly busy must not be taken for dead: phi alone speaks near the upper bound.
-  return {options.heartbeat_every, options.silence_max / 9, options.silence_max, 10.0};
-}
-
 }  // namespace
 
 // --- routes ---
@@ -88,7 +83,9 @@ Shard::Shard(LinkCommon& common, unsigned index)
     : common_(common),
       index_(index),
       random_(Random(common.options.seed).split(format("links-{}-{}", common.options.name, index))),
+      data_io_(1),
       io_(1),
+      data_work_(data_io_.get_executor()),
       work_(io_.get_executor()),
       every_second_(io_) {}
 
@@ -96,11 +93,15 @@ Shard::~Shard() { stop(); }
 
 void Shard::start() {
   asio::post(io_, [this] { every_second(); });
-  thread_ = Thread(format("link-{}", index_), [this] {
-    this_io() = &io_;
-    take_short_turns();
-    IoLoop(io_, common_.clock, hardware_threads() > 1 ? common_.options.look : Duration::zero()).run();
-  });
+  const auto serve = [this](std::string_view name, asio::io_context& io, Turns turns) {
+    return Thread(format("{}-{}", name, index_), [this, &io, turns] {
+      this_io() = &io;
+      take_turns(turns);
+      IoLoop(io, common_.clock, hardware_threads() > 1 ? common_.options.look : Duration::zero()).run();
+    });
+  };
+  data_thread_ = serve("link-data", data_io_, Turns::brief);
+  thread_ = serve("link", io_, Turns::briefest);
 }
 
 void Shard::stop() {
@@ -113,20 +114,19 @@ void Shard::stop() {
       peer->dial.reset();
       if (!peer->session) continue;
       common_.routes.remove(*peer->session);
-      for (const auto& lane : peer->session->lanes) {
-        if (!lane) continue;
-        lane->close();
-        lane->session.reset();
-      }
-      peer->session.reset();
+      close_lanes(*std::exchange(peer->session, nullptr));
     }
     for (const auto& stranger : strangers_) stranger->close();
     strangers_.clear();
     peers_.clear();
     every_second_.cancel();
+    asio::post(data_io_, [this] { data_io_.stop(); });  // after the lanes that were closed just now
     io_.stop();
   });
   thread_.join();
+  data_thread_.join();
+  data_io_.restart();  // nothing is left there that holds a connection of io_
+  data_io_.poll();
 }
 
 void Shard::post_want(PeerAddress address) {
@@ -203,39 +203,37 @@ void Shard::on_hello(const ConnectionPtr& connection, Message hello) {
   });
 }
 
+bool Shard::on_second_thread() const noexcept { return this_io() == &data_io_; }
+
+void Shard::on_batch_begin(Connection& connection) {
+  if (on_second_thread() && connection.session) connection.session->delivery.lock();
+  common_.events.on_batch_begin();
+}
+
+void Shard::on_batch_end(Connection& connection) {
+  if (on_second_thread() && connection.session) connection.session->delivery.unlock();
+  common_.events.on_batch_end();  // may run actors
+}
+
 void Shard::on_frame(Connection& connection, Frame& frame) {
   const auto& session = connection.session;  // nothing below lets go of it: connections end in handlers of their own
   if (!session || !session->up) return;
-  switch (frame.header.kind) {
-    case messages::Kind::HEARTBEAT:  // the peer may cease to send its own at any time: it answers ours
-      session->detector.heartbeat(common_.clock.now());
-      beat(*session, heartbeat_envelope(messages::Kind::HEARTBEAT_REPLY, frame.header.correlation));
-      return;
-    case messages::Kind::HEARTBEAT_REPLY: {
-      const auto now = common_.clock.now();
-      session->detector.heartbeat(now);
-      session->answered = now;
-      const auto rtt = now.time_since_epoch() - Duration(static_cast<std::int64_t>(frame.header.correlation));
-      if (rtt < Duration::zero() || rtt > std::chrono::minutes(1)) return;
-      session->rtt.record(rtt);
-      common_.metrics.rtt.record(rtt);
-      return;
-    }
-    default:
-      break;
-  }
-  ++session->received;
-  common_.events.on_message(session->info, connection.lane, frame.header, std::move(frame.body));
+  const auto kind = frame.header.kind;
+  if (kind != messages::Kind::HEARTBEAT && kind != messages::Kind::HEARTBEAT_REPLY)
+    return common_.events.on_message(session->info, connection.lane, frame.header, std::move(frame.body));
+  if (!on_second_thread()) return heard(session, kind, frame.header.correlation);
+  asio::post(io_, [this, session, kind, correlation = frame.header.correlation] {
+    if (session->up) heard(session, kind, correlation);
+  });
 }
 
 void Shard::on_closed(const ConnectionPtr& connection, const Connection::Closed& why) {
-  strangers_.erase(connection);
-  const auto session = connection->session;
-  if (session) {
-    const auto peer = find_peer(session->info.name);
-    if (peer && peer->session == session) session_down(peer, why.error);
+  if (on_second_thread()) {
+    asio::post(io_, [this, session = connection->session, reason = why.error] { session_lost(session, reason); });
     return;
   }
+  strangers_.erase(connection);
+  if (connection->session) return session_lost(connection->session, why.error);
   if (!connection->dialled()) return handshake_failed(connection->remote().substr(0, connection->remote().rfind(':')), why);
   const auto peer = find_peer(connection->expected_name);
   if (peer && peer->dial && peer->dial->lanes[static_cast<std::size_t>(connection->lane)] == connection) dial_failed(peer, why);
@@ -372,7 +370,7 @@ void Shard::admit(const ConnectionPtr& connection, const Message& message) {
   static_cast<void>(connection->send(own_hello(connection->lane, hello.getSession()), Message()));
   const auto peer = find_peer(name);
   const auto& lanes = peer->session->lanes;
-  if (std::all_of(lanes.begin(), lanes.end(), [](const auto& lane) { return lane != nullptr; })) session_up(peer);
+  if (std::all_of(lanes.begin(), lanes.end(), [](const auto& lane) { return lane != nullptr; })) session_whole(peer);
 }
 
 std::optional<Connection::Closed> Shard::admit_control(const ConnectionPtr& connection, messages::Hello::Reader hello, std::string name) {
@@ -418,155 +416,6 @@ std::optional<Connection::Closed> Shard::admit_other(const ConnectionPtr& connec
   peer->session->lanes[slot] = connection;
   connection->session = peer->session;
   return std::nullopt;
-}
-
-// --- sessions ---
-
-std::shared_ptr<Session> Shard::make_session(const Connection& connection, messages::Hello::Reader hello, std::uint64_t id) const {
-  const std::string name(text(hello.getNode()));
-  PeerInfo info{node_id(name),
-                name,
-                Incarnation(hello.getIncarnation()),
-                connection.certificate().principal,
-                std::string(text(hello.getListen())),
-                connection.certificate().principal.uri()};
-  return std::make_shared<Session>(id, std::move(info), detector_options(common_.options), common_.clock.now());
-}
-
-void Shard::session_up(const PeerPtr& peer) {
-  const auto session = peer->session;
-  session->up = true;
-  session->ticked = session->quiet_since = common_.clock.now();
-  peer->failures = 0;
-  for (const auto& lane : session->lanes) lane->established();
-  common_.metrics.peers.add(1);
-  log::info(
-      "link", "peer up",
-      {{"peer", session->info.name}, {"incarnation", session->info.incarnation.value()}, {"address", session->lanes[kControl]->remote()}});
-  common_.routes.put(session);  // first: on_peer_up may send
-  common_.events.on_peer_up(session->info);
-  tick(peer);
-  for (const auto& lane : session->lanes) {
-    asio::post(io_, [lane] { lane->resume(); });
-  }
-}
-
-void Shard::session_down(const PeerPtr& peer, const Error& reason) {
-  const auto session = std::exchange(peer->session, nullptr);
-  if (!session) return;
-  peer->tick.cancel();
-  common_.routes.remove(*session);
-  for (const auto& lane : session->lanes) {
-    if (!lane) continue;
-    lane->session.reset();
-    lane->close();
-  }
-  if (session->up) {
-    common_.metrics.peers.add(-1);
-    common_.metrics.peer_downs.add();
-    log::info("link", "peer down",
-              {{"peer", session->info.name}, {"incarnation", session->info.incarnation.value()}, {"reason", reason.message}});
-    common_.events.on_peer_down(session->info, reason);
-  }
-  redial_later(peer);
-  drop_if_idle(peer);
-}
-
-void Shard::tick_later(const PeerPtr& peer) {
-  peer->tick.expires_after(common_.options.heartbeat_every);
-  peer->tick.async_wait([this, peer, session = peer->session](const boost::system::error_code& code) {
-    if (!code && peer->session == session) tick(peer);
-  });
-}
-
-void Shard::tick(const PeerPtr& peer) {
-  auto& session = *peer->session;
-  const auto now = common_.clock.now();
-  const auto late = now - session.ticked - common_.options.heartbeat_every;
-  session.ticked = now;
-  // This process stood still: heartbeats lie unread in the socket, and the peer is not to blame.
-  if (late > common_.options.heartbeat_every * 2) session.detector.forgive(late);
-  session.phi.store(session.detector.phi(now), std::memory_order_relaxed);
-  if (session.detector.suspect(now)) {
-    const auto silence = std::chrono::duration_cast<std::chrono::milliseconds>(session.detector.silence(now)).count();
-    return session_down(peer, error(ErrorCode::unreachable,
-                                    format("'{}' has been silent for {} ms (phi {:.1f})", session.info.name, silence, session.phi.load())));
-  }
-  if (may_rest(session, now)) {
-    session.resting = true;
-    return;
-  }
-  beat(session, heartbeat_envelope(messages::Kind::HEARTBEAT, static_cast<std::uint64_t>(now.time_since_epoch().count())));
-  if (peer->session) tick_later(peer);
-}
-
-// A full window is no reason to worry: what is in it reaches the peer before this would.
-void Shard::beat(Session& session, ByteView envelope) {
-  if (session.lanes[kControl]->send(envelope, Message()).has_value()) ++session.beats;
-}
-
-// Nothing but heartbeats since it was last asked.
-bool Shard::quiet(Session& session, Instant now) {
-  std::uint64_t carried = session.received;
-  const auto& lanes = session.lanes;
-  for (std::size_t i = 0; i < kLanes; ++i) {
-    if (i == 0 || lanes[i] != lanes[0]) carried += lanes[i]->status().sent_messages;
-  }
-  carried -= session.beats;
-  if (std::exchange(session.carried, carried) == carried) return true;
-  session.quiet_since = now;
-  return false;
-}
-
-// Only nodes know one another's loss from elsewhere too. A peer that was spoken to must have shown since that it lives.
-bool Shard::may_rest(Session& session, Instant now) const {
-  const auto kind = session.info.principal.kind();
-  if (kind != PrincipalKind::node && kind != PrincipalKind::worker) return false;
-  return quiet(session, now) && now - session.quiet_since >= common_.options.rest_after && session.answered > session.quiet_since &&
-         !common_.events.waits_for(session.info);
-}
-
-void Shard::post_wake(const std::shared_ptr<Session>& session) {
-  if (!session->resting.exchange(false)) return;
-  asio::post(io_, [this, session] {
-    const auto peer = find_peer(session->info.name);
-    if (!peer || peer->session != session) return;
-    const auto now = common_.clock.now();
-    session->ticked = session->quiet_since = now;
-    session->detector.forgive(session->detector.silence(now));  // nobody has asked it for a sign of life
-    tick(peer);
-  });
-}
-
-void Shard::every_second() {
-  check_revocations();
-  const auto now = common_.clock.now();
-  for (const auto& [name, peer] : peers_) {
-    const auto& session = peer->session;
-    if (session && session->resting && (!quiet(*session, now) || common_.events.waits_for(session->info))) post_wake(session);
-  }
-  every_second_.expires_after(std::chrono::seconds(1));
-  every_second_.async_wait([this](const boost::system::error_code& code) {
-    if (!code) every_second();
-  });
-}
-
-void Shard::check_revocations() {
-  if (const auto read = common_.revocations.reload_if_changed(); !read.has_value()) {
-    handshake_failed("revocation list", refusal("revocations", ErrorCode::failed, read.error().message));
-  }
-  const auto generation = common_.revocations.generation();
-  if (generation != revocations_seen_) {
-    revocations_seen_ = generation;
-    const auto peers = peers_;  // session_down() changes it
-    for (const auto& [name, peer] : peers) {
-      if (!peer->session) continue;
-      const auto& lanes = peer->session->lanes;
-      const bool revoked = std::any_of(lanes.begin(), lanes.end(),
-                                       [&](const auto& lane) { return lane && common_.revocations.revoked(lane->certificate()); });
-      if (revoked) session_down(peer, error(ErrorCode::denied, format("the certificate of '{}' was revoked", name)));
-    }
-  }
 }
 
 }  // namespace falaj::net

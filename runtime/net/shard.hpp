@@ -1,16 +1,21 @@
-// The peers that one IO thread serves: dialling, admitting, sessions, heartbeats. For links.cpp only.
+// The peers that one pair of IO threads serves: dialling, admitting, sessions, heartbeats. For links.cpp only.
+//
+// The first thread has the control lanes, and whatever is not yet a session. It sleeps most of the time, and so it is given a processor as
+// soon as something comes, however busy the other lanes are: once a session is up, these are the second thread's, and so is the one
+// connection of a program that has just one.
 //
 // A session is the three connections of a pair of peers. The side that dials opens the control lane first, and the other two
 // once that was accepted; all three carry the session number that the dialler drew. Both sides may dial at once: of two dials
 // that have both come as far as Hello, the one of the smaller name goes on, the other is refused and its dialler waits.
 //
-// Everything in a Shard runs on its thread, except the constructor, post_*(), listen(), start() and stop().
+// Everything in a Shard runs on the first thread, except the constructor, post_*(), listen(), start() and stop(), and what says so.
 #pragma once
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <map>
+#include <mutex>
 #include <set>
 #include <shared_mutex>
 #include <unordered_map>
@@ -28,12 +33,13 @@ struct Session {
   const std::uint64_t id;
   const PeerInfo info;
   std::array<std::shared_ptr<Connection>, kLanes> lanes;  // not changed any more once it is up
-  bool up = false;
+  // Held by the second thread while it hands on what a read has brought: after the session's end nothing of it is handed on.
+  std::mutex delivery;
+  bool up = false;  // written by the first thread with `delivery` held
   PhiDetector detector;
   Instant ticked;
-  std::uint64_t received = 0;  // messages
-  std::uint64_t beats = 0;     // heartbeats and answers to them that were sent
-  std::uint64_t carried = 0;   // messages to and fro, when they were counted last
+  std::uint64_t beats = 0;    // heartbeats and answers to them, sent and received
+  std::uint64_t carried = 0;  // messages to and fro, when they were counted last
   Instant quiet_since;
   Instant answered;  // a heartbeat
   std::atomic<bool> resting{false};
@@ -142,10 +148,12 @@ class Shard final : public Connection::Owner {
 
   void on_authenticated(const ConnectionPtr& connection) override;
   void on_hello(const ConnectionPtr& connection, Message hello) override;
+  // Of the lane's thread.
   void on_frame(Connection& connection, Frame& frame) override;
-  void on_batch_begin() override { common_.events.on_batch_begin(); }
-  void on_batch_end() override { common_.events.on_batch_end(); }
+  void on_batch_begin(Connection& connection) override;
+  void on_batch_end(Connection& connection) override;
   void on_closed(const ConnectionPtr& connection, const Connection::Closed& why) override;
+  [[nodiscard]] bool on_second_thread() const noexcept;
 
   PeerPtr peer_named(const std::string& name);
   PeerPtr find_peer(const std::string& name) const;
@@ -173,8 +181,12 @@ class Shard final : public Connection::Owner {
 
   // sessions
   std::shared_ptr<Session> make_session(const Connection& connection, messages::Hello::Reader hello, std::uint64_t id) const;
+  void session_whole(const PeerPtr& peer);  // all its connections are there: it is up soon
   void session_up(const PeerPtr& peer);
   void session_down(const PeerPtr& peer, const Error& reason);
+  void session_lost(const std::shared_ptr<Session>& session, const Error& reason);
+  static void close_lanes(Session& session);
+  void heard(const std::shared_ptr<Session>& session, messages::Kind kind, std::uint64_t correlation);
   void tick(const PeerPtr& peer);
   static void beat(Session& session, ByteView envelope);
   static bool quiet(Session& session, Instant now);
@@ -187,7 +199,10 @@ class Shard final : public Connection::Owner {
   LinkCommon& common_;
   const unsigned index_;
   Random random_;
+  // First, to be destroyed last: what io_ never came to do may hold connections of both.
+  asio::io_context data_io_;  // the second thread's
   asio::io_context io_;
+  asio::executor_work_guard<asio::io_context::executor_type> data_work_;
   asio::executor_work_guard<asio::io_context::executor_type> work_;
   asio::steady_timer every_second_;
   std::vector<std::unique_ptr<tcp::acceptor>> acceptors_;
@@ -197,6 +212,7 @@ class Shard final : public Connection::Owner {
   std::uint64_t revocations_seen_ = 0;
   std::uint64_t next_shard_ = 0;
   bool stopped_ = false;
+  Thread data_thread_;
   Thread thread_;
 };
 

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <set>
 
 #include "runtime/base/thread.hpp"
 #include "tests/host/fixtures.hpp"
@@ -146,6 +147,60 @@ TEST(RunQueues, AThiefTakesWhatIsUrgentFirst) {
   EXPECT_EQ(queues.take(1), &jobs[1]);
   EXPECT_EQ(queues.take(1), &jobs[2]);
   EXPECT_EQ(queues.take(1), jobs.data());
+}
+
+TEST(RunQueues, TheExpressTakesUrgentJobsAndItsOwnOnly) {
+  RunQueues queues;
+  queues.open(3, true);
+  ASSERT_TRUE(queues.is_express(2));
+  ASSERT_FALSE(queues.is_express(1));
+  std::array<Job, 6> jobs;
+  queues.push_to(0, jobs.data());
+  queues.push_to(2, &jobs[1]);     // as the scheduler ends it
+  queues.push_front(2, &jobs[2]);  // what its actors have woken is for others
+  queues.push_back(2, &jobs[3]);
+  queues.push(&jobs[4], true);
+  queues.push_to(0, &jobs[5], true);
+  EXPECT_EQ(queues.take(2), &jobs[4]);
+  EXPECT_EQ(queues.take(2), &jobs[5]);
+  EXPECT_EQ(queues.take(2), &jobs[1]);
+  EXPECT_EQ(queues.take_own(2), nullptr);
+  std::set<const void*> rest;
+  for (int i = 0; i < 3; ++i) rest.insert(queues.take(static_cast<std::size_t>(i) % 2));
+  EXPECT_EQ(rest, (std::set<const void*>{jobs.data(), &jobs[2], &jobs[3]}));
+}
+
+// All ordinary workers hold their threads: what is urgent is done all the same.
+TEST(RunQueues, TheExpressGoesOnWhileAllOthersAreBusy) {
+  RunQueues queues;
+  queues.open(2, true);
+  test::Gate held;
+  test::Gate let_go;
+  test::Gate done;
+  Job blocking;
+  Job quick;
+  Job end;
+  const auto work = [&](std::size_t self) {
+    for (;;) {
+      auto* job = static_cast<Job*>(queues.take(self));
+      if (job == &end) return;
+      if (job == &blocking) {
+        held.open();
+        EXPECT_TRUE(let_go.wait());
+      } else {
+        done.open();
+      }
+    }
+  };
+  Thread ordinary("worker", [&] { work(0); });
+  Thread express("express", [&] { work(1); });
+  queues.push(&blocking);
+  ASSERT_TRUE(held.wait());
+  queues.push(&quick, true);
+  EXPECT_TRUE(done.wait());
+  let_go.open();
+  queues.push_to(0, &end);
+  queues.push_to(1, &end);
 }
 
 TEST(RunQueues, FrontBeforeBack) {

@@ -122,9 +122,16 @@ def test_a_bearer_token_needs_a_gateway(tmp_path):
 
 NAMES = {
     "actors": ["ping_pong", "fan_in", "ring", "spawn", "idle_actor_bytes"],
-    "links": ["link_rtt_p50", "link_rtt_p99", "link_pipelined", "link_one_way", "link_large", "bare_tls_rtt_p50", "bare_tls_rtt_p99", "bare_tls_large"],
+    "links": [
+        *(f"link_{what}_{share}" for what in ("rtt", "open") for share in ("p50", "p99", "p999")),
+        "link_pipelined",
+        "link_one_way",
+        "link_large",
+        *(f"bare_tls_rtt_{share}" for share in ("p50", "p99", "p999")),
+        "bare_tls_large",
+    ],
     "http": [f"http_{what}_{connections}" for connections in (1, 16) for what in ("rps", "p50", "p99")],
-    "lanes": ["control_p50", "control_p99", "flood", "bulk"],
+    "lanes": ["control_p50", "control_p99", "control_flooded_p50", "control_flooded_p99", "flood", "bulk"],
     "overload": [f"overload_{what}" for what in ("peak", "offered", "goodput", "goodput_share", "refused", "late", "other", "p50", "p99", "longest", "bytes_first_half", "bytes_second_half")],
     "kernels": ["matmul_64", "matmul_256", "matmul_1024", "predict_rows_1", "predict_rows_64", "train_rows"],
 }
@@ -145,6 +152,11 @@ def test_bench_prints_one_object_a_line(part):
         assert all(line[peer] is None for peer in peers), line
     assert "bench: " in done.stderr
     assert set(pathlib.Path(tempfile.gettempdir()).glob("falaj-bench*")) <= before
+
+
+def test_a_pinned_bench_keeps_its_processes_apart():
+    done = falaj("bench", "links", "--pin", "--json", "--seconds", "0.02", "--rounds", "1")
+    assert json.loads(done.stdout.splitlines()[0])["falaj"] > 0
 
 
 def test_bench_asks_a_running_cluster_for_a_model_by_name(cluster):

@@ -34,11 +34,16 @@ Identity TestCluster::identity(const SpiffeId& who, Duration lifetime) const {
 
 void Recorder::on_peer_up(const PeerInfo& peer) {
   const std::scoped_lock lock(mutex);
+  up_.insert(peer.name);
   events.push_back({format("up {}/{}", peer.name, peer.incarnation.value()), ErrorCode::failed});
   changed.notify_all();
 }
 
 void Recorder::on_message(const PeerInfo& peer, Lane lane, const Header&, Message body) {
+  {
+    const std::scoped_lock lock(mutex);
+    if (!up_.contains(peer.name)) ++strays;
+  }
   if (also) also(peer, lane, body);
   auto text = text_of(body);
   const std::scoped_lock lock(mutex);
@@ -48,6 +53,7 @@ void Recorder::on_message(const PeerInfo& peer, Lane lane, const Header&, Messag
 
 void Recorder::on_peer_down(const PeerInfo& peer, const Error& reason) {
   const std::scoped_lock lock(mutex);
+  up_.erase(peer.name);
   events.push_back({format("down {}/{}: {}", peer.name, peer.incarnation.value(), reason.message), reason.code});
   changed.notify_all();
 }

@@ -88,7 +88,11 @@ class Recorder final : public LinkEvents {
   std::vector<Event> events;
   std::vector<Received> messages;
   std::optional<std::set<std::string>> needed;                      // whose links may not rest; nothing: all
-  std::function<void(const PeerInfo&, Lane, const Message&)> also;  // on the IO thread, set before the links start
+  std::function<void(const PeerInfo&, Lane, const Message&)> also;  // on the lane's IO thread, set before the links start
+  std::size_t strays = 0;                                           // messages of a peer that was not up
+
+ private:
+  std::set<std::string> up_;
 };
 
 struct TestNode {

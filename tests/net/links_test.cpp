@@ -123,6 +123,48 @@ TEST(Links, RefuseWhenTheWindowIsFullAndLoseNothingThatWasTaken) {
   EXPECT_EQ(next, taken);
 }
 
+TEST(Links, TheControlLaneGoesOnWhileAnotherLaneIsHeld) {
+  const TestCluster cluster;
+  TestNode a(cluster, "a");
+  TestNode b(cluster, "b");
+  std::latch go(1);
+  b.seen.also = [&](const PeerInfo&, Lane lane, const Message&) {
+    if (lane != Lane::CONTROL) go.wait();
+  };
+  a.links->connect(b.address());
+  ASSERT_TRUE(a.seen.wait_up("b"));
+  ASSERT_TRUE(a.send("b", Lane::NORMAL, "held").has_value());
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(a.send("b", Lane::CONTROL, numbered(0, i)).has_value());
+  EXPECT_TRUE(
+      b.seen.wait([](const Recorder& r) { return std::ranges::count(r.messages, Lane::CONTROL, &Recorder::Received::lane) == 10; }));
+  go.count_down();
+  ASSERT_TRUE(b.seen.wait_messages(11));
+  EXPECT_EQ(b.seen.count("down"), 0U);
+}
+
+// The recorder counts what comes of a peer that is not up.
+TEST(Links, NothingOfASessionIsHandedOnAfterItsEnd) {
+  const TestCluster cluster;
+  TestNode a(cluster, "a");
+  TestNode b(cluster, "b");
+  a.links->connect(b.address());
+  constexpr std::size_t kTimes = 10;
+  for (std::size_t time = 1; time <= kTimes; ++time) {
+    ASSERT_TRUE(a.seen.wait_up("b", time));
+    ASSERT_TRUE(b.seen.wait_up("a", time));
+    std::size_t before = 0;
+    ASSERT_TRUE(b.seen.wait([&](const Recorder& r) {
+      before = r.messages.size();
+      return true;
+    }));
+    for (int i = 0; i < 3000; ++i) static_cast<void>(a.send("b", i % 2 == 0 ? Lane::NORMAL : Lane::BULK, numbered(0, i)));
+    ASSERT_TRUE(b.seen.wait_messages(before + 1));
+    b.links->disconnect(node_id("a"), error(ErrorCode::failed, "for the test"));
+    ASSERT_TRUE(b.seen.wait([&](const Recorder& r) { return r.count("down a") >= time; }));
+  }
+  EXPECT_EQ(b.seen.strays, 0U);
+}
+
 TEST(Links, BothDiallingGivesOneSession) {
   const TestCluster cluster;
   for (int round = 0; round < 5; ++round) {

@@ -146,6 +146,7 @@ links(Arguments) ->
     Of = fun(Q) -> median([lists:nth(max(1, trunc(Q * length(W))), W) || W <- Waits]) end,
     say(link_rtt_p50, Of(0.5)),
     say(link_rtt_p99, Of(0.99)),
+    say(link_rtt_p999, Of(0.999)),
     say(link_pipelined, rate(fun(N) -> pipelined(Echo, Small, N) end, Seconds, Rounds)),
     say(link_one_way, rate(fun(N) -> one_way(Echo, Small, N) end, Seconds, Rounds)),
     say(link_large, 1048576 * rate(fun(N) -> one_way(Echo, Large, N) end, Seconds, Rounds)),

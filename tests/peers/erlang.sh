@@ -41,10 +41,12 @@ done
 node() {
   name=$1
   shift
-  exec erl -noshell -noinput -pa "$work" -name "$name@127.0.0.1" -setcookie bench -start_epmd false -proto_dist inet_tls \
+  exec ${other_processor:-} erl -noshell -noinput -pa "$work" -name "$name@127.0.0.1" -setcookie bench -start_epmd false -proto_dist inet_tls \
     -ssl_dist_optfile "$work/tls.conf" -kernel inet_dist_use_interface '{127,0,0,1}' "$@"
 }
+other_processor=${FALAJ_BENCH_PIN:+taskset -c 1}
 node b -run bench serve >"$work/b.log" 2>&1 &
 other=$!
+other_processor=
 (node a -run bench links "$seconds" "$rounds") >"$work/out" 2>"$work/err" || { cat "$work/err" "$work/out" "$work/b.log"; exit 1; }
 cat "$work/out"
