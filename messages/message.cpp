@@ -7,23 +7,46 @@
 #include "messages/layout.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/limits.hpp"
+#include "runtime/base/pool.hpp"
 
 namespace falaj {
 
+namespace {
+// Most messages are short: those of up to one of these sizes, what stands before the bytes included, are recycled.
+constexpr std::size_t kShort = 64;
+constexpr std::size_t kMedium = 192;
+}  // namespace
+
 Message::Rep* Message::Rep::make(std::size_t capacity) {
-  void* memory = std::malloc(sizeof(Rep) + capacity);
+  const auto at = [](void* memory, std::size_t size) {
+    auto* rep = new (memory) Rep;
+    rep->capacity = size - sizeof(Rep);
+    return rep;
+  };
+  const std::size_t size = sizeof(Rep) + capacity;
+  if (size <= kShort) return at(BlockPool<kShort>::take(), kShort);
+  if (size <= kMedium) return at(BlockPool<kMedium>::take(), kMedium);
+  void* memory = std::malloc(size);
   if (memory == nullptr) throw std::bad_alloc();
-  auto* rep = new (memory) Rep;
-  rep->capacity = capacity;
-  return rep;
+  return at(memory, size);
 }
 
 void Message::release(Rep* rep) noexcept {
-  if (rep == nullptr || rep->references.fetch_sub(1, std::memory_order_release) != 1) return;
-  // An acquire load of the counter, not a fence: ThreadSanitizer does not see fences.
-  static_cast<void>(rep->references.load(std::memory_order_acquire));
+  if (rep == nullptr) return;
+  // The only holder need not count down. Loads with acquire, no fence: ThreadSanitizer does not see fences.
+  if (rep->references.load(std::memory_order_acquire) != 1) {
+    if (rep->references.fetch_sub(1, std::memory_order_release) != 1) return;
+    static_cast<void>(rep->references.load(std::memory_order_acquire));
+  }
+  const std::size_t size = sizeof(Rep) + rep->capacity;
   rep->~Rep();
-  std::free(rep);
+  if (size == kShort) {
+    BlockPool<kShort>::give(rep);
+  } else if (size == kMedium) {
+    BlockPool<kMedium>::give(rep);
+  } else {
+    std::free(rep);
+  }
 }
 
 Message::Arena::Arena(std::size_t words) : first_(Rep::make((std::max<std::size_t>(words, 3) + 1) * 8)) {
@@ -101,6 +124,16 @@ Result<std::unique_ptr<capnp::FlatArrayMessageReader>> Message::checked(const ca
   } catch (const std::length_error& e) {
     return error(ErrorCode::corrupt, format("message {}: {}", schema.getShortDisplayName().cStr(), e.what()));
   }
+}
+
+Message Message::from_words(TypeId type, const void* words, std::size_t count) {
+  auto* rep = Rep::make((count + 1) * 8);
+  rep->size = (count + 1) * 8;
+  rep->type = type;
+  rep->trusted.store(true, std::memory_order_relaxed);
+  write_table(rep->data(), count);
+  std::memcpy(rep->data() + 8, words, count * 8);
+  return Message(rep);
 }
 
 Message Message::from_root(TypeId type, capnp::AnyPointer::Reader root) {

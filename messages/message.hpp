@@ -15,7 +15,9 @@
 
 #include <atomic>
 #include <cstring>
+#include <iterator>
 #include <memory>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -90,9 +92,22 @@ class Message {
     std::size_t size = 0;      // bytes of framing and segments
     std::size_t capacity = 0;  // bytes
     std::uint8_t* data() noexcept { return reinterpret_cast<std::uint8_t*>(this + 1); }
-    static Rep* make(std::size_t capacity);
+    static Rep* make(std::size_t capacity);  // of that many bytes at least
   };
   static_assert(sizeof(Rep) % 8 == 0);
+
+  // What a thread fills a struct without pointers in, again and again: to set up a builder costs more than a short message.
+  template <class T>
+  struct Form {
+    capnp::word memory[1 + T::_capnpPrivate::dataWordSize] = {};  // the root's pointer, then its data
+    capnp::MallocMessageBuilder builder{kj::arrayPtr(memory, std::size(memory))};
+    typename T::Builder root = builder.template initRoot<T>();
+    bool in_use = false;
+  };
+  template <class T>
+  static Form<T>& form();  // this thread's
+  template <class T, class Fill>
+  static Message fill_in(Form<T>& form, Fill&& fill);
 
   // Builds straight into a Rep; further segments are merged by finish().
   class Arena final : public capnp::MessageBuilder {
@@ -114,6 +129,7 @@ class Message {
     if (rep != nullptr) rep->references.fetch_add(1, std::memory_order_relaxed);
   }
   static void release(Rep* rep) noexcept;
+  static Message from_words(TypeId type, const void* words, std::size_t count);  // of one segment, the root's pointer first
   [[nodiscard]] const capnp::word* root_words() const noexcept { return reinterpret_cast<const capnp::word*>(rep_->data()) + 1; }
   [[nodiscard]] kj::ArrayPtr<const capnp::word> words() const noexcept {
     return {reinterpret_cast<const capnp::word*>(rep_->data()), rep_->size / 8};
@@ -185,9 +201,35 @@ class DynamicView {
 
 template <class T, class Fill>
 Message Message::build(Fill&& fill, std::size_t words) {
+  if constexpr (T::_capnpPrivate::pointerCount == 0) {
+    if (auto& mine = form<T>(); !mine.in_use) return fill_in<T>(mine, std::forward<Fill>(fill));
+  }
   Arena arena(words);
   std::forward<Fill>(fill)(arena.initRoot<T>());
   return std::move(arena).finish(TypeId(capnp::typeId<T>()));
+}
+
+template <class T>
+Message::Form<T>& Message::form() {
+  struct Place {
+    alignas(Form<T>) std::byte memory[sizeof(Form<T>)];
+    Form<T>* form;
+  };
+  static constinit thread_local Place place{};  // never destroyed, which frees nothing: the form has no memory but its own
+  if (place.form == nullptr) place.form = new (place.memory) Form<T>;
+  return *place.form;
+}
+
+template <class T, class Fill>
+Message Message::fill_in(Form<T>& form, Fill&& fill) {
+  struct Use {
+    bool& flag;
+    explicit Use(bool& in_use) noexcept : flag(in_use) { flag = true; }
+    ~Use() { flag = false; }
+  } const use(form.in_use);
+  std::memset(form.memory + 1, 0, sizeof form.memory - sizeof form.memory[0]);
+  std::forward<Fill>(fill)(typename T::Builder(form.root));
+  return from_words(TypeId(capnp::typeId<T>()), form.memory, std::size(form.memory));
 }
 
 [[noreturn]] void throw_wrong_type(TypeId wanted, TypeId found);

@@ -62,8 +62,10 @@ void taken_over([[maybe_unused]] void* what) noexcept {
 thread_local caf::execution_unit* t_unit = nullptr;
 thread_local const Watchdog* t_host = nullptr;
 thread_local unsigned t_in_front = 0;
-thread_local bool t_urgent = false;  // of the job that this thread is enqueueing: CAF passes nothing on
-// exec_later puts a cell before all others of its worker; two that answer each other would starve the rest.
+// Of the job that this thread is enqueueing: CAF passes nothing on.
+thread_local bool t_urgent = false;
+thread_local bool t_behind = false;
+// A cell woken by another goes before all others of its worker; two that answer each other would starve the rest.
 constexpr unsigned kInFrontMax = 64;
 
 // Bounds of what a lent thread does: it has a link or a connection to serve.
@@ -148,6 +150,7 @@ class Stealing : public caf::policy::unprofiled {
   }
   template <class Worker>
   void internal_enqueue(Worker* self, caf::resumable* job) {
+    if (t_behind && !t_urgent) return queues(self).push_back(self->id(), job);
     queues(self).push_front(self->id(), job, t_urgent);
   }
   template <class Worker>
@@ -229,16 +232,13 @@ class CafHost final : public CommonHost, private Executor {
       t_lending.urgent = urgent;
       return;
     }
-    if (t_unit != nullptr && t_host == &watchdog_ && t_in_front < kInFrontMax) {
-      ++t_in_front;
-      hand_over(&job);
-      t_urgent = urgent;
-      t_unit->exec_later(&job);
-      t_urgent = false;
-    } else {
-      t_in_front = 0;
-      enqueue(job, urgent);
-    }
+    if (t_unit == nullptr || t_host != &watchdog_) return enqueue(job, urgent);
+    hand_over(&job);
+    t_urgent = urgent;
+    t_behind = ++t_in_front > kInFrontMax;
+    if (t_behind) t_in_front = 0;
+    t_unit->exec_later(&job);
+    t_urgent = t_behind = false;
   }
 
   void enqueue(CafCell& job, bool urgent = false) noexcept {

@@ -294,8 +294,7 @@ void Cell::dispatch(std::unique_ptr<Delivery> delivery) {
   ++turn_handled_;
   handled_.store(handled_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   Message body = std::move(delivery->body);
-  Inbound inbound(std::move(*delivery));
-  delivery.reset();
+  Inbound inbound(std::move(delivery));
   inbound.set_now(now);
   guarded([&] {
     auto task = entry->call(*actor_, *this, body, inbound);

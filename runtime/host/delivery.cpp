@@ -37,44 +37,33 @@ Error refusal_error(const Message& message) {
                std::string(text((*view)->getMessage()))};
 }
 
-Inbound::Inbound(Inbound&& other) noexcept
-    : from_(std::move(other.from_)),
-      correlation_(other.correlation_),
-      open_(std::exchange(other.open_, false)),
-      lane_(other.lane_),
-      deadline_(other.deadline_),
-      received_(other.received_),
-      trace_(other.trace_),
-      scope_(std::move(other.scope_)) {}
-
 Inbound& Inbound::operator=(Inbound&& other) noexcept {
   if (this == &other) return *this;
   this->~Inbound();
   return *new (this) Inbound(std::move(other));
 }
 
-Inbound::~Inbound() {
-  if (!open_) return;
-  refuse(t_unanswered != nullptr ? *t_unanswered : failed("the handler ended without answering"));
-}
+void Inbound::unanswered() noexcept { refuse(t_unanswered != nullptr ? *t_unanswered : failed("the handler ended without answering")); }
 
 void Inbound::answer(Kind kind, Message body) {
-  if (!std::exchange(open_, false) || !from_) return;
+  if (!std::exchange(open_, false) || !delivery_->from) return;
+  // The handler may still ask this token from whom and why it was asked.
   auto delivery = std::make_unique<Delivery>();
   delivery->kind = kind;
-  delivery->lane = lane_;
+  delivery->lane = delivery_->lane;
   delivery->body = std::move(body);
-  delivery->correlation = correlation_;
-  delivery->trace = trace_;
+  delivery->correlation = delivery_->correlation;
+  delivery->trace = delivery_->trace;
+  Target& asker = *delivery_->from.get();
   if (fault::planted("reply-twice")) {
     auto again = std::make_unique<Delivery>();
     again->kind = kind;
-    again->lane = lane_;
+    again->lane = delivery->lane;
     again->body = delivery->body;
-    again->correlation = correlation_;
-    from_.get()->deliver(std::move(again));
+    again->correlation = delivery->correlation;
+    asker.deliver(std::move(again));
   }
-  from_.get()->deliver(std::move(delivery));
+  asker.deliver(std::move(delivery));
 }
 
 void Inbound::reply(Message answer_body) { answer(Kind::reply, std::move(answer_body)); }
@@ -85,11 +74,11 @@ void Inbound::refuse(Error why) {
 
 SendOptions Inbound::options() const {
   SendOptions out;
-  out.lane = lane_;
-  out.scope = scope_;
-  out.trace = trace_;
+  out.lane = delivery_->lane;
+  out.scope = delivery_->scope;
+  out.trace = delivery_->trace;
   // Never zero, which would mean the default: a deadline that has passed stays passed.
-  if (deadline_ != Instant::max()) out.timeout = std::max(deadline_ - received_, Duration(1));
+  if (deadline() != Instant::max()) out.timeout = std::max(deadline() - received_, Duration(1));
   return out;
 }
 

@@ -10,6 +10,7 @@
 #include "messages/message.hpp"
 #include "runtime/base/clock.hpp"
 #include "runtime/base/ids.hpp"
+#include "runtime/base/pool.hpp"
 #include "runtime/base/result.hpp"
 #include "runtime/base/trace.hpp"
 
@@ -129,55 +130,44 @@ struct Delivery {
   Instant sent{};             // sampled: when it entered the mailbox; zero otherwise
   bool from_outside = false;  // came over a link or from HTTP: the verb is checked for scope's principal
   bool from_node = false;     // an authenticated node sent it: messages without a verb are allowed
+
+  static void* operator new(std::size_t size);
+  static void operator delete(void* memory) noexcept;
 };
+inline void* Delivery::operator new(std::size_t) { return BlockPool<sizeof(Delivery)>::take(); }
+inline void Delivery::operator delete(void* memory) noexcept { BlockPool<sizeof(Delivery)>::give(memory); }
 
 Message refusal_message(const Error& error);
 Error refusal_error(const Message& message);  // of an ErrorInfo body, also one from outside
 
-// The reply token and metadata of a received message. Destroyed unanswered, it refuses an ask with `failed`.
+// The reply token and metadata of a received message: what is left of its delivery. Destroyed unanswered, it refuses an ask with `failed`.
 class Inbound {
  public:
-  explicit Inbound(const Delivery& delivery)
-      : from_(delivery.from),
-        correlation_(delivery.correlation),
-        open_(delivery.kind == Kind::ask),
-        lane_(delivery.lane),
-        deadline_(delivery.deadline),
-        trace_(delivery.trace),
-        scope_(delivery.scope) {}
-  // Takes what it can from the delivery instead of copying.
-  explicit Inbound(Delivery&& delivery) noexcept
-      : from_(std::move(delivery.from)),
-        correlation_(delivery.correlation),
-        open_(delivery.kind == Kind::ask),
-        lane_(delivery.lane),
-        deadline_(delivery.deadline),
-        trace_(delivery.trace),
-        scope_(std::move(delivery.scope)) {}
-  Inbound(Inbound&& other) noexcept;
+  explicit Inbound(std::unique_ptr<Delivery> delivery) noexcept : delivery_(std::move(delivery)), open_(delivery_->kind == Kind::ask) {}
+  Inbound(Inbound&& other) noexcept
+      : delivery_(std::move(other.delivery_)), received_(other.received_), open_(std::exchange(other.open_, false)) {}
   Inbound& operator=(Inbound&& other) noexcept;
-  ~Inbound();
+  ~Inbound() {
+    if (open_) unanswered();
+  }
 
+  // The first reply() or refuse() answers; what comes after it does nothing.
   void reply(Message answer);
   void refuse(Error why);
   [[nodiscard]] bool wants_reply() const noexcept { return open_; }
-  [[nodiscard]] const ActorRef& from() const noexcept { return from_; }
-  [[nodiscard]] const ScopeRef& scope() const noexcept { return scope_; }
-  [[nodiscard]] Instant deadline() const noexcept { return deadline_; }
-  [[nodiscard]] const TraceContext& trace() const noexcept { return trace_; }
+  [[nodiscard]] const ActorRef& from() const noexcept { return delivery_->from; }
+  [[nodiscard]] const ScopeRef& scope() const noexcept { return delivery_->scope; }
+  [[nodiscard]] Instant deadline() const noexcept { return delivery_->deadline; }
+  [[nodiscard]] const TraceContext& trace() const noexcept { return delivery_->trace; }
   [[nodiscard]] SendOptions options() const;
   void set_now(Instant now) noexcept { received_ = now; }  // by the host, so that options() can give the time that is left
 
  private:
   void answer(Kind kind, Message body);
-  ActorRef from_;
-  CorrelationId correlation_;
-  bool open_;
-  Lane lane_;
-  Instant deadline_;
+  void unanswered() noexcept;
+  std::unique_ptr<Delivery> delivery_;  // null: moved from
   Instant received_{};
-  TraceContext trace_;
-  ScopeRef scope_;
+  bool open_;
 };
 
 }  // namespace falaj

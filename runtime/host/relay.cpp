@@ -38,8 +38,7 @@ bool Node::relay(std::unique_ptr<Delivery>& d, const std::string& name) {
   }
   const bool is_ask = d->kind == Kind::ask;
   auto body = std::move(d->body);
-  Inbound token(std::move(*d));
-  d.reset();
+  Inbound token(std::move(d));
   token.set_now(now());
   const auto send = token.options();
   if (!is_ask) {

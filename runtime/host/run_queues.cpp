@@ -99,19 +99,23 @@ void RunQueues::push_to(std::size_t worker, Job job, bool urgent) {
 void RunQueues::push_front(std::size_t worker, Job job, bool urgent) {
   if (urgent) return push_urgent(job);
   if (is_express(worker)) return push(job);
-  if (workers_[worker]->own.add(job, true) > 1) wake_one();
+  auto& self = *workers_[worker];
+  const Job before = self.next.exchange(job, std::memory_order_seq_cst);
+  if (before != nullptr) self.own.add(before, true);
+  if (!self.own.empty()) wake_one();
 }
 
 void RunQueues::push_back(std::size_t worker, Job job) {
   if (is_express(worker)) return push(job);
-  if (workers_[worker]->own.add(job, false) > 1) wake_one();
+  auto& self = *workers_[worker];
+  if (self.own.add(job, false) > 1 || self.next.load(std::memory_order_relaxed) != nullptr) wake_one();
 }
 
 // --- taking ---
 
 RunQueues::Job RunQueues::take_own(std::size_t worker) {
   auto& self = *workers_[worker];
-  const bool others = !self.own.empty() && !is_express(worker);
+  const bool others = !is_express(worker) && (self.next.load(std::memory_order_relaxed) != nullptr || !self.own.empty());
   if (!others || self.urgent_in_row < kUrgentInRow) {
     if (const Job job = urgent_.take(true)) {
       self.urgent_in_row = others ? self.urgent_in_row + 1 : 0;
@@ -119,12 +123,19 @@ RunQueues::Job RunQueues::take_own(std::size_t worker) {
     }
   }
   self.urgent_in_row = 0;
+  if (const Job job = take_next(self)) return job;
   return self.own.take(true);
+}
+
+RunQueues::Job RunQueues::take_next(Worker& of) noexcept {
+  return of.next.load(std::memory_order_relaxed) == nullptr ? nullptr : of.next.exchange(nullptr, std::memory_order_seq_cst);
 }
 
 RunQueues::Job RunQueues::steal(std::size_t thief) {
   for (std::size_t i = 1; i < ordinary_; ++i) {
-    if (const Job job = workers_[(thief + i) % ordinary_]->own.take(false)) return job;
+    auto& other = *workers_[(thief + i) % ordinary_];
+    if (const Job job = other.own.take(false)) return job;
+    if (const Job job = take_next(other)) return job;
   }
   return nullptr;
 }

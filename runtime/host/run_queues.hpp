@@ -5,8 +5,8 @@
 // One worker, the express, takes nothing but urgent jobs and what is pushed to it by name: so it sleeps most of the time, and an urgent job
 // waits neither for a turn of another actor nor, where the kernel lets a thread that has slept go first, for a busy processor. A job from
 // outside goes to a parked worker, if there is one, and wakes it; else to the workers in turn. A job that a worker puts in front of its own
-// queue wakes nobody while it is the only one there: of two actors that answer each other the pair stays on one thread. Should the worker
-// then be busy for long, a parked one finds the job when it looks around, within kLookAround.
+// queue has a place of its own there, without a lock, and wakes nobody while it is the only one: of two actors that answer each other the
+// pair stays on one thread. Should the worker then be busy for long, a parked one finds the job when it looks around, within kLookAround.
 //
 // No wake-up is lost: who parks says so and then looks at all queues; who pushes makes the push visible and then looks for the parked
 // (both sequentially consistent, so one sees the other). Holds plain pointers, so that the host's one CAF file need not be big.
@@ -54,6 +54,7 @@ class RunQueues {
     [[nodiscard]] bool empty() const noexcept { return count.load(std::memory_order_seq_cst) == 0; }
   };
   struct alignas(64) Worker {
+    std::atomic<Job> next{nullptr};  // before all of its own queue: what it pushed in front last
     Queue own;
     unsigned urgent_in_row = 0;  // that were taken while others waited; the worker's own
     std::atomic<bool> parked{false};
@@ -63,6 +64,7 @@ class RunQueues {
   };
   void push_urgent(Job job);
   Job steal(std::size_t thief);
+  [[nodiscard]] static Job take_next(Worker& of) noexcept;
   bool claim(std::size_t worker) noexcept;
   void wake(std::size_t worker);
   void wake_one();
