@@ -68,7 +68,7 @@ class Msg {
   void reply(Message answer) { inbound_.reply(std::move(answer)); }
   void refuse(Error why) { inbound_.refuse(std::move(why)); }
   [[nodiscard]] bool wants_reply() const noexcept { return inbound_.wants_reply(); }
-  [[nodiscard]] const ActorRef& from() const noexcept { return inbound_.from(); }
+  [[nodiscard]] const ActorRef& from() const { return inbound_.from(); }
   [[nodiscard]] const ScopeRef& scope() const noexcept { return inbound_.scope(); }  // null: the node itself speaks
   [[nodiscard]] Instant deadline() const noexcept { return inbound_.deadline(); }    // Instant::max(): none
   [[nodiscard]] const TraceContext& trace() const noexcept { return inbound_.trace(); }

@@ -30,22 +30,22 @@ std::unique_ptr<Delivery> signal(Kind kind, const ActorRef& from) {
 }  // namespace
 
 Cell::Cell(CellInit init)
-    : node_(std::move(init.node)),
+    : Target(true),
+      node_(std::move(init.node)),
       id_(init.id),
       parent_id_(init.parent_id),
       child_id_(std::move(init.child_id)),
       name_(std::move(init.name)),
       restarts_(init.restarts),
       parent_(std::move(init.parent)) {
-  lanes_[0].limit = limit(init.mailbox.control, limits::kMailboxControl);
-  lanes_[1].limit = limit(init.mailbox.normal, limits::kMailboxNormal);
-  lanes_[2].limit = limit(init.mailbox.bulk, limits::kMailboxBulk);
+  limits_ = {limit(init.mailbox.control, limits::kMailboxControl), limit(init.mailbox.normal, limits::kMailboxNormal),
+             limit(init.mailbox.bulk, limits::kMailboxBulk)};
 }
 
 Cell::~Cell() {
   // Only what arrived after the end can be left, and nobody is there to answer to.
-  for (auto& lane : lanes_) {
-    while (pop_lane(lane, false)) {
+  for (std::size_t lane = 0; lane < kLanes; ++lane) {
+    while (pop_lane(lane)) {
     }
   }
 }
@@ -259,7 +259,8 @@ void Cell::handle_traced(std::unique_ptr<Delivery> delivery) {
   const bool message = delivery->kind == Kind::tell || delivery->kind == Kind::ask;
   if (const auto* entry = message && table_ != nullptr ? table_->find(delivery->body.type()) : nullptr) span.message = entry->name;
   span.name = !name_.empty() || !actor_ ? name_ : std::string(actor_->type());
-  if (delivery->from) span.from = to_string(delivery->from.address());
+  const auto teller = node_->local(delivery->teller);
+  if (const auto& from = teller ? teller : delivery->from) span.from = to_string(from.address());
   span.trace = delivery->trace;
   span.begin = node_->now();
   if (delivery->sent != Instant{}) span.waited = span.begin - delivery->sent;
@@ -294,7 +295,7 @@ void Cell::dispatch(std::unique_ptr<Delivery> delivery) {
   ++turn_handled_;
   handled_.store(handled_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   Message body = std::move(delivery->body);
-  Inbound inbound(std::move(delivery));
+  Inbound inbound(std::move(delivery), node_.get());
   inbound.set_now(now);
   guarded([&] {
     auto task = entry->call(*actor_, *this, body, inbound);
@@ -333,7 +334,11 @@ void Cell::tell(const ActorRef& to, Message message, const SendOptions& options)
   auto delivery = std::make_unique<Delivery>();
   delivery->lane = options.lane;
   delivery->body = std::move(message);
-  delivery->from = ActorRef(this);
+  if (to.get()->local()) {
+    delivery->teller = id_;
+  } else {
+    delivery->from = ActorRef(this);
+  }
   delivery->trace = options.trace;
   delivery->scope = options.scope;
   to.get()->deliver(std::move(delivery));

@@ -1,7 +1,7 @@
 // Cell: an actor with its mailbox, timers, tasks and children. The same for both hosts; only the Executor differs.
 //
 // A mailbox is one stack of atomics for each lane: senders push with one compare-and-swap, the turn takes all at once and turns
-// them around. `state_` says whether the cell is idle or with the executor (queued or running), so one thread at a time runs it.
+// them around. `state` says whether the cell is idle or with the executor (queued or running), so one thread at a time runs it.
 // Everything that is not atomic belongs to the turn.
 #pragma once
 #include <array>
@@ -89,12 +89,16 @@ class Cell : public Target, public Context {
  private:
   enum State : std::uint8_t { idle, busy };
   enum class Phase : std::uint8_t { fresh, alive, stopping, dead };
+  // What every sender writes, in a line of the cache with nothing else in it.
+  struct alignas(64) Inbox {
+    std::array<std::atomic<Delivery*>, kLanes> incoming{};    // newest first
+    std::array<std::atomic<std::uint32_t>, kLanes> produced{};  // tells and asks
+    std::atomic<std::size_t> bulk_bytes{0};
+    std::atomic<std::uint8_t> state{busy};
+  };
   struct LaneQueue {
-    std::atomic<Delivery*> incoming{nullptr};  // newest first
-    std::atomic<std::uint32_t> produced{0};    // tells and asks, by the senders
-    std::atomic<std::uint32_t> consumed{0};    // written by the turn only
-    std::uint32_t limit = 0;
-    Delivery* ready = nullptr;  // oldest first; the turn's
+    Delivery* ready = nullptr;  // oldest first
+    std::uint32_t consumed = 0;
   };
   // Something a coroutine or a callback waits for. Its token is generation and index, so that late answers find nobody.
   struct Slot {
@@ -123,13 +127,14 @@ class Cell : public Target, public Context {
   };
 
   // mailbox.cpp
-  const Error* admit(Delivery& delivery, LaneQueue& lane);  // why not; null: it is in
+  const Error* admit(Delivery& delivery, std::size_t lane);  // why not; null: it is in
   [[nodiscard]] bool comes_too_late(const Delivery& delivery, std::uint32_t waiting) const;
   void measure_pace(Instant sent, std::uint32_t ahead, Instant now);
   void push(std::unique_ptr<Delivery> delivery) noexcept;
   void wake(bool urgent) noexcept;
   std::unique_ptr<Delivery> pop() noexcept;
-  std::unique_ptr<Delivery> pop_lane(LaneQueue& lane, bool bulk) noexcept;
+  std::unique_ptr<Delivery> pop_lane(std::size_t lane) noexcept;
+  void publish(std::size_t lane) noexcept;
   [[nodiscard]] bool has_incoming() const noexcept;
   [[nodiscard]] bool has_ready() const noexcept;
   [[nodiscard]] std::size_t depth() const noexcept;
@@ -180,16 +185,21 @@ class Cell : public Target, public Context {
   const std::uint32_t restarts_;
   ActorRef parent_;
 
-  std::array<LaneQueue, kLanes> lanes_;
-  std::atomic<std::size_t> bulk_bytes_{0};
-  std::atomic<std::uint32_t> pace_ns_{0};  // what one more message ahead costs in waiting; smoothed, written by the turn
-  std::atomic<std::uint8_t> state_{busy};
+  // Seldom written, read with every message by senders and the turn.
+  std::array<std::uint32_t, kLanes> limits_{};
+  std::array<std::atomic<std::uint32_t>, kLanes> consumed_{};  // of each lane, as published by the turn
+  std::atomic<std::uint32_t> pace_ns_{0};                      // what one more message ahead costs in waiting; smoothed, by the turn
+  std::atomic<bool> control_waiting_{false};
   std::atomic<bool> timer_due_{false};
   std::atomic<bool> killed_{false};
   std::atomic<bool> dead_{false};
-  std::atomic<std::uint64_t> handled_{0};
   std::atomic<TypeStats*> stats_{nullptr};
 
+  Inbox inbox_;
+
+  // The turn's.
+  std::array<LaneQueue, kLanes> lanes_;
+  std::atomic<std::uint64_t> handled_{0};
   Phase phase_ = Phase::fresh;
   std::uint32_t turn_handled_ = 0;
   std::unique_ptr<Actor> actor_;

@@ -3,6 +3,7 @@
 #include "messages/envelope.capnp.h"
 #include "runtime/base/fault.hpp"
 #include "runtime/base/format.hpp"
+#include "runtime/host/node.hpp"
 #include "runtime/host/unanswered.hpp"
 
 namespace falaj {
@@ -44,6 +45,11 @@ Inbound& Inbound::operator=(Inbound&& other) noexcept {
 }
 
 void Inbound::unanswered() noexcept { refuse(t_unanswered != nullptr ? *t_unanswered : failed("the handler ended without answering")); }
+
+void Inbound::find_teller() const {
+  const auto teller = std::exchange(delivery_->teller, ActorId{});
+  if (node_ != nullptr) delivery_->from = node_->at({node_->id, node_->options.incarnation, teller, {}});
+}
 
 void Inbound::answer(Kind kind, Message body) {
   if (!std::exchange(open_, false) || !delivery_->from) return;

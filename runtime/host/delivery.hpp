@@ -48,6 +48,7 @@ struct ActorAddress {
 std::string to_string(const ActorAddress& address);
 
 struct Delivery;
+class Node;
 
 // Where messages go: a local actor's mailbox or the proxy of a remote actor. Reference-counted by hand, because the counts carry
 // the happens-before edge that ThreadSanitizer must see.
@@ -59,6 +60,7 @@ class Target {
   // Takes the delivery, or refuses its ask / counts its tell as a dead letter. Thread-safe, never blocks.
   virtual void deliver(std::unique_ptr<Delivery> delivery) = 0;
   [[nodiscard]] virtual ActorAddress address() const = 0;
+  [[nodiscard]] bool local() const noexcept { return local_; }
 
   void retain() noexcept { references_.fetch_add(1, std::memory_order_relaxed); }
   // For caches that hold no count: false when the last one is already gone.
@@ -74,11 +76,13 @@ class Target {
   }
 
  protected:
+  explicit Target(bool local) noexcept : local_(local) {}
   virtual ~Target() = default;
   virtual void dispose() noexcept { delete this; }
 
  private:
   std::atomic<std::uint32_t> references_{0};
+  const bool local_ = false;  // the mailbox of an actor of this process
 };
 
 // A value: where messages go. An empty ref answers asks with not_found.
@@ -123,7 +127,10 @@ struct Delivery {
   Lane lane = Lane::normal;
   std::uint32_t ahead = 0;  // sampled, as `sent`: how many were before it in its lane
   CorrelationId correlation;
+  // Who sent it. A tell between two actors of one node names the teller instead: to count its references up and down again would cost two
+  // caches a good part of what the message does, and few handlers ask.
   ActorRef from;
+  ActorId teller;
   Instant deadline = Instant::max();
   TraceContext trace;
   ScopeRef scope;
@@ -143,9 +150,11 @@ Error refusal_error(const Message& message);  // of an ErrorInfo body, also one 
 // The reply token and metadata of a received message: what is left of its delivery. Destroyed unanswered, it refuses an ask with `failed`.
 class Inbound {
  public:
-  explicit Inbound(std::unique_ptr<Delivery> delivery) noexcept : delivery_(std::move(delivery)), open_(delivery_->kind == Kind::ask) {}
+  // The node, which must outlive the token, is where a teller is looked up; null: there is none.
+  explicit Inbound(std::unique_ptr<Delivery> delivery, Node* node = nullptr) noexcept
+      : delivery_(std::move(delivery)), node_(node), open_(delivery_->kind == Kind::ask) {}
   Inbound(Inbound&& other) noexcept
-      : delivery_(std::move(other.delivery_)), received_(other.received_), open_(std::exchange(other.open_, false)) {}
+      : delivery_(std::move(other.delivery_)), node_(other.node_), received_(other.received_), open_(std::exchange(other.open_, false)) {}
   Inbound& operator=(Inbound&& other) noexcept;
   ~Inbound() {
     if (open_) unanswered();
@@ -155,7 +164,10 @@ class Inbound {
   void reply(Message answer);
   void refuse(Error why);
   [[nodiscard]] bool wants_reply() const noexcept { return open_; }
-  [[nodiscard]] const ActorRef& from() const noexcept { return delivery_->from; }
+  [[nodiscard]] const ActorRef& from() const {
+    if (delivery_->teller.value() != 0) find_teller();
+    return delivery_->from;
+  }
   [[nodiscard]] const ScopeRef& scope() const noexcept { return delivery_->scope; }
   [[nodiscard]] Instant deadline() const noexcept { return delivery_->deadline; }
   [[nodiscard]] const TraceContext& trace() const noexcept { return delivery_->trace; }
@@ -165,7 +177,9 @@ class Inbound {
  private:
   void answer(Kind kind, Message body);
   void unanswered() noexcept;
+  void find_teller() const;
   std::unique_ptr<Delivery> delivery_;  // null: moved from
+  Node* node_;
   Instant received_{};
   bool open_;
 };

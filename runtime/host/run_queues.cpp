@@ -4,6 +4,15 @@ namespace falaj {
 
 namespace {
 constexpr unsigned kQuickLooks = 50;  // in vain, before a parked worker looks around less often
+// A worker that has just had work looks for more so many times before it parks, some microseconds in all: to be woken costs that much, and
+// to wake it costs another one as much.
+constexpr unsigned kSpins = 200;
+
+void pause_thread() noexcept {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
 }
 
 // --- a queue ---
@@ -131,10 +140,11 @@ RunQueues::Job RunQueues::take_next(Worker& of) noexcept {
   return of.next.load(std::memory_order_relaxed) == nullptr ? nullptr : of.next.exchange(nullptr, std::memory_order_seq_cst);
 }
 
-RunQueues::Job RunQueues::steal(std::size_t thief) {
+RunQueues::Job RunQueues::steal(std::size_t thief, bool next_too) {
   for (std::size_t i = 1; i < ordinary_; ++i) {
     auto& other = *workers_[(thief + i) % ordinary_];
     if (const Job job = other.own.take(false)) return job;
+    if (!next_too) continue;
     if (const Job job = take_next(other)) return job;
   }
   return nullptr;
@@ -145,7 +155,7 @@ RunQueues::Job RunQueues::park(std::size_t self, Duration at_most) {
   own.parked.store(true, std::memory_order_seq_cst);
   if (!is_express(self)) parked_.fetch_add(1, std::memory_order_seq_cst);
   Job job = take_own(self);
-  if (job == nullptr && !is_express(self)) job = steal(self);
+  if (job == nullptr && !is_express(self)) job = steal(self, false);
   if (job == nullptr) {
     std::unique_lock lock(own.park_mutex);
     own.called.wait_for(lock, at_most, [&] { return own.call; });
@@ -162,14 +172,19 @@ RunQueues::Job RunQueues::park(std::size_t self, Duration at_most) {
 }
 
 RunQueues::Job RunQueues::take(std::size_t worker) {
+  if (const Job job = take_own(worker)) return job;
   const bool express = is_express(worker);
-  for (unsigned looks = 0;; ++looks) {
+  for (unsigned spins = 0; !express && spins < kSpins; ++spins) {
+    if (const Job job = steal(worker, false)) return job;
+    pause_thread();
     if (const Job job = take_own(worker)) return job;
-    if (!express) {
-      if (const Job job = steal(worker)) return job;
-    }
+  }
+  for (unsigned looks = 0;; ++looks) {
     const auto rest = express ? kLookAroundExpress : looks < kQuickLooks ? kLookAround : kLookAroundIdle;
     if (const Job job = park(worker, rest)) return job;
+    if (const Job job = take_own(worker)) return job;
+    if (express) continue;
+    if (const Job job = steal(worker, true)) return job;
   }
 }
 

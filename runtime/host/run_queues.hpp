@@ -63,7 +63,7 @@ class RunQueues {
     bool call = false;  // guarded by park_mutex
   };
   void push_urgent(Job job);
-  Job steal(std::size_t thief);
+  Job steal(std::size_t thief, bool next_too);
   [[nodiscard]] static Job take_next(Worker& of) noexcept;
   bool claim(std::size_t worker) noexcept;
   void wake(std::size_t worker);
