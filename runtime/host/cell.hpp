@@ -91,7 +91,7 @@ class Cell : public Target, public Context {
   enum class Phase : std::uint8_t { fresh, alive, stopping, dead };
   // What every sender writes, in a line of the cache with nothing else in it.
   struct alignas(64) Inbox {
-    std::array<std::atomic<Delivery*>, kLanes> incoming{};    // newest first
+    std::array<std::atomic<Delivery*>, kLanes> incoming{};      // newest first
     std::array<std::atomic<std::uint32_t>, kLanes> produced{};  // tells and asks
     std::atomic<std::size_t> bulk_bytes{0};
     std::atomic<std::uint8_t> state{busy};

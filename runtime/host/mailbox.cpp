@@ -134,8 +134,7 @@ std::unique_ptr<Delivery> Cell::pop_lane(std::size_t lane) noexcept {
   if (out->kind == Kind::tell || out->kind == Kind::ask) {
     ++queue.consumed;
     if (limits_[lane] < kLongMailbox || queue.consumed % kPublishEvery == 0 || out->kind == Kind::ask) publish(lane);
-    if (lane == static_cast<std::size_t>(Lane::bulk))
-      inbox_.bulk_bytes.fetch_sub(out->body.bytes().size(), std::memory_order_relaxed);
+    if (lane == static_cast<std::size_t>(Lane::bulk)) inbox_.bulk_bytes.fetch_sub(out->body.bytes().size(), std::memory_order_relaxed);
   }
   return out;
 }

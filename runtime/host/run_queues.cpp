@@ -13,7 +13,7 @@ void pause_thread() noexcept {
   __builtin_ia32_pause();
 #endif
 }
-}
+}  // namespace
 
 // --- a queue ---
 

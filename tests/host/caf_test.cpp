@@ -53,6 +53,79 @@ class Worker : public ActorOf<Worker> {
   std::shared_ptr<Journal> journal_;
 };
 
+// Tells its friend once, then writes what comes back.
+class Caller : public ActorOf<Caller> {
+ public:
+  static constexpr std::string_view kType = "test/caller";
+  Caller(std::shared_ptr<Journal> journal, std::string friend_name) : journal_(std::move(journal)), friend_(std::move(friend_name)) {}
+  static void handlers(Handlers<Caller>& on) {
+    on.message<Do>(&Caller::call);
+    on.message<Add>(&Caller::answered);
+  }
+  void call(Context& ctx, Msg<Do> m) {
+    ctx.tell(ctx.find(friend_), add(m->getNumber()));
+    if (text(m->getWhat()) == "call and stop") ctx.stop();
+  }
+  void answered(Context&, Msg<Add> m) { journal_->write("answer " + std::to_string(m->getBy())); }
+  void on_stop(Context&) override { journal_->write("caller stopped"); }
+
+ private:
+  std::shared_ptr<Journal> journal_;
+  std::string friend_;
+};
+
+// Answers a tell by a tell to whoever sent it, when it is told to.
+class Friend : public ActorOf<Friend> {
+ public:
+  static constexpr std::string_view kType = "test/friend";
+  explicit Friend(std::shared_ptr<Journal> journal) : journal_(std::move(journal)) {}
+  static void handlers(Handlers<Friend>& on) {
+    on.message<Add>(&Friend::called);
+    on.message<Do>(&Friend::answer);
+  }
+  void called(Context&, Msg<Add> m) {
+    calls_.push_back(std::move(m));
+    journal_->write("called");
+  }
+  void answer(Context& ctx, Msg<Do>) {
+    for (auto& call : calls_) ctx.tell(call.from(), add(call->getBy() + 1));
+    calls_.clear();
+    journal_->write("answered");
+  }
+
+ private:
+  std::shared_ptr<Journal> journal_;
+  std::vector<Msg<Add>> calls_;
+};
+
+TEST(CafHost, ATellKnowsWhoSentIt) {
+  Real real;
+  const auto journal = std::make_shared<Journal>();
+  const auto caller = real.host->spawn(child<Caller>("caller", journal, std::string("friend")));
+  const auto other = real.host->spawn(child<Friend>("friend", journal));
+  const auto act = [](std::string_view what, std::int64_t number) {
+    return Message::build<Do>([&](Do::Builder b) {
+      b.setWhat(std::string(what));
+      b.setNumber(number);
+    });
+  };
+  real.host->tell(caller, act("call", 41));
+  ASSERT_TRUE(journal->wait_for("called"));
+  real.host->tell(other, act("answer", 0));
+  EXPECT_TRUE(journal->wait_for("answer 42"));
+  // The caller has ended when its friend looks back: a dead letter, to an actor that was there and is gone.
+  real.host->tell(caller, act("call and stop", 1));
+  ASSERT_TRUE(journal->wait_for("called", 2));
+  ASSERT_TRUE(journal->wait_for("caller stopped"));
+  for (int tries = 0; real.host->find("caller") && tries < 1000; ++tries) std::this_thread::yield();
+  real.host->tell(other, act("answer", 0));
+  ASSERT_TRUE(journal->wait_for("answered", 2));
+  const auto letters = real.host->dead_letters();
+  ASSERT_EQ(letters.size(), 1U);
+  EXPECT_NE(letters.front().to.actor.value(), 0U);
+  EXPECT_NE(letters.front().reason.find("gone"), std::string::npos) << letters.front().reason;
+}
+
 TEST(CafHost, TellThenAskIsInOrder) {
   Real real;
   const auto counter = real.host->spawn(child<Counter>("counter"));

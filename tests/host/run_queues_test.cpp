@@ -114,6 +114,59 @@ TEST(RunQueues, OneInFrontOfABusyWorkerIsStolenInTheEnd) {
   EXPECT_EQ(queues.take(1), &job);
 }
 
+TEST(RunQueues, WhatWasPutInFrontLastComesFirst) {
+  RunQueues queues;
+  queues.open(2);
+  std::array<Job, 4> jobs;
+  queues.push_to(0, jobs.data());
+  queues.push_front(0, &jobs[1]);
+  queues.push_front(0, &jobs[2]);
+  queues.push_back(0, &jobs[3]);
+  for (const std::size_t expected : {2, 1, 0, 3}) EXPECT_EQ(queues.take_own(0), &jobs.at(expected));
+  EXPECT_EQ(queues.take_own(0), nullptr);
+}
+
+// Workers that pass jobs on to themselves while others look for some to steal: none is lost, none is in two hands.
+TEST(RunQueues, JobsInFrontAreStolenWholeOrNotAtAll) {
+  constexpr std::size_t kWorkers = 3;
+  constexpr int kPasses = 20'000;
+  RunQueues queues;
+  queues.open(kWorkers);
+  struct Ball {
+    std::atomic<int> holders{0};
+    std::atomic<int> passes{0};
+  };
+  std::array<Ball, 5> balls;
+  std::atomic<std::size_t> open{balls.size()};
+  std::atomic<int> clashes{0};
+  test::Gate over;
+  Ball end;
+  {
+    std::vector<Thread> workers;
+    for (std::size_t self = 0; self < kWorkers; ++self) {
+      workers.emplace_back("worker", [&, self] {
+        for (;;) {
+          auto* ball = static_cast<Ball*>(queues.take(self));
+          if (ball == &end) return;
+          if (ball->holders.fetch_add(1) != 0) ++clashes;
+          const int passes = ++ball->passes;
+          ball->holders.fetch_sub(1);
+          if (passes < kPasses) {
+            queues.push_front(self, ball);
+          } else if (open.fetch_sub(1) == 1) {
+            over.open();
+          }
+        }
+      });
+    }
+    for (auto& ball : balls) queues.push(&ball);
+    EXPECT_TRUE(over.wait());
+    for (std::size_t i = 0; i < kWorkers; ++i) queues.push(&end);
+  }
+  EXPECT_EQ(clashes.load(), 0);
+  for (const auto& ball : balls) EXPECT_EQ(ball.passes.load(), kPasses);
+}
+
 TEST(RunQueues, UrgentBeforeAllOthersButNotForEver) {
   RunQueues queues;
   queues.open(2);

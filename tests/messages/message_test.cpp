@@ -2,6 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <stdexcept>
+
+#include "messages/bench.capnp.h"
 #include "messages/envelope.capnp.h"
 #include "runtime/base/limits.hpp"
 #include "runtime/base/random.hpp"
@@ -9,6 +13,7 @@
 namespace falaj {
 namespace {
 
+using messages::Ball;
 using messages::Envelope;
 using messages::ErrorInfo;
 
@@ -33,6 +38,44 @@ TEST(Message, GrowsIntoOneSegment) {
   std::uint32_t segments = 1;
   std::memcpy(&segments, m.bytes().data(), 4);
   EXPECT_EQ(segments, 0U);
+}
+
+// Structs without pointers are filled in where the thread keeps a form for them: the bytes are those that a builder of its own gives.
+TEST(Message, FormsGiveTheBytesOfBuilders) {
+  for (std::uint64_t value : {std::uint64_t{0}, ~std::uint64_t{0}, std::uint64_t{7}}) {
+    const auto m = Message::build<Ball>([&](Ball::Builder b) {
+      EXPECT_EQ(b.getStamp(), 0U) << "left over from the last one";
+      b.setStamp(value);
+    });
+    capnp::MallocMessageBuilder builder;
+    builder.initRoot<Ball>().setStamp(value);
+    const auto words = capnp::messageToFlatArray(builder);
+    const auto expected = words.asBytes();
+    EXPECT_TRUE(std::ranges::equal(m.bytes(), expected));
+  }
+  EXPECT_EQ(Message::build<messages::Empty>().bytes().size(), 16U);
+}
+
+TEST(Message, FormsAreNotFilledInTwiceAtOnce) {
+  Message inner;
+  const auto outer = Message::build<Ball>([&](Ball::Builder b) {
+    b.setLeft(1);
+    inner = Message::build<Ball>([](Ball::Builder other) { other.setLeft(2); });
+    b.setStamp(3);
+  });
+  EXPECT_EQ(inner.view<Ball>()->getLeft(), 2U);
+  EXPECT_EQ(inner.view<Ball>()->getStamp(), 0U);
+  EXPECT_EQ(outer.view<Ball>()->getLeft(), 1U);
+  EXPECT_EQ(outer.view<Ball>()->getStamp(), 3U);
+}
+
+TEST(Message, AFormIsFreeAgainAfterAnException) {
+  const auto throwing = [](Ball::Builder b) {
+    b.setLeft(9);
+    throw std::runtime_error("half way");
+  };
+  EXPECT_THROW(static_cast<void>(Message::build<Ball>(throwing)), std::runtime_error);
+  EXPECT_EQ(Message::build<Ball>().view<Ball>()->getLeft(), 0U);
 }
 
 TEST(Message, FromOutsideIsReadWithLimits) {
