@@ -1,12 +1,18 @@
 #include "runtime/host/run_queues.hpp"
 
+#include <algorithm>
+#include <thread>
+
 namespace falaj {
 
 namespace {
 constexpr unsigned kQuickLooks = 50;  // in vain, before a parked worker looks around less often
-// A worker that has just had work looks for more so many times before it parks, some microseconds in all: to be woken costs that much, and
-// to wake it costs another one as much.
-constexpr unsigned kSpins = 200;
+// A worker that has just had work looks for more so many times before it parks, some tens of microseconds in all: to be woken costs nearly
+// that much, and to wake it costs another one as much. Not while that is in vain, and whoever else wants the processor has it.
+constexpr unsigned kSpins = 1000;
+constexpr unsigned kSpinsToYield = 64;
+constexpr unsigned kVainMax = 8;    // in a row, then none for a while
+constexpr unsigned kVainRest = 64;  // times of nothing to do
 
 void pause_thread() noexcept {
 #if defined(__x86_64__)
@@ -171,13 +177,32 @@ RunQueues::Job RunQueues::park(std::size_t self, Duration at_most) {
   return job;
 }
 
+RunQueues::Job RunQueues::spin(std::size_t worker) {
+  auto& vain = workers_[worker]->vain;
+  if (vain >= kVainMax && ++vain < kVainMax + kVainRest) return steal(worker, false);
+  for (unsigned spins = 1; spins <= kSpins; ++spins) {
+    Job job = steal(worker, false);
+    if (job == nullptr) {
+      if (spins % kSpinsToYield == 0) {
+        std::this_thread::yield();
+      } else {
+        pause_thread();
+      }
+      job = take_own(worker);
+    }
+    if (job == nullptr) continue;
+    vain = 0;
+    return job;
+  }
+  vain = std::min(vain + 1, kVainMax);
+  return nullptr;
+}
+
 RunQueues::Job RunQueues::take(std::size_t worker) {
   if (const Job job = take_own(worker)) return job;
   const bool express = is_express(worker);
-  for (unsigned spins = 0; !express && spins < kSpins; ++spins) {
-    if (const Job job = steal(worker, false)) return job;
-    pause_thread();
-    if (const Job job = take_own(worker)) return job;
+  if (!express) {
+    if (const Job job = spin(worker)) return job;
   }
   for (unsigned looks = 0;; ++looks) {
     const auto rest = express ? kLookAroundExpress : looks < kQuickLooks ? kLookAround : kLookAroundIdle;

@@ -57,6 +57,7 @@ class RunQueues {
     std::atomic<Job> next{nullptr};  // before all of its own queue: what it pushed in front last
     Queue own;
     unsigned urgent_in_row = 0;  // that were taken while others waited; the worker's own
+    unsigned vain = 0;           // looks for more before it parked that found nothing, in a row; the worker's own
     std::atomic<bool> parked{false};
     std::mutex park_mutex;
     std::condition_variable called;
@@ -68,6 +69,7 @@ class RunQueues {
   bool claim(std::size_t worker) noexcept;
   void wake(std::size_t worker);
   void wake_one();
+  Job spin(std::size_t worker);
   Job park(std::size_t self, Duration at_most);
 
   std::vector<std::unique_ptr<Worker>> workers_;
