@@ -7,6 +7,7 @@
 #include <map>
 #include <set>
 
+#include "kernels/compress/quantize.hpp"
 #include "kernels/convert.hpp"
 #include "kernels/plan.hpp"
 #include "kernels/train/cut.hpp"
@@ -195,6 +196,9 @@ Result<Measured> measure_answers(Graph graph, const Arguments& a, const Clock& c
   const bool same = std::ranges::all_of(inputs, [&](const Tensor& t) { return !t.shape().empty() && t.shape()[0] == a.batch; });
   if (!open && !same)
     return invalid(format("the model's inputs have fixed sizes, which are no batch of {}: export it with a dynamic batch", a.batch));
+  if (a.precision == "int8") {
+    FALAJ_ASSIGN(graph, kernels::quantize_all(graph, inputs));
+  }
   const Instant began = clock.now();
   FALAJ_ASSIGN(auto compiled, kernels::compile(std::move(graph)));
   kernels::Executor executor(std::move(compiled));
@@ -282,9 +286,10 @@ Result<Measured> measure_steps(Graph graph, const Arguments& a, const Clock& clo
 Status do_bench(const Arguments& a) {
   const auto base = resident_bytes();
   const SystemClock clock;
-  if (a.precision != "f32")
-    return Error{ErrorCode::unimplemented,
-                 format("--precision {}: models run in f32 so far; leave it out, or write --precision f32", a.precision)};
+  if (a.precision == "bf16")
+    return Error{ErrorCode::unimplemented, "--precision bf16: models run in f32 and int8 so far; write one of them"};
+  if (a.precision == "int8" && a.train)
+    return Error{ErrorCode::unimplemented, "--precision int8 --train: models train in f32; quantise them afterwards"};
   if (a.threads != 1)
     return Error{ErrorCode::unimplemented,
                  format("--threads {}: a model runs on one thread so far; more rows a second come from more replicas", a.threads)};
@@ -318,7 +323,9 @@ void add_model_bench_command(CLI::App& model, Cli& cli) {
       ->capture_default_str()
       ->type_name("N");
   bench->add_option("--threads", a->threads, "Threads of the processor (so far: 1)")->capture_default_str()->type_name("T");
-  bench->add_option("--precision", a->precision, "f32, bf16, int8 (so far: f32)")
+  bench
+      ->add_option("--precision", a->precision,
+                   "f32, bf16, int8 (so far: f32, and int8 for answers: every layer is quantised by the random inputs first)")
       ->capture_default_str()
       ->check(CLI::IsMember({"f32", "bf16", "int8"}));
   bench->add_option("--size", a->sizes, "Another size that the model leaves open, by its name")->type_name("NAME=SIZE");
