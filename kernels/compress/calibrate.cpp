@@ -170,7 +170,13 @@ Result<std::map<std::string, Range>> calibrate(const Graph& graph, std::span<con
     for (const Range& r : whole)
       histograms.emplace_back(entropy ? 0.0 : r.low, entropy ? std::max(std::abs(r.low), std::abs(r.high)) : r.high);
     FALAJ_TRY(run_values(graph, values, rows, [&](std::size_t k, const Tensor& t) -> Status {
-      for (const float v : t.data<float>()) histograms[k].add(entropy ? std::abs(static_cast<double>(v)) : static_cast<double>(v));
+      for (const float v : t.data<float>()) {
+        if (!entropy) {
+          histograms[k].add(static_cast<double>(v));
+        } else if (v != 0.0F) {  // zero is a quantum whatever the threshold: what a Relu cut off must not decide
+          histograms[k].add(std::abs(static_cast<double>(v)));
+        }
+      }
       return {};
     }));
     for (std::size_t k = 0; k < whole.size(); ++k) {
