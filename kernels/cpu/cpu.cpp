@@ -33,6 +33,10 @@ bool has_avx512_vnni() noexcept {
   static const bool kHas = has_avx512() && __builtin_cpu_supports("avx512vnni");
   return kHas;
 }
+bool has_avx512_bf16() noexcept {
+  static const bool kHas = has_avx512() && __builtin_cpu_supports("avx512bf16");
+  return kHas;
+}
 
 namespace {
 

@@ -11,6 +11,7 @@
 #include "kernels/cpu/integer_finish.hpp"
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/makers.hpp"
+#include "kernels/cpu/plane.hpp"
 #include "kernels/plan.hpp"
 #include "runtime/base/format.hpp"
 
@@ -65,24 +66,6 @@ class IntegerMatMul final : public Kernel {
 
 // --- convolutions --------------------------------------------------------------------------------------------------------------
 
-// The image that is read: the input's, or its copy with padding.
-struct Plane {
-  bool copied = false;
-  std::int64_t height = 0, width = 0;
-  [[nodiscard]] std::int64_t bytes(std::int64_t channels) const { return height * width * channels; }
-};
-Plane plane_of(const ConvSpec& s, std::int64_t depth, bool always) {
-  const Window& w = s.window;
-  std::int64_t size[2];
-  for (std::size_t d = 0; d < 2; ++d)
-    size[d] = w.pad_begin[d] + std::max((w.out[d] - 1) * w.strides[d] + w.extent(d) - w.pad_begin[d], w.in[d]);
-  Plane plane;
-  plane.copied = always || depth % 4 != 0 || size[0] != w.in[0] || size[1] != w.in[1];
-  plane.height = size[0];
-  plane.width = size[1];
-  return plane;
-}
-
 void copy_padded(const ConvSpec& s, const Plane& plane, std::int32_t x_zero, const std::uint8_t* x, std::uint8_t* to) {
   const Window& w = s.window;
   const std::int64_t row = plane.width * s.channels;
@@ -103,9 +86,6 @@ void copy_padded(const ConvSpec& s, const Plane& plane, std::int32_t x_zero, con
   }
 }
 
-// With one group and neighbouring places, a row of kernel places is one run of bytes.
-bool runs_along_rows(const ConvSpec& s) { return s.groups == 1 && s.window.dilations[1] == 1; }
-
 class IntegerConvKernel final : public Kernel {
  public:
   IntegerConvKernel(const IntegerConv& spec, const Plane& plane, IntegerColumns columns)
@@ -114,21 +94,11 @@ class IntegerConvKernel final : public Kernel {
     images_ = plane.copied ? std::clamp<std::int64_t>(kTogether / out, 1, std::max<std::int64_t>(spec.conv.batch, 1)) : spec.conv.batch;
   }
 
-  static std::vector<std::int64_t> place_offsets(const ConvSpec& s, const Plane& plane) {
-    std::vector<std::int64_t> offsets;
-    const Window& w = s.window;
-    for (std::int64_t k = 0; k < w.kernel[0]; ++k) {
-      for (std::int64_t l = 0; l < (runs_along_rows(s) ? 1 : w.kernel[1]); ++l)
-        offsets.push_back((k * w.dilations[0] * plane.width + l * w.dilations[1]) * s.channels);
-    }
-    return offsets;
-  }
-
   void run(const Io& io) const override {
     const ConvSpec& s = spec_.conv;
     const Window& w = s.window;
     const std::int64_t in = w.in_elements() * s.channels;
-    const std::int64_t image = plane_.bytes(s.channels);
+    const std::int64_t image = plane_.elements(s.channels);
     const std::int64_t size = spec_.end.to_u8 ? 1 : static_cast<std::int64_t>(sizeof(float));
     const auto** rows = reinterpret_cast<const std::uint8_t**>(io.scratch);
     for (std::int64_t n = 0; n < s.batch; n += images_) {
@@ -158,7 +128,7 @@ class IntegerConvKernel final : public Kernel {
     }
   }
   [[nodiscard]] std::size_t scratch_bytes() const override {
-    return pointer_bytes() + (plane_.copied ? aligned(images_ * plane_.bytes(spec_.conv.channels) + kSlack) : 0);
+    return pointer_bytes() + (plane_.copied ? aligned(images_ * plane_.elements(spec_.conv.channels) + kSlack) : 0);
   }
   [[nodiscard]] std::string_view implementation() const override { return name_; }
 
@@ -205,7 +175,7 @@ class IntegerDepthwise final : public Kernel {
       }
     }
   }
-  [[nodiscard]] std::size_t scratch_bytes() const override { return aligned(plane_.bytes(spec_.conv.channels) + kSlack); }
+  [[nodiscard]] std::size_t scratch_bytes() const override { return aligned(plane_.elements(spec_.conv.channels) + kSlack); }
   [[nodiscard]] std::string_view implementation() const override { return "avx2 integer depthwise convolution"; }
 
  private:
@@ -287,13 +257,13 @@ Result<KernelPtr> make_integer_conv(const KernelCall& call) {
   const float* multiplier = call.in(2).constant->data<float>().data();
   const float* offset = call.in(3).constant->data<float>().data();
   if (s.groups == s.channels && s.maps == s.channels && s.groups > 1)
-    return std::make_unique<IntegerDepthwise>(spec, plane_of(s, 0, true), weights, multiplier, offset);
+    return std::make_unique<IntegerDepthwise>(spec, plane_of(s, 0, 4, true), weights, multiplier, offset);
   const bool along = runs_along_rows(s);
   const std::int64_t width = s.window.kernel[1];
   const std::int64_t each = s.channels / s.groups;
   const std::int64_t depth = each * (along ? width : 1);
   const std::int64_t places = s.window.kernel[0] * (along ? 1 : width);
-  const Plane plane = plane_of(s, depth, false);
+  const Plane plane = plane_of(s, depth, 4, false);
   const auto* w = weights.data<std::int8_t>().data();
   auto packed = packed_form(call, format("integers/{}/{}", s.groups, along), [&] {
     return IntegerColumns::pack(s.maps, s.groups, places, depth, [&](std::int64_t m, std::int64_t p, std::int64_t d) {
@@ -302,8 +272,7 @@ Result<KernelPtr> make_integer_conv(const KernelCall& call) {
     });
   });
   // Groups begin each(channels) apart in a pixel.
-  IntegerColumns columns(std::move(packed), s.maps, s.groups, IntegerConvKernel::place_offsets(s, plane), depth, spec.x_zero, multiplier,
-                         offset, spec.end);
+  IntegerColumns columns(std::move(packed), s.maps, s.groups, place_offsets(s, plane, 1), depth, spec.x_zero, multiplier, offset, spec.end);
   return std::make_unique<IntegerConvKernel>(spec, plane, std::move(columns));
 }
 

@@ -7,6 +7,7 @@
 #include "kernels/cpu/integer.hpp"
 #include "kernels/cpu/integer_finish.hpp"
 #include "kernels/cpu/isa.hpp"
+#include "kernels/cpu/plane.hpp"
 
 #define FALAJ_AVX_VNNI __attribute__((target("avx2,fma,avxvnni")))
 #define FALAJ_AVX512_VNNI __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
@@ -213,11 +214,6 @@ constexpr IntegerTiles kAvx512Vnni = {
     {{nullptr, tile_avx512<1, 1>, tile_avx512<2, 1>, tile_avx512<3, 1>, tile_avx512<4, 1>, tile_avx512<5, 1>, tile_avx512<6, 1>},
      {nullptr, tile_avx512<1, 2>, tile_avx512<2, 2>, tile_avx512<3, 2>, tile_avx512<4, 2>, tile_avx512<5, 2>, tile_avx512<6, 2>},
      {nullptr, tile_avx512<1, 4>, tile_avx512<2, 4>, tile_avx512<3, 4>, tile_avx512<4, 4>, tile_avx512<5, 4>, tile_avx512<6, 4>}}};
-
-// A share of `total` things in `parts` parts, as even as can be: the first of part i.
-std::int64_t first_of(std::int64_t part, std::int64_t parts, std::int64_t total) {
-  return part * (total / parts) + std::min(part, total % parts);
-}
 
 }  // namespace
 

@@ -226,7 +226,7 @@ def test_bench_measures_answers_and_steps(affine, tmp_path):
 
 
 def test_bench_refuses_what_it_cannot_do(affine, tmp_path):
-    assert "f32 and int8 so far" in refused("bench", affine, "--precision", "bf16")
+    assert "f32 so far" in refused("bench", affine, "--precision", "bf16", "--train")
     assert "one thread so far" in refused("bench", affine, "--threads", 2)
     assert "--batch is 0" in refused("bench", affine, "--batch", 0)
     assert "NAME=SIZE" in refused("bench", affine, "--size", "T=x")
@@ -305,7 +305,8 @@ def test_quantize_refuses_bad_input(classifier, tmp_path):
     assert not out.exists()
 
 
-def test_bench_measures_integers(classifier):
-    told = json.loads(falaj("model", "bench", classifier[0], "--precision", "int8", "--seconds", 0.01, "--json").stdout)
+@pytest.mark.parametrize("precision", ["int8", "bf16"])
+def test_bench_measures_other_precisions(classifier, precision):
+    told = json.loads(falaj("model", "bench", classifier[0], "--precision", precision, "--seconds", 0.01, "--json").stdout)
     assert told["p50_us"] > 0
-    assert "train in f32" in refused("bench", classifier[0], "--precision", "int8", "--train")
+    assert "train in f32" in refused("bench", classifier[0], "--precision", precision, "--train")
