@@ -57,7 +57,9 @@ struct Target {
     for (std::int64_t r = 0; r < rows; ++r) {
       __m256 v = _mm256_add_ps(_mm256_load_ps(sums + r * columns + c), bias);
       alignas(32) float lane[8] = {};
-      if (t.addend != nullptr) {
+      if (t.addend != nullptr && width == 8) {
+        v = _mm256_add_ps(v, _mm256_loadu_ps(t.addend + r * t.row + c));
+      } else if (t.addend != nullptr) {
         std::memcpy(lane, t.addend + r * t.row + c, static_cast<std::size_t>(width) * sizeof(float));
         v = _mm256_add_ps(v, _mm256_load_ps(lane));
       }

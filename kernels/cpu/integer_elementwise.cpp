@@ -30,11 +30,13 @@ FALAJ_AVX2 inline __m128i bytes_of(__m256i whole) {
   return _mm_packus_epi16(words, words);
 }
 FALAJ_AVX2 inline void store_bytes(std::uint8_t* to, __m256i whole, std::int64_t width) {
+  if (width >= 8) return _mm_storel_epi64(reinterpret_cast<__m128i*>(to), bytes_of(whole));
   alignas(8) std::uint8_t lane[8];
   _mm_storel_epi64(reinterpret_cast<__m128i*>(lane), bytes_of(whole));
   std::memcpy(to, lane, static_cast<std::size_t>(width));
 }
 FALAJ_AVX2 inline __m256i load_bytes(const std::uint8_t* from, std::int64_t width) {
+  if (width >= 8) return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
   alignas(8) std::uint8_t lane[8] = {};
   std::memcpy(lane, from, static_cast<std::size_t>(width));
   return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(lane)));
@@ -190,6 +192,10 @@ class MaxPoolKernel final : public Kernel {
     for (; c + 32 <= channels_; c += 32) {
       auto* to = reinterpret_cast<__m256i*>(y + c);
       _mm256_storeu_si256(to, _mm256_max_epu8(_mm256_loadu_si256(to), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + c))));
+    }
+    for (; c + 16 <= channels_; c += 16) {
+      auto* to = reinterpret_cast<__m128i*>(y + c);
+      _mm_storeu_si128(to, _mm_max_epu8(_mm_loadu_si128(to), _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + c))));
     }
     for (; c < channels_; ++c) y[c] = std::max(y[c], x[c]);
   }

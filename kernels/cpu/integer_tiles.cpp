@@ -26,6 +26,7 @@ std::int32_t four_bytes(const std::uint8_t* from) {
 // --- the end of sums ---------------------------------------------------------------------------------------------------------
 
 FALAJ_AVX2 inline __m256i load_bytes8(const std::uint8_t* from, std::int64_t width) {
+  if (width >= 8) return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
   alignas(8) std::uint8_t lane[8] = {};
   std::memcpy(lane, from, static_cast<std::size_t>(std::min<std::int64_t>(width, 8)));
   return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(lane)));
@@ -52,14 +53,24 @@ FALAJ_AVX2 inline __m256i load_bytes8(const std::uint8_t* from, std::int64_t wid
         v = _mm256_min_ps(_mm256_max_ps(v, low), high);
         const __m256i whole = _mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_set1_epi32(end.y_zero));
         const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
-        alignas(8) std::uint8_t lane[8];
-        _mm_storel_epi64(reinterpret_cast<__m128i*>(lane), _mm_packus_epi16(words, words));
-        std::memcpy(static_cast<std::uint8_t*>(t.y) + r * t.row + c, lane, static_cast<std::size_t>(width));
+        auto* to = static_cast<std::uint8_t*>(t.y) + r * t.row + c;
+        if (width == 8) {
+          _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(words, words));
+        } else {
+          alignas(8) std::uint8_t lane[8];
+          _mm_storel_epi64(reinterpret_cast<__m128i*>(lane), _mm_packus_epi16(words, words));
+          std::memcpy(to, lane, static_cast<std::size_t>(width));
+        }
       } else {
         if (end.relu) v = _mm256_max_ps(v, _mm256_setzero_ps());
-        alignas(32) float lane[8];
-        _mm256_store_ps(lane, v);
-        std::memcpy(static_cast<float*>(t.y) + r * t.row + c, lane, static_cast<std::size_t>(width) * sizeof(float));
+        auto* to = static_cast<float*>(t.y) + r * t.row + c;
+        if (width == 8) {
+          _mm256_storeu_ps(to, v);
+        } else {
+          alignas(32) float lane[8];
+          _mm256_store_ps(lane, v);
+          std::memcpy(to, lane, static_cast<std::size_t>(width) * sizeof(float));
+        }
       }
     }
   }
