@@ -69,7 +69,7 @@ class View {
 // Which values are quantised, and who reads them so.
 class Choice {
  public:
-  Choice(const View& view, const Graph& graph, const std::set<std::string>& chosen) : view_(view), graph_(graph), chosen_(chosen) {
+  Choice(const View& view, const Graph& graph, const std::set<std::string>& chosen) : view_(view), chosen_(chosen) {
     for (const std::size_t at : view.order()) {
       const Node& node = graph.nodes[at];
       if (is_chosen(node)) want(node.inputs[0]);
@@ -149,7 +149,6 @@ class Choice {
   }
 
   const View& view_;
-  const Graph& graph_;
   const std::set<std::string>& chosen_;
   std::map<std::string, std::string> values_;
   std::set<std::string, std::less<>> sums_;
