@@ -29,9 +29,7 @@ class Mover {
   Mover(Graph& graph, TypedGraph typed) : graph_(graph), typed_(std::move(typed)), uses_(graph), gone_(graph.nodes.size(), false) {}
 
   Status run() {
-    for (const std::size_t at : typed_.order) {
-      if (is(graph_.nodes[at], "Conv")) FALAJ_TRY(take_statistics(at));
-    }
+    FALAJ_TRY(take_all_statistics());
     for (const std::size_t at : typed_.order) {
       if (!gone_[at]) FALAJ_TRY(move(at));
     }
@@ -41,7 +39,20 @@ class Mover {
     return {};
   }
 
+  Status fold_statistics() {
+    FALAJ_TRY(take_all_statistics());
+    erase_nodes(graph_, gone_);
+    remove_dead(graph_);
+    return {};
+  }
+
  private:
+  Status take_all_statistics() {
+    for (const std::size_t at : typed_.order) {
+      if (is(graph_.nodes[at], "Conv")) FALAJ_TRY(take_statistics(at));
+    }
+    return {};
+  }
   const Tensor* known(const std::string& name) const {
     const auto found = graph_.initializers.find(name);
     return found == graph_.initializers.end() || found->second.dtype() != DType::f32 ? nullptr : &found->second;
@@ -193,6 +204,11 @@ class Mover {
 };
 
 }  // namespace
+
+Status fold_statistics(Graph& graph) {
+  FALAJ_ASSIGN(auto typed, infer_types(graph, 7));
+  return Mover(graph, std::move(typed)).fold_statistics();
+}
 
 Status use_channels_last(Graph& graph) {
   const bool any = std::ranges::any_of(graph.nodes, [](const Node& node) { return is(node, "Conv"); });

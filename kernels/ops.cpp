@@ -5,6 +5,8 @@
 
 #include "kernels/ops/channels_last.hpp"
 #include "kernels/ops/common.hpp"
+#include "kernels/ops/integer.hpp"
+#include "kernels/ops/microsoft.hpp"
 
 namespace falaj::kernels {
 namespace {
@@ -32,6 +34,8 @@ constexpr Family kFamilies[] = {
     select_ops,        // TopK Hardmax NonZero Compress Unique NonMaxSuppression
     conv_ops,          // Conv ConvTranspose DeformConv ConvInteger QLinearConv
     pool_ops,          // MaxPool AveragePool LpPool Global... MaxUnpool Col2Im
+    integer_ops,       // ai.falaj: QMatMul QConv QAdd QMaxPool QGlobalAveragePool Quantize
+    microsoft_ops,     // com.microsoft: QGemm QLinearAdd QLinearMul QLinearConcat ...
     nhwc_ops,          // ai.falaj: Conv MaxPool AveragePool GlobalMaxPool GlobalAveragePool
     criterion_ops,     // NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss
     channel_norm_ops,  // InstanceNormalization GroupNormalization MeanVarianceNormalization LpNormalization LRN RMSNormalization

@@ -191,7 +191,7 @@ class Fuser {
 
 }  // namespace
 
-Status fold_constants(Graph& graph) {
+Status fold_constants(Graph& graph, bool keep_quantised) {
   FALAJ_ASSIGN(auto order, topological_order(graph));
   std::vector<bool> gone(graph.nodes.size(), false);
   std::size_t left = kFoldBytesMax;
@@ -204,7 +204,7 @@ Status fold_constants(Graph& graph) {
       known = known && (name.empty() || found != graph.initializers.end());
       inputs.push_back(known && !name.empty() ? found->second : Tensor());
     }
-    if (!known) continue;
+    if (!known || (keep_quantised && node.op == "DequantizeLinear")) continue;
     std::vector<ValueType> types;
     types.reserve(inputs.size());
     for (const Tensor& t : inputs) types.push_back(t.empty() ? ValueType{} : ValueType{t.dtype(), t.shape(), &t});

@@ -3,13 +3,19 @@
 #include <map>
 #include <optional>
 #include <set>
+#include <string>
+#include <vector>
 
 #include "kernels/graph.hpp"
 #include "runtime/base/result.hpp"
 
 namespace falaj::kernels {
 
-Status fold_constants(Graph& graph);     // nodes that read only constants become initialisers
+// Nodes that read only constants become initialisers; quantised weights stay as they are if `keep_quantised`.
+Status fold_constants(Graph& graph, bool keep_quantised = false);
+// Quantised products, convolutions and what is between them run on integers; `notes` says why others do not (see integers.cpp).
+Status use_integers(Graph& graph, std::vector<std::string>& notes);
+Status fold_statistics(Graph& graph);    // BatchNormalization by fixed statistics goes into the convolution before it
 Status use_channels_last(Graph& graph);  // convolutions with known weights, and what is between them, on [N, H, W, C]
 void find_gelus(Graph& graph);           // Gelu as exporters write it becomes one node
 Status fuse(Graph& graph);               // product + bias + activation becomes one node
@@ -27,6 +33,11 @@ struct Uses {
   // The one node that reads the value, if there is just one and nobody else wants it.
   [[nodiscard]] std::optional<std::size_t> only_reader(const std::string& name) const;
 };
+
+// Steps of use_integers. The first writes ops on quantised operands (QLinearConv, QLinearMatMul, those of com.microsoft, and what moves
+// or compares their results) as DequantizeLinear, a float op, QuantizeLinear; the second turns values of s8 into u8, zero points with them.
+Status separate_quantisation(Graph& graph);
+void use_unsigned(Graph& graph, const struct TypedGraph& typed);
 
 // Makes `fused` carry the activation that `next` is; false, and nothing changed, if it is none that can be carried.
 bool carry_activation(Node& fused, const Node& next);

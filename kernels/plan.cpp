@@ -121,6 +121,7 @@ struct Compiled::Impl {
   CompileOptions options;
   std::shared_ptr<PackedWeights> packed;
   PlanCache plans;
+  std::vector<std::string> notes;  // of the passes, for why()
   Impl(Graph g, CompileOptions o) : graph(std::move(g)), options(std::move(o)), packed(options.packed), plans(options.plans_max) {
     if (packed == nullptr) packed = std::make_shared<PackedWeights>();
   }
@@ -146,6 +147,7 @@ Result<std::string> Compiled::why(std::int64_t batch) const {
   std::string text =
       format("{} launches, arena {} bytes, packed weights {} bytes\n", made->launches.size(), made->arena_bytes, impl_->packed->bytes());
   for (const auto& line : made->why) text += line + "\n";
+  for (const auto& line : impl_->notes) text += line + "\n";
   return text;
 }
 
@@ -157,9 +159,15 @@ Result<std::shared_ptr<const Compiled>> compile(Graph graph, CompileOptions opti
       return Error{ErrorCode::unimplemented, format("input '{}' is no tensor: such models run in the interpreter only", input.name)};
   }
   remove_dead(graph);
+  std::vector<std::string> notes;
   if (options.fold) {
-    FALAJ_TRY(fold_constants(graph));
+    FALAJ_TRY(fold_constants(graph, options.fuse));
     remove_dead(graph);
+    if (options.fuse) {
+      FALAJ_TRY(use_integers(graph, notes));
+      FALAJ_TRY(fold_constants(graph));
+      remove_dead(graph);
+    }
   }
   for (const Node& node : graph.nodes) {
     if (find_op(node.domain, node.op)->eager != nullptr)
@@ -172,7 +180,9 @@ Result<std::shared_ptr<const Compiled>> compile(Graph graph, CompileOptions opti
     FALAJ_TRY(use_channels_last(graph));
   }
   if (options.fuse) FALAJ_TRY(fuse(graph));
-  return std::make_shared<const Compiled>(std::make_unique<Compiled::Impl>(std::move(graph), std::move(options)));
+  auto impl = std::make_unique<Compiled::Impl>(std::move(graph), std::move(options));
+  impl->notes = std::move(notes);
+  return std::make_shared<const Compiled>(std::move(impl));
 }
 
 // --- Executor ---------------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ struct Backend {
   Result<KernelPtr> (*make)(const OpDef&, const KernelCall&);
 };
 const Backend& cpu_backend();        // AVX2 and oneDNN, chosen at run time
+const Backend& bf16_backend();       // products and convolutions by known weights, operands rounded to bfloat16: for who asks for it
 const Backend& reference_backend();  // plain loops for every op
 std::span<const Backend* const> default_backends();
 

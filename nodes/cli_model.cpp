@@ -1,4 +1,4 @@
-// model info|run|train|evaluate|bench: ONNX files on this machine, without a cluster.
+// model info|run|train|evaluate|quantize|bench: ONNX files on this machine, without a cluster.
 
 #include <algorithm>
 #include <cstring>
@@ -10,6 +10,7 @@
 #include "kernels/onnx/onnx.hpp"
 #include "nodes/artifacts.hpp"
 #include "nodes/cli_model_bench.hpp"
+#include "nodes/cli_model_quantize.hpp"
 #include "nodes/cli_model_train.hpp"
 #include "nodes/model_files.hpp"
 #include "runtime/base/format.hpp"
@@ -186,7 +187,7 @@ Status do_run(const Arguments& a) {
 
 void add_model_file_commands(CLI::App& app, Cli& cli) {
   const auto a = std::make_shared<Arguments>();
-  auto* model = app.add_subcommand("model", "ONNX files on this machine, without a cluster: info, run, train, evaluate, bench");
+  auto* model = app.add_subcommand("model", "ONNX files on this machine, without a cluster: info, run, train, evaluate, quantize, bench");
   model->require_subcommand(1);
   auto* info = model->add_subcommand("info", "What a model takes, gives and is made of");
   info->add_flag("--why", a->why, "Which kernel runs which node, and why not a faster one");
@@ -207,6 +208,7 @@ void add_model_file_commands(CLI::App& app, Cli& cli) {
     command->add_flag("--json", a->json, "Print JSON");
   }
   add_model_training_commands(*model, cli);
+  add_model_quantize_command(*model, cli);
   add_model_bench_command(*model, cli);
 }
 

@@ -25,6 +25,18 @@ bool has_avx512() noexcept {
                            __builtin_cpu_supports("avx512dq");
   return kHas;
 }
+bool has_avx_vnni() noexcept {
+  static const bool kHas = has_avx2() && __builtin_cpu_supports("avxvnni");
+  return kHas;
+}
+bool has_avx512_vnni() noexcept {
+  static const bool kHas = has_avx512() && __builtin_cpu_supports("avx512vnni");
+  return kHas;
+}
+bool has_avx512_bf16() noexcept {
+  static const bool kHas = has_avx512() && __builtin_cpu_supports("avx512bf16");
+  return kHas;
+}
 
 namespace {
 
@@ -70,6 +82,14 @@ constexpr Entry kEntries[] = {
     {kFalaj, "AveragePool", make_pool},
     {kFalaj, "GlobalMaxPool", make_pool},
     {kFalaj, "GlobalAveragePool", make_pool},
+    {kFalaj, "QMatMul", make_integer_matmul},
+    {kFalaj, "QConv", make_integer_conv},
+    {kFalaj, "QAdd", make_integer_add},
+    {kFalaj, "QMaxPool", make_integer_pool},
+    {kFalaj, "QGlobalAveragePool", make_integer_pool},
+    {kFalaj, "Quantize", make_quantize},
+    {kOnnx, "QuantizeLinear", make_quantize},
+    {kOnnx, "DequantizeLinear", make_dequantize},
 };
 
 Result<KernelPtr> make(const OpDef& op, const KernelCall& call) {

@@ -4,19 +4,25 @@
 
 namespace falaj::kernels::cpu {
 
-Result<KernelPtr> make_small_matmul(const KernelCall& call);  // own AVX2
-Result<KernelPtr> make_dnnl_matmul(const KernelCall& call);   // oneDNN
-Result<KernelPtr> make_binary(const KernelCall& call);        // Add Sub Mul Div
-Result<KernelPtr> make_unary(const KernelCall& call);         // Relu Sigmoid Tanh Exp Sqrt Neg Erf Gelu
-Result<KernelPtr> make_slope(const KernelCall& call);         // ReluGrad SigmoidGrad TanhGrad
-Result<KernelPtr> make_reduce_like(const KernelCall& call);   // sums over leading dimensions
-Result<KernelPtr> make_softmax(const KernelCall& call);       // along the last dimension
-Result<KernelPtr> make_layer_norm(const KernelCall& call);    // LayerNormalization without its optional outputs
-Result<KernelPtr> make_transpose(const KernelCall& call);     // of elements of four bytes
-Result<KernelPtr> make_trees(const KernelCall& call);         // tree ensembles over f32
-Result<KernelPtr> make_dnnl_conv(const KernelCall& call);     // Conv, ConvDataGrad, ConvWeightGrad by oneDNN
-Result<KernelPtr> make_winograd(const KernelCall& call);      // ai.falaj's Conv, 3 x 3 at stride 1: channels last, weights known
-Result<KernelPtr> make_conv(const KernelCall& call);          // any of ai.falaj's Conv, likewise
-Result<KernelPtr> make_pool(const KernelCall& call);          // ai.falaj's pools: channels last
+Result<KernelPtr> make_small_matmul(const KernelCall& call);    // own AVX2
+Result<KernelPtr> make_dnnl_matmul(const KernelCall& call);     // oneDNN
+Result<KernelPtr> make_binary(const KernelCall& call);          // Add Sub Mul Div
+Result<KernelPtr> make_unary(const KernelCall& call);           // Relu Sigmoid Tanh Exp Sqrt Neg Erf Gelu
+Result<KernelPtr> make_slope(const KernelCall& call);           // ReluGrad SigmoidGrad TanhGrad
+Result<KernelPtr> make_reduce_like(const KernelCall& call);     // sums over leading dimensions
+Result<KernelPtr> make_softmax(const KernelCall& call);         // along the last dimension
+Result<KernelPtr> make_layer_norm(const KernelCall& call);      // LayerNormalization without its optional outputs
+Result<KernelPtr> make_transpose(const KernelCall& call);       // of elements of four bytes
+Result<KernelPtr> make_trees(const KernelCall& call);           // tree ensembles over f32
+Result<KernelPtr> make_dnnl_conv(const KernelCall& call);       // Conv, ConvDataGrad, ConvWeightGrad by oneDNN
+Result<KernelPtr> make_winograd(const KernelCall& call);        // ai.falaj's Conv, 3 x 3 at stride 1: channels last, weights known
+Result<KernelPtr> make_conv(const KernelCall& call);            // any of ai.falaj's Conv, likewise
+Result<KernelPtr> make_pool(const KernelCall& call);            // ai.falaj's pools: channels last
+Result<KernelPtr> make_integer_matmul(const KernelCall& call);  // ai.falaj's QMatMul: weights known
+Result<KernelPtr> make_integer_conv(const KernelCall& call);    // ai.falaj's QConv, likewise
+Result<KernelPtr> make_integer_add(const KernelCall& call);     // ai.falaj's QAdd
+Result<KernelPtr> make_integer_pool(const KernelCall& call);    // ai.falaj's QMaxPool, QGlobalAveragePool
+Result<KernelPtr> make_quantize(const KernelCall& call);        // f32 to u8 or i8 by one scale; ai.falaj's Quantize
+Result<KernelPtr> make_dequantize(const KernelCall& call);      // and back
 
 }  // namespace falaj::kernels::cpu

@@ -226,10 +226,87 @@ def test_bench_measures_answers_and_steps(affine, tmp_path):
 
 
 def test_bench_refuses_what_it_cannot_do(affine, tmp_path):
-    assert "f32 so far" in refused("bench", affine, "--precision", "bf16")
+    assert "f32 so far" in refused("bench", affine, "--precision", "bf16", "--train")
     assert "one thread so far" in refused("bench", affine, "--threads", 2)
     assert "--batch is 0" in refused("bench", affine, "--batch", 0)
     assert "NAME=SIZE" in refused("bench", affine, "--size", "T=x")
     fixed = save(tmp_path / "fixed.onnx", [helper.make_node("Relu", ["x"], ["y"])], [f32("x", 2, 2)], [f32("y", 2, 2)])
     assert "fixed sizes" in refused("bench", fixed, "--batch", 3)
     assert json.loads(falaj("model", "bench", fixed, "--batch", 2, "--seconds", 0.01, "--json").stdout)["p50_us"] > 0
+
+
+# ---- quantize ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    """Three layers that tell by the sign of sums; samples and labels with it."""
+    random = np.random.default_rng(7)
+    sizes = [256, 512, 512, 4]
+    weights, nodes, h = [], [], "x"
+    for i, (n, m) in enumerate(zip(sizes, sizes[1:])):
+        weights += [numpy_helper.from_array(random.normal(size=(n, m)).astype(np.float32) * n**-0.5, f"w{i}"), numpy_helper.from_array(np.zeros(m, np.float32), f"b{i}")]
+        nodes.append(helper.make_node("Gemm", [h, f"w{i}", f"b{i}"], ["y" if m == 4 else f"g{i}"], name=f"fc{i}"))
+        if m != 4:
+            nodes.append(helper.make_node("Relu", [f"g{i}"], [f"h{i}"]))
+        h = f"h{i}"
+    path = save(tmp_path / "classifier.onnx", nodes, [f32("x", "N", 256)], [f32("y", "N", 4)], weights)
+    x = array(tmp_path, "samples.npy", random.normal(size=(400, 256)).astype(np.float32))
+    falaj("model", "run", path, "--input", f"x={x}", "--output-dir", tmp_path / "f32")
+    labels = array(tmp_path, "labels.npy", np.load(tmp_path / "f32" / "y.npy").argmax(axis=1))
+    return path, x, labels
+
+
+@pytest.mark.parametrize("calibration", ["minmax", "percentile", "entropy"])
+def test_quantize_writes_a_model_that_runs_on_integers(classifier, tmp_path, calibration):
+    path, x, labels = classifier
+    out, report = tmp_path / "int8.onnx", tmp_path / "report.json"
+    told = falaj("model", "quantize", path, "--input", f"x={x}", "--labels", labels, "--loss", "cross-entropy", "--calibration", calibration,
+                 "--budget", 0.1, "--seconds", 0.05, "--output", out, "--report", report, "--keep-anyway").stdout
+    assert "fc1" in told and "int8" in told and str(out) in told
+    facts = json.loads(report.read_text())
+    assert facts["measure"] == "accuracy" and facts["f32"] == 1.0 and facts["int8"] >= 0.9 and facts["calibration"] == calibration
+    assert [layer["name"] for layer in facts["layers"]] == ["fc0", "fc1", "fc2"] and all(layer["quantised"] for layer in facts["layers"])
+    assert all(0 < layer["error"] < 0.2 for layer in facts["layers"])
+    assert facts["bytes"]["int8"] < facts["bytes"]["f32"] / 3 and facts["speed"]["f32_us"] > 0 and facts["output"] == str(out)
+    model = onnx.load(out)
+    onnx.checker.check_model(model, full_check=True)
+    ops = [node.op_type for node in model.graph.node]
+    assert ops.count("Gemm") == 3 and ops.count("QuantizeLinear") == 3
+    why = falaj("model", "info", out, "--why").stdout
+    assert why.count("(QMatMul)") == 3 and "(Gemm)" not in why
+    falaj("model", "run", out, "--input", f"x={x}", "--output-dir", tmp_path / "int8")
+    agree = np.load(tmp_path / "int8" / "y.npy").argmax(axis=1) == np.load(labels)
+    assert abs(agree.mean() - facts["int8"]) < 1e-9
+
+
+def test_quantize_writes_nothing_over_its_budget(classifier, tmp_path):
+    path, x, labels = classifier
+    out, report = tmp_path / "int8.onnx", tmp_path / "report.json"
+    kept = ["--keep", "fc0", "--keep", "fc1", "--keep", "fc2"]
+    done = falaj("model", "quantize", path, "-i", f"x={x}", "--seconds", 0.01, "-o", out, "--report", report, *kept, check=False)
+    assert done.returncode == 6 and "--keep-anyway" in done.stderr and not out.exists()
+    facts = json.loads(report.read_text())
+    assert facts["offered"] is False and facts["output"] is None and facts["loss"] == 0
+    assert all(layer["why"] == "kept in float as asked" for layer in facts["layers"])
+
+
+def test_quantize_refuses_bad_input(classifier, tmp_path):
+    path, x, _ = classifier
+    out = tmp_path / "int8.onnx"
+    bad = np.load(x)
+    bad[70, 3] = np.nan
+    assert "rows from 64" in refused("quantize", path, "-i", f"x={array(tmp_path, 'bad.npy', bad)}", "-o", out)
+    short = array(tmp_path, "short.npy", np.zeros(7, np.int64))
+    assert "labels [7] for 400 rows" in refused("quantize", path, "-i", f"x={x}", "--labels", short, "-o", out)
+    assert "there is no layer 'fc9'" in refused("quantize", path, "-i", f"x={x}", "--keep", "fc9", "-o", out)
+    narrow = array(tmp_path, "narrow.npy", np.zeros((5, 3), np.float32))
+    assert "float32[N, 256]" in refused("quantize", path, "-i", f"x={narrow}", "-o", out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("precision", ["int8", "bf16"])
+def test_bench_measures_other_precisions(classifier, precision):
+    told = json.loads(falaj("model", "bench", classifier[0], "--precision", precision, "--seconds", 0.01, "--json").stdout)
+    assert told["p50_us"] > 0
+    assert "train in f32" in refused("bench", classifier[0], "--precision", precision, "--train")

@@ -226,8 +226,8 @@ std::vector<OpCase> op_cases(Random& random) {
   maker.shapes();
   maker.norms_and_losses();
   maker.preprocessing();
-  std::vector<OpCase> more = more_op_cases(random);
-  maker.cases.insert(maker.cases.end(), std::make_move_iterator(more.begin()), std::make_move_iterator(more.end()));
+  for (const auto& more : {more_op_cases(random), integer_op_cases(random)})
+    maker.cases.insert(maker.cases.end(), more.begin(), more.end());
   return std::move(maker.cases);
 }
 

@@ -20,8 +20,9 @@ struct OpCase {
   bool differentiable = false;      // with respect to its f64 inputs
   std::size_t differentiated = 64;  // those from here on are data: targets, weights of rows, statistics
 };
-std::vector<OpCase> op_cases(Random& random);       // all
-std::vector<OpCase> more_op_cases(Random& random);  // those of op_cases_more.cpp
+std::vector<OpCase> op_cases(Random& random);          // all
+std::vector<OpCase> more_op_cases(Random& random);     // those of op_cases_more.cpp
+std::vector<OpCase> integer_op_cases(Random& random);  // those of op_cases_integer.cpp
 
 Tensor random_tensor(Random& random, const Shape& shape, double low = -2, double high = 2);  // f64
 Tensor as_f32(const Tensor& tensor);                                                         // f64 becomes f32; others stay

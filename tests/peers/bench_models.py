@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Models here and in onnxruntime, training here and in PyTorch: one table, all measured in this run on this machine.
 
-    FALAJ=build/release/falaj tests/peers/bench_models.py [--only NAME ...] [--seconds S] [--json]
+    FALAJ=build/release/falaj tests/peers/bench_models.py [--only NAME ...] [--skip PART ...] [--seconds S] [--json]
 
 Needs onnx, onnxruntime, numpy and torch from PyPI; lightgbm and onnxmltools for the tree ensemble, which is left out without them. Both sides
 run on one thread, in turns, and each keeps its best median: a busy machine slows one turn, not one side. What a call of
@@ -241,6 +241,35 @@ def inference(folder, args):
             yield row("inference", name, batch, min(mine) if mine else None, min(b for _, b in pairs))
 
 
+class Samples:
+    """Random rows for onnxruntime's calibration."""
+
+    def __init__(self, s):
+        self.left = [feed(s, 8)]
+
+    def get_next(self):
+        return self.left.pop() if self.left else None
+
+
+def integers(folder, args):
+    """Both sides quantise by random rows, QDQ, weights by channel; trees stay out."""
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    for name, path in models(folder, args.only):
+        if "trees" in name:
+            continue
+        whole, quantised = session(str(path)), path.with_suffix(".int8.onnx")
+        quantize_static(path, quantised, Samples(whole), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8,
+                        weight_type=QuantType.QInt8)
+        s = session(str(quantised))
+        for batch in args.batch:
+            theirs = lambda: max(runtime_us(s, batch, args.seconds) - overhead_us(batch, min(args.seconds, 0.3)), 0.01)
+            pairs = [(ours(path, batch, args.seconds, "--precision", "int8"), theirs(), ours(path, batch, args.seconds)) for _ in range(TURNS)]
+            mine = [a for a, _, _ in pairs if a is not None]
+            yield row("int8", name, batch, min(mine) if mine else None, min(b for _, b, _ in pairs))
+            yield row("int8 to own f32", name, batch, min(mine) if mine else None, min(c for _, _, c in pairs))
+
+
 def training(folder, args):
     for name, sizes, batch in (("mlp 24-64-64-2", (24, 64, 64, 2), 64), ("mlp 64-512-512-256-1", (64, 512, 512, 256, 1), 1024)):
         if args.only and not any(w in name for w in args.only):
@@ -259,13 +288,13 @@ def main():
     parser.add_argument("--only", nargs="*", help="models whose name holds one of these")
     parser.add_argument("--batch", nargs="*", type=int, default=[1, 64])
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
-    parser.add_argument("--skip", nargs="*", default=[], choices=["inference", "training"])
+    parser.add_argument("--skip", nargs="*", default=[], choices=["inference", "integers", "training"])
     parser.add_argument("--compile", action="store_true", help="beside torch.compile too (needs a C++ compiler)")
     parser.add_argument("--json", action="store_true", help="one object a line")
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for part in (inference, training):
+        for part in (inference, integers, training):
             if part.__name__ in args.skip:
                 continue
             for r in part(pathlib.Path(folder), args):
@@ -276,9 +305,11 @@ def main():
                     text = lambda v, digits: "-" if v is None else f"{v:.{digits}f}"
                     print(f"{r['kind']:<20} {r['model']:<22} {r['batch']:>5}  ours {text(r['ours_us'], 2):>12} us  theirs {text(r['theirs_us'], 2):>12} us  "
                           f"ratio {text(r['ratio'], 2):>7}", flush=True)
-    ratios = [r["ratio"] for r in rows if r["kind"] == "inference" and r["ratio"]]
-    if ratios and not args.json:
-        print(f"inference: geometric mean {np.exp(np.mean(np.log(ratios))):.2f}, least {min(ratios):.2f} (onnxruntime {onnxruntime.__version__}, torch {torch.__version__})")
+    for kind in ("inference", "int8"):
+        ratios = [r["ratio"] for r in rows if r["kind"] == kind and r["ratio"]]
+        if not ratios or args.json:
+            continue
+        print(f"{kind}: geometric mean {np.exp(np.mean(np.log(ratios))):.2f}, least {min(ratios):.2f} (onnxruntime {onnxruntime.__version__}, torch {torch.__version__})")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,135 @@
+// Products and convolutions in bfloat16: exact where operands and sums are exact, close where they are not, the same in every batch, and
+// only for who asks for them.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cpu/integer.hpp"
+#include "kernels/plan.hpp"
+#include "runtime/base/format.hpp"
+#include "tests/kernels/op_cases.hpp"
+
+namespace falaj::kernels {
+namespace {
+
+using cpu::IntegerIsa;
+using testing::as_f32;
+using testing::random_tensor;
+using Ints = std::vector<std::int64_t>;
+
+class Bf16 : public ::testing::Test {
+ protected:
+  Bf16() : seed_(testing::test_seed()), random_(seed_) { RecordProperty("seed", std::to_string(seed_)); }
+  void SetUp() override {
+    if (!__builtin_cpu_supports("avx2")) GTEST_SKIP();
+  }
+  void TearDown() override {
+    if (HasFailure()) std::printf("repeat with FALAJ_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed_));
+  }
+  Tensor f32(const Shape& shape, double low = -1, double high = 1) { return as_f32(random_tensor(random_, shape, low, high)); }
+  // Small whole numbers are exact in bfloat16, and so are sums of their products in f32.
+  Tensor whole(const Shape& shape) {
+    Tensor t = f32(shape, -9, 9);
+    for (float& v : t.mutable_data<float>()) v = std::nearbyint(v);
+    return t;
+  }
+  std::int64_t up_to(std::int64_t most) { return 1 + static_cast<std::int64_t>(random_.below(static_cast<std::uint64_t>(most))); }
+  static CompileOptions asked() {
+    CompileOptions options;
+    options.backends = {&bf16_backend(), &cpu_backend(), &reference_backend()};
+    return options;
+  }
+  static Tensor run(const Graph& g, const Tensor& x, CompileOptions options, std::string* why = nullptr) {
+    auto compiled = compile(g, std::move(options));
+    EXPECT_TRUE(compiled.has_value()) << compiled.error().message;
+    if (!compiled) return {};
+    Executor executor(*compiled);
+    std::vector<Tensor> outputs;
+    const auto status = executor.run(std::span(&x, 1), outputs);
+    EXPECT_TRUE(status.has_value()) << status.error().message;
+    if (why != nullptr) *why = (*compiled)->why(1).value_or("");
+    return outputs.empty() ? Tensor() : outputs[0];
+  }
+  // On each instruction set: the values of f32, and bf16's kernels in use.
+  void exact(const Graph& g, const Tensor& x, const std::string& what) {
+    const Tensor plain = run(g, x, {});
+    for (const IntegerIsa most : {IntegerIsa::avx2, IntegerIsa::avx512_vnni}) {
+      const cpu::IntegerIsaLimit limit(most);
+      std::string why;
+      const Tensor fast = run(g, x, asked(), &why);
+      EXPECT_TRUE(equal_bits(fast, plain)) << what << "\n" << why;
+      EXPECT_NE(why.find("bf16/avx"), std::string::npos) << why;
+    }
+  }
+
+  std::uint64_t seed_;
+  Random random_;
+};
+
+TEST_F(Bf16, ProductsOfWholeNumbersAreExact) {
+  for (int round = 0; round < 40; ++round) {
+    const std::int64_t k = up_to(70);
+    const std::int64_t n = up_to(90);
+    Graph g;
+    g.add_input("x", DType::f32, {-1, k});
+    const bool transposed = random_.below(2) == 0;
+    std::vector<std::string> inputs = {"x", g.add_initializer("w", whole(transposed ? Shape{n, k} : Shape{k, n}))};
+    if (random_.below(2) == 0) inputs.push_back(g.add_initializer("b", whole({n})));
+    const std::string h = g.add("Gemm", inputs, {{"transB", std::int64_t{transposed ? 1 : 0}}});
+    g.add("Relu", {h}, {}, "y");
+    g.outputs.push_back({"y", DType::f32, {}, {}, false});
+    exact(g, whole({up_to(15), k}), format("{}x{}", k, n));
+  }
+}
+
+TEST_F(Bf16, ConvolutionsOfWholeNumbersAreExact) {
+  for (int round = 0; round < 40; ++round) {
+    const std::int64_t channels = up_to(9);
+    const std::int64_t maps = up_to(70);
+    const Ints kernel = {up_to(4), up_to(4)};
+    Graph g;
+    g.add_input("x", DType::f32, {-1, channels, 9, 11});
+    Attributes a = {{"strides", Ints{up_to(2), up_to(2)}},
+                    {"dilations", Ints{up_to(2), round % 5 == 0 ? std::int64_t{2} : std::int64_t{1}}}};
+    a.emplace("pads", Ints{up_to(3) - 1, up_to(3) - 1, up_to(3) - 1, up_to(3) - 1});
+    const std::string w = g.add_initializer("w", whole({maps, channels, kernel[0], kernel[1]}));
+    const std::string c = g.add("Conv", {"x", w, g.add_initializer("b", whole({maps}))}, a);
+    g.add("Relu", {g.add("Add", {c, g.add("Conv", {"x", w}, a)})}, {}, "y");  // an addend
+    g.outputs.push_back({"y", DType::f32, {}, {}, false});
+    exact(g, whole({up_to(4), channels, 9, 11}), format("{} to {}, {}x{}", channels, maps, kernel[0], kernel[1]));
+  }
+}
+
+TEST_F(Bf16, ErrorsAreThoseOfRoundingOperandsAndRowsAreTheSameInEveryBatch) {
+  Graph g;
+  g.add_input("x", DType::f32, {-1, 300});
+  const Tensor w = f32({300, 40});
+  g.add("MatMul", {"x", g.add_initializer("w", w)}, {}, "y");
+  g.outputs.push_back({"y", DType::f32, {}, {}, false});
+  const Tensor x = f32({11, 300});
+  const Tensor plain = run(g, x, {});
+  const Tensor fast = run(g, x, asked());
+  EXPECT_FALSE(equal_bits(fast, plain));
+  for (std::size_t i = 0; i < plain.elements(); ++i) {
+    double size = 0;
+    for (std::size_t k = 0; k < 300; ++k)
+      size += std::abs(static_cast<double>(x.data<float>()[i / 40 * 300 + k]) * static_cast<double>(w.data<float>()[k * 40 + i % 40]));
+    // Each operand is off by at most 2^-9 of itself.
+    ASSERT_LE(std::abs(static_cast<double>(fast.data<float>()[i] - plain.data<float>()[i])), size * 2.01 / 512);
+  }
+  for (std::int64_t row = 0; row < 11; ++row) EXPECT_TRUE(equal_bits(run(g, x.rows(row, 1), asked()), fast.rows(row, 1))) << row;
+}
+
+TEST_F(Bf16, NobodyGetsItUnasked) {
+  Graph g;
+  g.add_input("x", DType::f32, {-1, 8});
+  g.add("MatMul", {"x", g.add_initializer("w", f32({8, 8}))}, {}, "y");
+  g.outputs.push_back({"y", DType::f32, {}, {}, false});
+  std::string why;
+  run(g, f32({2, 8}), {}, &why);
+  EXPECT_EQ(why.find("bf16"), std::string::npos) << why;
+}
+
+}  // namespace
+}  // namespace falaj::kernels
