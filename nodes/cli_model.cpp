@@ -192,10 +192,11 @@ void add_model_file_commands(CLI::App& app, Cli& cli) {
   info->add_flag("--why", a->why, "Which kernel runs which node, and why not a faster one");
   info->footer("Example:\n  falaj model info resnet18.onnx");
   cli.runs(*info, [a] { return do_info(*a); });
-  auto* run = model->add_subcommand("run", "Run a model on .npy files; writes one .npy for each output");
+  auto* run = model->add_subcommand("run", "Run a model on arrays or CSV; writes one .npy for each output");
   run->add_option("--input,-i", a->inputs,
                   "NAME=FILE.npy; several times for several inputs, or for the items of a sequence. bfloat16 is read from uint16 bits, "
-                  "float8 from uint8 bits, 4-bit integers from int8 or uint8 with one value a byte")
+                  "float8 from uint8 bits, 4-bit integers from int8 or uint8 with one value a byte. NAME=FILE.npz: its array NAME, or "
+                  "FILE.npz:ENTRY; NAME=FILE.csv: all columns of numbers, or FILE.csv:COLUMN,COLUMN")
       ->type_name("NAME=FILE");
   run->add_option("--output-dir,-O", a->output_dir, "Folder of the results (made if it is not there)")
       ->capture_default_str()

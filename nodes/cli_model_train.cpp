@@ -1,7 +1,5 @@
 // model train|evaluate: ONNX files and arrays on this machine, without a cluster.
 
-#include "nodes/cli_model_train.hpp"
-
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -13,12 +11,13 @@
 #include <numeric>
 #include <optional>
 
-#include "kernels/npy.hpp"
 #include "kernels/onnx/onnx.hpp"
 #include "kernels/plan.hpp"
 #include "kernels/train/cut.hpp"
 #include "kernels/train/steps.hpp"
+#include "nodes/array_files.hpp"
 #include "nodes/artifacts.hpp"
+#include "nodes/cli_model_train.hpp"
 #include "nodes/model_files.hpp"
 #include "nodes/plot.hpp"
 #include "nodes/progress.hpp"
@@ -71,10 +70,7 @@ Result<Data> read_data(const Arguments& a) {
   Data data;
   FALAJ_ASSIGN(data.graph, load_model(a.model));
   FALAJ_ASSIGN(auto values, read_inputs(data.graph, a.inputs));
-  FALAJ_ASSIGN(const auto content, read_binary_file(a.labels));
-  auto labels = kernels::read_npy(content);
-  if (!labels) return within(a.labels, labels.error());
-  data.labels = std::move(*labels);
+  FALAJ_ASSIGN(data.labels, read_label_array(a.labels));
   if (data.labels.shape().empty()) return invalid(format("{}: labels need rows in their first dimension", a.labels));
   FALAJ_ASSIGN(data.objective.loss, kernels::parse_loss(a.loss));
   data.objective.huber_delta = a.huber_delta;
@@ -237,8 +233,13 @@ Status do_train(const Arguments& a) {
 
 void add_data_options(CLI::App& command, Arguments& a) {
   command.add_option("model", a.model, "ONNX file")->required()->type_name("FILE");
-  command.add_option("--input,-i", a.inputs, "NAME=FILE.npy, one for each input; rows in the first dimension")->type_name("NAME=FILE");
-  command.add_option("--labels", a.labels, "Labels, .npy: class numbers for cross-entropy (-100 counts as nothing), else numbers")
+  command
+      .add_option("--input,-i", a.inputs,
+                  "NAME=FILE, one for each input; rows in the first dimension. FILE is X.npy, X.npz[:ENTRY] or X.csv[:COLUMN,...]")
+      ->type_name("NAME=FILE");
+  command
+      .add_option("--labels", a.labels,
+                  "Labels, .npy, .npz[:ENTRY] or .csv:COLUMN: class numbers for cross-entropy (-100 counts as nothing), else numbers")
       ->required()
       ->type_name("FILE");
   command.add_option("--loss", a.loss, "cross-entropy, bce (with logits), mse, l1, huber: means, as PyTorch's losses")
@@ -281,7 +282,7 @@ void add_optimizer_options(CLI::App& command, Arguments& a) {
 
 void add_model_training_commands(CLI::App& model, Cli& cli) {
   const auto a = std::make_shared<Arguments>();
-  auto* train = model.add_subcommand("train", "Train a model on .npy files; writes the same model with its new weights");
+  auto* train = model.add_subcommand("train", "Train a model on arrays or CSV; writes the same model with its new weights");
   add_data_options(*train, *a);
   add_optimizer_options(*train, *a);
   train->add_option("--steps", a->steps, "Optimizer steps")->required()->type_name("K");
@@ -299,7 +300,7 @@ void add_model_training_commands(CLI::App& model, Cli& cli) {
       "--steps 1000 --log losses.csv --output trained.onnx");
   cli.runs(*train, [a] { return do_train(*a); });
   const auto e = std::make_shared<Arguments>();
-  auto* evaluate = model.add_subcommand("evaluate", "Loss, and accuracy, AUC or error, of a model on .npy files");
+  auto* evaluate = model.add_subcommand("evaluate", "Loss, and accuracy, AUC or error, of a model on arrays or CSV");
   add_data_options(*evaluate, *e);
   evaluate->footer("Example:\n  falaj model evaluate trained.onnx --input x=x.npy --labels y.npy --loss cross-entropy --json");
   cli.runs(*evaluate, [e] { return do_evaluate(*e); });
