@@ -31,7 +31,6 @@ struct StepsState {
   double epoch_loss = 0;  // of the epoch so far, for the plateau
   double epoch_count = 0;
   std::vector<StepReport> reports;  // of all steps done
-  bool operator==(const StepsState&) const = default;
 };
 
 // What a state belongs to: names and values, of which each must be the same where it is taken up (a digest of the model, of the data,
