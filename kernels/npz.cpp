@@ -223,4 +223,26 @@ Result<Tensor> read_npz(ByteView file, std::string_view name, DType wanted, std:
   return tensor;
 }
 
+std::uint64_t deflated_size(ByteView bytes) {
+  z_stream stream{};
+  if (deflateInit2(&stream, Z_DEFAULT_COMPRESSION, Z_DEFLATED, -MAX_WBITS, 8, Z_DEFAULT_STRATEGY) != Z_OK) return bytes.size();
+  Bytes piece(kPiece);
+  int code = Z_OK;
+  std::uint64_t size = 0;
+  while (code == Z_OK) {
+    if (stream.avail_in == 0 && !bytes.empty()) {
+      const auto taken = bytes.first(std::min<std::size_t>(bytes.size(), std::size_t{1} << 30));
+      stream.next_in = const_cast<Bytef*>(taken.data());  // zlib only reads there
+      stream.avail_in = static_cast<uInt>(taken.size());
+      bytes = bytes.subspan(taken.size());
+    }
+    stream.next_out = piece.data();
+    stream.avail_out = static_cast<uInt>(piece.size());
+    code = deflate(&stream, bytes.empty() ? Z_FINISH : Z_NO_FLUSH);
+    size += piece.size() - stream.avail_out;
+  }
+  deflateEnd(&stream);
+  return size;
+}
+
 }  // namespace falaj::kernels

@@ -21,4 +21,7 @@ Result<std::vector<std::string>> npz_names(ByteView file);
 // The array of that name; `wanted` as of read_npy. not_found says which there are.
 Result<Tensor> read_npz(ByteView file, std::string_view name, DType wanted = DType::undefined, std::uint64_t bytes_max = kNpzBytesMax);
 
+// How many bytes deflate makes of these, at its default level: what a file takes in an archive.
+std::uint64_t deflated_size(ByteView bytes);
+
 }  // namespace falaj::kernels

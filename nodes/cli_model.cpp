@@ -1,4 +1,4 @@
-// model info|run|train|evaluate|bench: ONNX files on this machine, without a cluster.
+// model info|run|train|evaluate|prune|distill|bench: ONNX files on this machine, without a cluster.
 
 #include <algorithm>
 #include <cstring>
@@ -10,6 +10,8 @@
 #include "kernels/onnx/onnx.hpp"
 #include "nodes/artifacts.hpp"
 #include "nodes/cli_model_bench.hpp"
+#include "nodes/cli_model_distill.hpp"
+#include "nodes/cli_model_prune.hpp"
 #include "nodes/cli_model_train.hpp"
 #include "nodes/model_files.hpp"
 #include "runtime/base/format.hpp"
@@ -186,7 +188,8 @@ Status do_run(const Arguments& a) {
 
 void add_model_file_commands(CLI::App& app, Cli& cli) {
   const auto a = std::make_shared<Arguments>();
-  auto* model = app.add_subcommand("model", "ONNX files on this machine, without a cluster: info, run, train, evaluate, bench");
+  auto* model = app.add_subcommand(
+      "model", "ONNX files on this machine, without a cluster: info, run, train, evaluate, prune, distill, bench");
   model->require_subcommand(1);
   auto* info = model->add_subcommand("info", "What a model takes, gives and is made of");
   info->add_flag("--why", a->why, "Which kernel runs which node, and why not a faster one");
@@ -208,6 +211,8 @@ void add_model_file_commands(CLI::App& app, Cli& cli) {
     command->add_flag("--json", a->json, "Print JSON");
   }
   add_model_training_commands(*model, cli);
+  add_model_prune_command(*model, cli);
+  add_model_distill_command(*model, cli);
   add_model_bench_command(*model, cli);
 }
 

@@ -25,6 +25,7 @@ using kernels::Tensor;
 Result<TrainingData> read_training_data(const TrainingArguments& a) {
   TrainingData data;
   FALAJ_ASSIGN(data.graph, load_model(a.model));
+  data.declared = data.graph.inputs;
   FALAJ_ASSIGN(auto values, read_inputs(data.graph, a.inputs));
   FALAJ_ASSIGN(data.labels, read_label_array(a.labels));
   if (data.labels.shape().empty()) return invalid(format("{}: labels need rows in their first dimension", a.labels));

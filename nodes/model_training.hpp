@@ -48,6 +48,7 @@ struct TrainingData {
   std::vector<kernels::Tensor> inputs;
   kernels::Tensor labels;
   kernels::Objective objective;
+  std::vector<kernels::ValueInfo> declared;  // the model's inputs as its file has them
 };
 Result<TrainingData> read_training_data(const TrainingArguments& a);
 
