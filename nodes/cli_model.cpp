@@ -1,4 +1,4 @@
-// model info|run|train|evaluate|prune|distill|bench: ONNX files on this machine, without a cluster.
+// model info|run|train|evaluate|prune|distill|boost|bench: ONNX files on this machine, without a cluster.
 
 #include <algorithm>
 #include <cstring>
@@ -10,6 +10,7 @@
 #include "kernels/onnx/onnx.hpp"
 #include "nodes/artifacts.hpp"
 #include "nodes/cli_model_bench.hpp"
+#include "nodes/cli_model_boost.hpp"
 #include "nodes/cli_model_distill.hpp"
 #include "nodes/cli_model_prune.hpp"
 #include "nodes/cli_model_train.hpp"
@@ -189,7 +190,7 @@ Status do_run(const Arguments& a) {
 void add_model_file_commands(CLI::App& app, Cli& cli) {
   const auto a = std::make_shared<Arguments>();
   auto* model = app.add_subcommand(
-      "model", "ONNX files on this machine, without a cluster: info, run, train, evaluate, prune, distill, bench");
+      "model", "ONNX files on this machine, without a cluster: info, run, train, evaluate, prune, distill, boost, bench");
   model->require_subcommand(1);
   auto* info = model->add_subcommand("info", "What a model takes, gives and is made of");
   info->add_flag("--why", a->why, "Which kernel runs which node, and why not a faster one");
@@ -213,6 +214,7 @@ void add_model_file_commands(CLI::App& app, Cli& cli) {
   add_model_training_commands(*model, cli);
   add_model_prune_command(*model, cli);
   add_model_distill_command(*model, cli);
+  add_model_boost_command(*model, cli);
   add_model_bench_command(*model, cli);
 }
 
