@@ -36,7 +36,7 @@ std::string json_text(const std::string& text) {
 
 // The teacher with its own arrays, and the labels of the student.
 TrainingArguments teacher_of(const Arguments& a) {
-  TrainingArguments out = a;
+  TrainingArguments out = static_cast<const TrainingArguments&>(a);
   out.model = a.teacher;
   out.logits = a.teacher_logits;
   if (!a.teacher_inputs.empty()) out.inputs = a.teacher_inputs;

@@ -85,7 +85,9 @@ class Walk {
  private:
   Status slice(const std::string& name, std::size_t axis, std::int64_t block) {
     std::size_t uses = 0;
-    for (const Node& node : graph_.nodes) uses += static_cast<std::size_t>(std::ranges::count(node.inputs, name));
+    for (const Node& node : graph_.nodes)
+      uses += static_cast<std::size_t>(std::ranges::count(node.inputs, name) + std::ranges::count(node.captures, name));
+    uses += static_cast<std::size_t>(std::ranges::count(graph_.outputs, name, &ValueInfo::name));
     if (uses != 1) return invalid(format("'{}' is used in {} places", name, uses));
     group_.slices.push_back({name, axis, block});
     return {};

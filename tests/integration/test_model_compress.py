@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from conftest import ROOT, falaj
 from onnx import helper, numpy_helper
@@ -51,6 +52,15 @@ def accuracy(model, folder):
     return json.loads(told)["metrics"]["accuracy"]
 
 
+def answers_alike(model, folder, tmp_path):
+    """Here and by onnxruntime."""
+    x = np.load(folder / "test.npz")["x"]
+    falaj("model", "run", model, "-i", f"x={folder / 'test.npz'}", "-O", tmp_path / "answers")
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    (written,) = (tmp_path / "answers").iterdir()
+    np.testing.assert_allclose(np.load(written), session.run(None, {"x": x})[0], rtol=1e-4, atol=1e-4)
+
+
 def test_channels_go_and_the_model_is_smaller_and_faster(digits, tmp_path):
     folder, data, test = digits
     out, report = tmp_path / "small.onnx", tmp_path / "report.json"
@@ -61,6 +71,7 @@ def test_channels_go_and_the_model_is_smaller_and_faster(digits, tmp_path):
     assert "result of the model" in told["layers"][2]["whole"]
     onnx.checker.check_model(onnx.load(out))
     assert {n: w.shape for n, w in weights_of(out).items()} == {"w0": (64, 128), "b0": (128,), "w1": (128, 96), "b1": (96,), "w2": (96, 10), "b2": (10,)}
+    answers_alike(out, folder, tmp_path)
     assert onnx.load(out).graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
     assert told["after"]["parameters"] == sum(w.size for w in weights_of(out).values()) < told["before"]["parameters"] / 2
     assert told["after"]["bytes"] < told["before"]["bytes"] / 2 and told["after"]["p50_us"] < told["before"]["p50_us"]
