@@ -57,15 +57,17 @@ struct FeatureView {
 # --- training jobs -----------------------------------------------------------------------------------------------------
 
 struct ModelSpec {
-  family @0 :Text = "wide_deep" $A.oneOf(["linear", "mlp", "wide_deep", "onnx", "boosted_trees", "cnn", "resnet", "transformer"]);
-  hidden @1 :List(UInt32) $A.doc("sizes of the hidden layers; cnn, resnet: channels of each stage; transformer: of each block; empty: the family's default");
+  family @0 :Text = "wide_deep" $A.oneOf(["linear", "mlp", "wide_deep", "onnx", "boosted_trees", "cnn", "resnet", "transformer", "gpt"]);
+  hidden @1 :List(UInt32) $A.doc("sizes of the hidden layers; cnn, resnet: channels of each stage; transformer, gpt: of each block; empty: the family's default");
   activation @2 :Text = "relu" $A.oneOf(["relu", "tanh", "sigmoid", "gelu"]);
-  embedding @3 :UInt32 = 0 $A.doc("wide_deep: width of a category; transformer: of each column; 0: the family's default") $A.range((min = 0, max = 1024));
+  embedding @3 :UInt32 = 0 $A.doc("wide_deep: width of a category; transformer, gpt: of each column; 0: the family's default") $A.range((min = 0, max = 1024));
   dropout @4 :Float32 = 0 $A.range((min = 0, max = 0.9));
   onnx @5 :Text $A.doc("family onnx: model name in the registry, as NAME or NAME:VERSION");
   trees @6 :TreesSpec $A.doc("family boosted_trees");
   image @7 :List(UInt32) $A.doc("cnn, resnet: channels, rows and columns; the numeric fields are its pixels, in that order");
-  heads @8 :UInt32 = 0 $A.doc("transformer: heads of attention, which divide `embedding`; 0: 4") $A.range((min = 0, max = 64));
+  heads @8 :UInt32 = 0 $A.doc("transformer, gpt: heads of attention, which divide `embedding`; 0: 4") $A.range((min = 0, max = 64));
+  vocabulary @9 :UInt32 = 0 $A.doc("gpt: numeric fields are tokens 0 to vocabulary - 1; 0: the fields are strings, of one vocabulary") $A.range((min = 0, max = 65536));
+  tied @10 :Bool $A.doc("gpt: the table of tokens also gives the logits; the label's classes must be tokens");
 }
 
 struct TreesSpec {

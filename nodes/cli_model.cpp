@@ -1,4 +1,4 @@
-// model info|run|train|evaluate|quantize|bench: ONNX files on this machine, without a cluster.
+// model info|run|train|evaluate|quantize|prune|distill|boost|bench: ONNX files on this machine, without a cluster.
 
 #include <algorithm>
 #include <cstring>
@@ -10,6 +10,9 @@
 #include "kernels/onnx/onnx.hpp"
 #include "nodes/artifacts.hpp"
 #include "nodes/cli_model_bench.hpp"
+#include "nodes/cli_model_boost.hpp"
+#include "nodes/cli_model_distill.hpp"
+#include "nodes/cli_model_prune.hpp"
 #include "nodes/cli_model_quantize.hpp"
 #include "nodes/cli_model_train.hpp"
 #include "nodes/model_files.hpp"
@@ -187,16 +190,18 @@ Status do_run(const Arguments& a) {
 
 void add_model_file_commands(CLI::App& app, Cli& cli) {
   const auto a = std::make_shared<Arguments>();
-  auto* model = app.add_subcommand("model", "ONNX files on this machine, without a cluster: info, run, train, evaluate, quantize, bench");
+  auto* model = app.add_subcommand(
+      "model", "ONNX files on this machine, without a cluster: info, run, train, evaluate, quantize, prune, distill, boost, bench");
   model->require_subcommand(1);
   auto* info = model->add_subcommand("info", "What a model takes, gives and is made of");
   info->add_flag("--why", a->why, "Which kernel runs which node, and why not a faster one");
   info->footer("Example:\n  falaj model info resnet18.onnx");
   cli.runs(*info, [a] { return do_info(*a); });
-  auto* run = model->add_subcommand("run", "Run a model on .npy files; writes one .npy for each output");
+  auto* run = model->add_subcommand("run", "Run a model on arrays or CSV; writes one .npy for each output");
   run->add_option("--input,-i", a->inputs,
                   "NAME=FILE.npy; several times for several inputs, or for the items of a sequence. bfloat16 is read from uint16 bits, "
-                  "float8 from uint8 bits, 4-bit integers from int8 or uint8 with one value a byte")
+                  "float8 from uint8 bits, 4-bit integers from int8 or uint8 with one value a byte. NAME=FILE.npz: its array NAME, or "
+                  "FILE.npz:ENTRY; NAME=FILE.csv: all columns of numbers, or FILE.csv:COLUMN,COLUMN")
       ->type_name("NAME=FILE");
   run->add_option("--output-dir,-O", a->output_dir, "Folder of the results (made if it is not there)")
       ->capture_default_str()
@@ -209,6 +214,9 @@ void add_model_file_commands(CLI::App& app, Cli& cli) {
   }
   add_model_training_commands(*model, cli);
   add_model_quantize_command(*model, cli);
+  add_model_prune_command(*model, cli);
+  add_model_distill_command(*model, cli);
+  add_model_boost_command(*model, cli);
   add_model_bench_command(*model, cli);
 }
 

@@ -2,230 +2,70 @@
 
 #include "nodes/cli_model_train.hpp"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <algorithm>
-#include <cerrno>
-#include <cmath>
-#include <cstring>
-#include <filesystem>
-#include <numeric>
-#include <optional>
-
-#include "kernels/npy.hpp"
 #include "kernels/onnx/onnx.hpp"
 #include "kernels/plan.hpp"
-#include "kernels/train/cut.hpp"
-#include "kernels/train/steps.hpp"
 #include "nodes/artifacts.hpp"
-#include "nodes/model_files.hpp"
+#include "nodes/model_training.hpp"
 #include "nodes/plot.hpp"
 #include "nodes/progress.hpp"
+#include "nodes/train_checkpoints.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/net/http/json_writer.hpp"
 
 namespace falaj::nodes {
 namespace {
 
-namespace fs = std::filesystem;
-using kernels::DataSet;
-using kernels::Graph;
-using kernels::Tensor;
-
-struct Arguments {
-  std::string model;
-  std::vector<std::string> inputs;  // NAME=FILE
-  std::string labels;
-  std::string loss = "cross-entropy";
-  std::string logits;
-  double huber_delta = 1.0;
-  std::uint32_t batch = 64;
-  bool json = false;
-
-  std::string optimizer = "adamw";
-  std::optional<double> rate, weight_decay, momentum, beta1, beta2, epsilon;
-  bool nesterov = false;
-  double clip_norm = 0;
-  std::string schedule = "constant";
-  std::uint64_t warmup = 0, every = 0;
-  double gamma = 0.1;
-  std::uint32_t patience = 10;
-  std::uint32_t accumulate = 1;
-  std::uint64_t steps = 0;
-  std::uint64_t seed = 0;
-  bool no_shuffle = false, dropout = false, fixed_statistics = false;
-  std::vector<std::string> freeze;
-  std::string log, output;
+struct Arguments : TrainingArguments {
+  CheckpointArguments checkpoints;
 };
 
-// The model, with the sizes that its inputs leave open filled in from the arrays (all but the rows), and the arrays.
-struct Data {
-  Graph graph;
-  std::vector<Tensor> inputs;
-  Tensor labels;
-  kernels::Objective objective;
-};
-
-Result<Data> read_data(const Arguments& a) {
-  Data data;
-  FALAJ_ASSIGN(data.graph, load_model(a.model));
-  FALAJ_ASSIGN(auto values, read_inputs(data.graph, a.inputs));
-  FALAJ_ASSIGN(const auto content, read_binary_file(a.labels));
-  auto labels = kernels::read_npy(content);
-  if (!labels) return within(a.labels, labels.error());
-  data.labels = std::move(*labels);
-  if (data.labels.shape().empty()) return invalid(format("{}: labels need rows in their first dimension", a.labels));
-  FALAJ_ASSIGN(data.objective.loss, kernels::parse_loss(a.loss));
-  data.objective.huber_delta = a.huber_delta;
-  data.objective.label_row = data.labels.shape();
-  data.objective.label_row.erase(0);
-  const std::int64_t rows = data.labels.shape()[0];
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    auto& info = data.graph.inputs[i];
-    const Tensor& tensor = values[i].tensor;
-    if (values[i].kind != kernels::Value::Kind::tensor || !info.has_shape || info.shape.empty())
-      return invalid(format("input '{}' ({}) has no rows: it cannot be trained by", info.name, type_text(info)));
-    bool fits = tensor.shape().rank() == info.shape.rank() && tensor.shape()[0] == rows;
-    for (std::size_t d = 1; fits && d < info.shape.rank(); ++d) {
-      if (info.shape[d] < 0) info.shape[d] = tensor.shape()[d];
-      fits = info.shape[d] == tensor.shape()[d];
-    }
-    if (!fits)
-      return invalid(format("input '{}' is {}, the array has shape {}, and there are labels for {} rows", info.name, type_text(info),
-                            to_string(tensor.shape()), rows));
-    data.inputs.push_back(tensor);
-  }
-  return data;
-}
-
-// --- evaluate ---------------------------------------------------------------------------------------------------------------
-
-std::string metrics_json(const kernels::Evaluation& evaluation) {
-  std::string out = "{";
-  for (const auto& [name, value] : evaluation.named())
-    out += format("{}\"{}\":{}", out.size() > 1 ? "," : "", name, std::isfinite(value) ? format("{:.9g}", value) : std::string("null"));
-  return out + "}";
-}
-
-Status do_evaluate(const Arguments& a) {
+Status do_evaluate(const TrainingArguments& a) {
   kernels::set_flush_denormals();
-  if (a.batch == 0) return invalid("--batch must be at least 1");
-  FALAJ_ASSIGN(Data data, read_data(a));
-  FALAJ_ASSIGN(const auto logits, kernels::logits_of(data.graph, a.logits));
-  data.graph.outputs = {{logits, kernels::DType::undefined, {}, {}, false}};
-  FALAJ_ASSIGN(auto compiled, kernels::compile(std::move(data.graph)));
-  kernels::Executor executor(std::move(compiled));
-  std::optional<kernels::Evaluation> total;
-  const std::int64_t rows = data.labels.shape()[0];
-  Progress progress("evaluating", static_cast<std::uint64_t>(rows));
-  for (std::int64_t first = 0; first < rows; first += a.batch) {
-    const std::int64_t count = std::min<std::int64_t>(a.batch, rows - first);
-    std::vector<Tensor> inputs;
-    for (const Tensor& input : data.inputs) inputs.push_back(input.rows(first, count));
-    std::vector<Tensor> outputs;
-    FALAJ_TRY(executor.run(inputs, outputs));
-    kernels::Shape row = outputs[0].shape();
-    if (row.empty() || row[0] != count)
-      return invalid(format("'{}' has shape {} for {} rows: it has no row for each", logits, to_string(row), count));
-    row.erase(0);
-    FALAJ_ASSIGN(const auto comparison, kernels::compare(data.objective, row));
-    auto labels = kernels::read_labels(comparison, data.labels.rows(first, count));
-    if (!labels) return within(format("{}, from row {} on", a.labels, first), labels.error());
-    FALAJ_ASSIGN(auto part, kernels::measure(comparison, outputs[0], *labels));
-    if (total) {
-      FALAJ_TRY(total->merge(part));
-    } else {
-      total = std::move(part);
-    }
-    progress.at(static_cast<std::uint64_t>(first + count));
-  }
-  progress.end();
-  if (!total) return invalid("there are no rows to evaluate");
+  FALAJ_ASSIGN(TrainingData data, read_training_data(a));
+  FALAJ_ASSIGN(const auto total, evaluate_model(std::move(data.graph), data, a.logits, a.batch, "evaluating"));
   if (a.json) {
-    print(format("{{\"rows\":{},\"metrics\":{}}}", rows, metrics_json(*total)));
+    print(format("{{\"rows\":{},\"metrics\":{}}}", data.labels.shape()[0], metrics_json(total)));
     return {};
   }
   std::vector<std::vector<std::string>> lines = {{"METRIC", "VALUE"}};
-  for (const auto& [name, value] : total->named()) lines.push_back({name, format("{:.9g}", value)});
+  for (const auto& [name, value] : total.named()) lines.push_back({name, format("{:.9g}", value)});
   print(table(lines));
   return {};
 }
 
-// --- train ------------------------------------------------------------------------------------------------------------------
-
-// Rows of the log, kept until the run is over: a run that fails leaves no half of one.
-struct Log {
-  std::string text = "step,loss,learning_rate,gradient_norm\n";
-  std::vector<double> losses;
-  void add(const kernels::StepReport& r) {
-    text += format("{},{:.9g},{:.9g},{:.9g}\n", r.step, r.loss, r.learning_rate, r.gradient_norm);
-    losses.push_back(r.loss);
-  }
-};
-
-Result<kernels::StepsSpec> steps_spec(const Arguments& a) {
-  kernels::StepsSpec spec;
-  FALAJ_ASSIGN(const auto kind, kernels::optimizer_kind(a.optimizer));
-  spec.optimizer = kernels::default_optimizer(kind);
-  spec.optimizer.learning_rate = a.rate.value_or(spec.optimizer.learning_rate);
-  spec.optimizer.weight_decay = a.weight_decay.value_or(spec.optimizer.weight_decay);
-  spec.optimizer.momentum = a.momentum.value_or(spec.optimizer.momentum);
-  spec.optimizer.beta1 = a.beta1.value_or(spec.optimizer.beta1);
-  spec.optimizer.beta2 = a.beta2.value_or(spec.optimizer.beta2);
-  spec.optimizer.epsilon = a.epsilon.value_or(spec.optimizer.epsilon);
-  spec.optimizer.nesterov = a.nesterov;
-  spec.optimizer.clip_norm = a.clip_norm;
-  spec.sampler = {.global_batch = a.batch, .seed = a.seed, .shuffle = !a.no_shuffle};
-  spec.steps = a.steps;
-  spec.accumulate = a.accumulate;
-  spec.schedule.warmup_steps = a.warmup;
-  spec.schedule.total_steps = a.steps;
-  spec.schedule.every = a.every;
-  spec.schedule.gamma = spec.plateau_spec.gamma = a.gamma;
-  spec.plateau_spec.patience = a.patience;
-  if (a.schedule == "cosine") spec.schedule.kind = kernels::ScheduleKind::warmup_cosine;
-  if (a.schedule == "step") spec.schedule.kind = kernels::ScheduleKind::step;
-  spec.plateau = a.schedule == "plateau";
-  FALAJ_TRY(check(spec));
-  return spec;
-}
-
-// A folder that is not there should be said before hours of training, not after.
-Status check_writable(const std::string& path) {
-  if (path.empty()) return {};
-  const fs::path folder = fs::path(path).has_parent_path() ? fs::path(path).parent_path() : fs::path(".");
-  if (::access(folder.c_str(), W_OK | X_OK) == 0) return {};
-  return Error{ErrorCode::invalid, format("{}: cannot be written: {}", path, std::strerror(errno))};
-}
-
 Status do_train(const Arguments& a) {
   FALAJ_ASSIGN(const auto spec, steps_spec(a));
-  FALAJ_TRY(check_writable(a.log));
-  FALAJ_TRY(check_writable(a.output));
-  FALAJ_ASSIGN(Data data, read_data(a));
-  kernels::TrainTarget target{
-      .logits = a.logits, .frozen = a.freeze, .objective = data.objective, .batch_statistics = !a.fixed_statistics, .dropout = a.dropout};
-  FALAJ_ASSIGN(auto trainer, kernels::Trainer::make(std::move(data.graph), std::move(target)));
-  FALAJ_ASSIGN(const DataSet rows, trainer->prepare(std::move(data.inputs), data.labels));
-  Log log;
+  for (const auto* path : {&a.log, &a.output, &a.checkpoints.file}) FALAJ_TRY(check_writable(*path));
+  FALAJ_TRY(check(a.checkpoints));
+  FALAJ_ASSIGN(TrainingData data, read_training_data(a));
+  FALAJ_ASSIGN(auto trainer, kernels::Trainer::make(std::move(data.graph), train_target(a, data.objective)));
+  FALAJ_ASSIGN(TrainCheckpoints checkpoints, TrainCheckpoints::open(a.checkpoints, a, data, *trainer));
+  FALAJ_ASSIGN(const kernels::DataSet rows, trainer->prepare(std::move(data.inputs), data.labels));
+  TrainingLog log;
+  for (const auto& report : checkpoints.reports()) log.add(report);
   Progress progress("training", spec.steps);
-  const auto trained = kernels::train_steps(*trainer, rows, spec, [&](const kernels::StepReport& report) -> Status {
-    log.add(report);
-    progress.at(report.step);
-    return {};
-  });
+  const auto trained = kernels::train_steps(
+      *trainer, rows, spec,
+      [&](const kernels::StepReport& report) -> Status {
+        log.add(report);
+        progress.at(report.step);
+        return {};
+      },
+      checkpoints.plan());
   progress.end();
   FALAJ_TRY(trained);
   FALAJ_ASSIGN(const auto model, kernels::export_onnx(trainer->export_graph()));
-  if (!a.log.empty()) FALAJ_TRY(write_file(a.log, ByteView(reinterpret_cast<const std::uint8_t*>(log.text.data()), log.text.size())));
+  FALAJ_TRY(log.write(a.log));
   FALAJ_TRY(write_file(a.output, model));
   const std::size_t parameters = trainer->parameters().size();
   if (a.json) {
     std::string output;
     net::append_json_string(output, a.output);
-    print(format("{{\"steps\":{},\"rows\":{},\"parameters\":{},\"tensors\":{},\"first_loss\":{:.9g},\"last_loss\":{:.9g},\"output\":{}}}",
-                 spec.steps, rows.rows(), parameters, trainer->layout().size(), log.losses.front(), log.losses.back(), output));
+    print(
+        format("{{\"steps\":{},\"resumed_at\":{},\"rows\":{},\"parameters\":{},\"tensors\":{},\"first_loss\":{:.9g},\"last_loss\":{:.9g},"
+               "\"output\":{}}}",
+               spec.steps, checkpoints.reports().size(), rows.rows(), parameters, trainer->layout().size(), log.losses.front(),
+               log.losses.back(), output));
     return {};
   }
   if (output_is_terminal()) print(plot(log.losses, "loss"));
@@ -235,71 +75,22 @@ Status do_train(const Arguments& a) {
   return {};
 }
 
-void add_data_options(CLI::App& command, Arguments& a) {
-  command.add_option("model", a.model, "ONNX file")->required()->type_name("FILE");
-  command.add_option("--input,-i", a.inputs, "NAME=FILE.npy, one for each input; rows in the first dimension")->type_name("NAME=FILE");
-  command.add_option("--labels", a.labels, "Labels, .npy: class numbers for cross-entropy (-100 counts as nothing), else numbers")
-      ->required()
-      ->type_name("FILE");
-  command.add_option("--loss", a.loss, "cross-entropy, bce (with logits), mse, l1, huber: means, as PyTorch's losses")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"cross-entropy", "bce", "mse", "l1", "huber"}));
-  command.add_option("--huber-delta", a.huber_delta, "Where the Huber loss turns from squares to lines")->capture_default_str();
-  command
-      .add_option("--logits", a.logits,
-                  "Value that is compared with the labels; by default what feeds the last Sigmoid or Softmax, or the first output")
-      ->type_name("NAME");
-  command.add_option("--batch,-b", a.batch, "Rows at a time")->capture_default_str()->type_name("N");
-  command.add_flag("--json", a.json, "Print JSON");
-}
-
-void add_optimizer_options(CLI::App& command, Arguments& a) {
-  command.add_option("--optimizer", a.optimizer, "adamw, adam, sgd, lamb; what is not given is PyTorch's default")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"adamw", "adam", "sgd", "lamb"}));
-  command.add_option("--lr", a.rate, "Learning rate (0.001)")->type_name("X");
-  command.add_option("--weight-decay", a.weight_decay, "Of every trained tensor (adamw, lamb 0.01; adam, sgd 0)")->type_name("X");
-  command.add_option("--momentum", a.momentum, "Of sgd (0)")->type_name("X");
-  command.add_flag("--nesterov", a.nesterov, "Nesterov's momentum");
-  command.add_option("--beta1", a.beta1, "Of adam, adamw, lamb (0.9)")->type_name("X");
-  command.add_option("--beta2", a.beta2, "Of adam, adamw, lamb (0.999)")->type_name("X");
-  command.add_option("--epsilon", a.epsilon, "Of adam, adamw (1e-8), lamb (1e-6)")->type_name("X");
-  command.add_option("--clip-norm", a.clip_norm, "Largest norm of all gradients together; 0: any")->capture_default_str()->type_name("X");
-  command.add_option("--accumulate", a.accumulate, "Batches of one step")->capture_default_str()->type_name("N");
-  command.add_option("--schedule", a.schedule, "Of the learning rate: constant, cosine (to 0 at the last step), step, plateau")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"constant", "cosine", "step", "plateau"}));
-  command.add_option("--warmup", a.warmup, "Steps over which the rate rises to its full height")->capture_default_str()->type_name("N");
-  command.add_option("--every", a.every, "Schedule step: steps between drops")->type_name("N");
-  command.add_option("--gamma", a.gamma, "Schedules step and plateau: factor of a drop")->capture_default_str()->type_name("X");
-  command.add_option("--patience", a.patience, "Schedule plateau: epochs without a better loss that are borne")
-      ->capture_default_str()
-      ->type_name("N");
-}
-
 }  // namespace
 
 void add_model_training_commands(CLI::App& model, Cli& cli) {
   const auto a = std::make_shared<Arguments>();
-  auto* train = model.add_subcommand("train", "Train a model on .npy files; writes the same model with its new weights");
+  auto* train = model.add_subcommand("train", "Train a model on arrays or CSV; writes the same model with its new weights");
   add_data_options(*train, *a);
-  add_optimizer_options(*train, *a);
-  train->add_option("--steps", a->steps, "Optimizer steps")->required()->type_name("K");
-  train->add_option("--seed", a->seed, "Of the order of rows, and of dropout")->capture_default_str()->type_name("S");
-  train->add_flag("--no-shuffle", a->no_shuffle, "Take the rows in their order, epoch after epoch");
-  train->add_flag("--dropout", a->dropout, "Let the model's Dropout nodes drop; without it they pass everything");
-  train->add_flag("--fixed-statistics", a->fixed_statistics,
-                  "Keep BatchNormalization's running statistics, instead of training by the batch's");
-  train->add_option("--freeze", a->freeze, "Initialisers that are not trained; a name may end in *")->type_name("NAME");
-  train->add_option("--log", a->log, "CSV with one row a step: step, loss before the update, learning rate, norm of the gradient")
-      ->type_name("FILE");
+  add_step_options(*train, *a);
+  train->get_option("--steps")->required();
+  add_checkpoint_options(*train, a->checkpoints);
   train->add_option("--output,-o", a->output, "The trained model, .onnx")->required()->type_name("FILE");
   train->footer(
       "Example:\n  falaj model train net.onnx --input x=x.npy --labels y.npy --loss cross-entropy --optimizer adamw --lr 1e-3 --batch 64 "
       "--steps 1000 --log losses.csv --output trained.onnx");
   cli.runs(*train, [a] { return do_train(*a); });
-  const auto e = std::make_shared<Arguments>();
-  auto* evaluate = model.add_subcommand("evaluate", "Loss, and accuracy, AUC or error, of a model on .npy files");
+  const auto e = std::make_shared<TrainingArguments>();
+  auto* evaluate = model.add_subcommand("evaluate", "Loss, and accuracy, AUC or error, of a model on arrays or CSV");
   add_data_options(*evaluate, *e);
   evaluate->footer("Example:\n  falaj model evaluate trained.onnx --input x=x.npy --labels y.npy --loss cross-entropy --json");
   cli.runs(*evaluate, [e] { return do_evaluate(*e); });

@@ -11,8 +11,8 @@
 #include <map>
 #include <memory>
 
-#include "kernels/npy.hpp"
 #include "kernels/onnx/onnx.hpp"
+#include "nodes/array_files.hpp"
 #include "nodes/artifacts.hpp"
 #include "runtime/base/format.hpp"
 
@@ -128,9 +128,8 @@ Result<std::vector<kernels::Value>> read_inputs(const kernels::Graph& graph, con
     const auto& given = files[info.name];
     std::vector<kernels::Value> items;
     for (const auto& file : given) {
-      FALAJ_ASSIGN(const auto content, read_binary_file(file));
-      auto tensor = kernels::read_npy(content, info.dtype);
-      if (!tensor) return within(format("input '{}', {}", info.name, file), tensor.error());
+      auto tensor = read_array(file, info);
+      if (!tensor) return within(format("input '{}'", info.name), tensor.error());
       items.emplace_back(std::move(*tensor));
     }
     if (info.kind == kernels::ValueKind::sequence) {
@@ -140,7 +139,7 @@ Result<std::vector<kernels::Value>> read_inputs(const kernels::Graph& graph, con
     } else if (items.empty() && info.kind == kernels::ValueKind::optional) {
       values.emplace_back();
     } else {
-      return invalid(format("input '{}' ({}) needs --input {}=FILE.npy, once", info.name, type_text(info), info.name));
+      return invalid(format("input '{}' ({}) needs --input {}=FILE.npy (or .npz, .csv), once", info.name, type_text(info), info.name));
     }
   }
   return values;

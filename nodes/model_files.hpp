@@ -13,7 +13,7 @@ namespace falaj::nodes {
 Result<kernels::Graph> load_model(const std::string& path);
 
 std::string type_text(const kernels::ValueInfo& info);  // float32[N, 2]
-// Values for the graph's inputs, in its order, from NAME=FILE.npy each; sequences take several of one name.
+// Values for the graph's inputs, in its order, from NAME=FILE each (array_files.hpp); sequences take several of one name.
 Result<std::vector<kernels::Value>> read_inputs(const kernels::Graph& graph, const std::vector<std::string>& inputs);
 
 }  // namespace falaj::nodes

@@ -45,6 +45,8 @@ Result<kernels::FamilySpec> family_of(messages::ModelSpec::Reader spec) {
   if (spec.getEmbedding() > 0) out.embedding_width = spec.getEmbedding();
   for (const auto size : spec.getImage()) out.image.push_back(size);
   if (spec.getHeads() > 0) out.heads = spec.getHeads();
+  out.vocabulary = spec.getVocabulary();
+  out.tied = spec.getTied();
   FALAJ_TRY(kernels::check(out));
   return out;
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <numeric>
+#include <set>
 
 #include "kernels/train/json.hpp"
 #include "kernels/train/layers.hpp"
@@ -14,13 +15,14 @@ namespace {
 
 constexpr std::int64_t kOnnxFloat = 1;  // TensorProto.DataType
 constexpr std::int64_t kOnnxInt64 = 7;
-constexpr std::array<std::pair<Family, std::string_view>, 7> kFamilies = {{{Family::linear, "linear"},
+constexpr std::array<std::pair<Family, std::string_view>, 8> kFamilies = {{{Family::linear, "linear"},
                                                                            {Family::mlp, "mlp"},
                                                                            {Family::wide_deep, "wide_deep"},
                                                                            {Family::boosted_trees, "boosted_trees"},
                                                                            {Family::cnn, "cnn"},
                                                                            {Family::resnet, "resnet"},
-                                                                           {Family::transformer, "transformer"}}};
+                                                                           {Family::transformer, "transformer"},
+                                                                           {Family::gpt, "gpt"}}};
 
 std::int64_t as_dim(std::size_t size) { return static_cast<std::int64_t>(size); }
 
@@ -32,8 +34,10 @@ class FamilyBuilder {
   Result<Graph> build() {
     graph_.name = std::string(to_string(spec_.family));
     FALAJ_TRY(declare_columns(graph_, preprocessing_));
-    numeric_block();
-    categorical_block();
+    if (spec_.family != Family::gpt) {
+      numeric_block();
+      categorical_block();
+    }
     outputs_ = target_.task == Task::multiclass ? target_.classes.size() : 1;
     switch (spec_.family) {
       case Family::linear:
@@ -51,6 +55,11 @@ class FamilyBuilder {
       case Family::transformer:
         head(encoder(tokens()), kLogits);
         break;
+      case Family::gpt: {
+        FALAJ_ASSIGN(const auto codes, text_tokens());
+        FALAJ_TRY(decoder(codes));
+        break;
+      }
       default: {
         const std::string wide = affine("wide", outputs_, Start::zeros, {});
         const std::string deep = head(hidden_layers(deep_input(), 0), {});
@@ -268,20 +277,94 @@ class FamilyBuilder {
   }
 
   // Normalised before each part, not after it (Xiong et al., "On Layer Normalization in the Transformer Architecture", 2020).
-  std::string encoder(std::string x) {
+  std::string blocks(std::string x, std::size_t causal_tokens) {
     const std::size_t width = spec_.embedding_width;
     for (std::size_t block = 0; block < spec_.hidden.size(); ++block) {
       const std::string name = format("block{}", block);
-      const std::string attended =
-          layers_.self_attention(name + "/attention", layers_.layer_norm(name + "/attention", x, width), width, spec_.heads);
+      const std::string normal = layers_.layer_norm(name + "/attention", x, width);
+      const std::string attended = layers_.self_attention(name + "/attention", normal, width, spec_.heads, causal_tokens);
       x = graph_.add("Add", {x, dropped(attended)});
       std::string y = layers_.linear(name + "/first", layers_.layer_norm(name + "/first", x, width), width, spec_.hidden[block]);
       y = layers_.linear(name + "/second", layers_.activate(y), spec_.hidden[block], width);
       x = graph_.add("Add", {x, dropped(y)});
     }
     deep_width_ = width;
-    x = layers_.layer_norm("last", x, width);
-    return graph_.add("ReduceMean", {x}, Attributes{{"axes", std::vector<std::int64_t>{1}}, {"keepdims", std::int64_t{0}}}, "falaj/deep");
+    return layers_.layer_norm("last", x, width);
+  }
+
+  std::string encoder(const std::string& tokens) {
+    return graph_.add("ReduceMean", {blocks(tokens, 0)}, Attributes{{"axes", std::vector<std::int64_t>{1}}, {"keepdims", std::int64_t{0}}},
+                      "falaj/deep");
+  }
+
+  // ---- text: [N, columns] of one vocabulary ----
+
+  // Codes of tokens: rows of one table, the last of which stands for what is no token.
+  Result<std::string> text_tokens() {
+    const auto numeric = std::ranges::count(preprocessing_.columns, ColumnKind::numeric, &ColumnSpec::kind);
+    const auto columns = static_cast<std::ptrdiff_t>(preprocessing_.columns.size());
+    if (numeric != (spec_.vocabulary > 0 ? columns : 0)) {
+      return invalid(
+          format("family gpt reads columns of one kind: categories, or numbers with `vocabulary`, how many there are; there are {} "
+                 "numeric and {} categorical columns, and vocabulary is {}",
+                 numeric, columns - numeric, spec_.vocabulary));
+    }
+    std::vector<std::string> raw;
+    for (const ColumnSpec& column : preprocessing_.columns) raw.push_back(column.name);
+    if (spec_.vocabulary > 0) {
+      for (std::uint32_t token = 0; token < spec_.vocabulary; ++token) vocabulary_.push_back(std::to_string(token));
+      const std::string numbers = join(std::move(raw), "falaj/numbers");
+      const std::string first = layers_.constant("falaj/first_token", Tensor::vector<float>({0}));
+      const std::string behind = layers_.constant("falaj/no_token", Tensor::vector<float>({static_cast<float>(spec_.vocabulary)}));
+      const std::string not_below = graph_.add("GreaterOrEqual", {numbers, first});
+      const std::string below = graph_.add("Less", {numbers, behind});
+      const std::string inside = graph_.add("And", {not_below, below});  // NaN is not
+      const std::string known = graph_.add("Where", {inside, numbers, behind});
+      return graph_.add("Cast", {known}, {{"to", kOnnxInt64}}, "falaj/codes");
+    }
+    std::set<std::string> words;
+    for (const auto& fit : preprocessing_.fits) {
+      const auto& seen = std::get<CategoricalFit>(fit).vocabulary;
+      words.insert(seen.begin(), seen.end());
+    }
+    if (words.empty()) return invalid("family gpt: no column has a value in the training rows");
+    vocabulary_.assign(words.begin(), words.end());
+    std::vector<std::int64_t> rows(vocabulary_.size());
+    std::iota(rows.begin(), rows.end(), std::int64_t{0});
+    // One encoder for all columns: a text is one matrix of strings.
+    const std::string texts = join(std::move(raw), "falaj/texts");
+    return graph_.add(kOnnxMl, "LabelEncoder", {texts},
+                      {{"keys_strings", vocabulary_}, {"values_int64s", std::move(rows)}, {"default_int64", as_dim(vocabulary_.size())}},
+                      "falaj/codes");
+  }
+
+  Status decoder(const std::string& codes) {
+    const auto width = as_dim(spec_.embedding_width);
+    const std::size_t length = preprocessing_.columns.size();
+    const std::string table = parameter("tokens/table", {as_dim(vocabulary_.size()) + 1, width}, Start::embedding, 1);
+    const std::string places = parameter("tokens/places", {as_dim(length), width}, Start::embedding, 1);
+    const std::string looked_up = graph_.add("Gather", {table, codes}, {{"axis", std::int64_t{0}}});
+    const std::string states = blocks(graph_.add("Add", {looked_up, places}, {}, "falaj/tokens"), length);
+    graph_.add("Identity", {states}, {}, "falaj/states");
+    const std::string last = layers_.constant("falaj/last_token", Tensor::scalar<std::int64_t>(as_dim(length) - 1));
+    const std::string read = graph_.add("Gather", {"falaj/states", last}, {{"axis", std::int64_t{1}}}, "falaj/deep");
+    if (!spec_.tied) {
+      head(read, kLogits);
+      return {};
+    }
+    if (target_.task != Task::multiclass) return invalid("tied: the label must be a token, one of several classes");
+    std::vector<std::int64_t> rows;
+    for (const std::string& name : target_.classes) {
+      const auto found = std::ranges::find(vocabulary_, name);
+      if (found == vocabulary_.end()) return invalid(format("tied: the label's class '{}' is no token of the columns", name));
+      rows.push_back(found - vocabulary_.begin());
+    }
+    const std::string which =
+        graph_.add_initializer("falaj/class_tokens", Tensor::of<std::int64_t>({as_dim(rows.size())}, std::span<const std::int64_t>(rows)));
+    const std::string classes = graph_.add("Gather", {table, which}, {{"axis", std::int64_t{0}}});
+    const std::string weights = graph_.add("Transpose", {classes}, Attributes{{"perm", std::vector<std::int64_t>{1, 0}}});
+    graph_.add("MatMul", {read, weights}, {}, kLogits);
+    return {};
   }
 
   std::string head(const std::string& x, std::string_view output) {
@@ -302,6 +385,7 @@ class FamilyBuilder {
   std::string codes_;         // [N, categorical_width_], rows of tables of categories_ rows
   std::size_t standardised_width_ = 0, numeric_width_ = 0, categorical_width_ = 0, categories_ = 0, deep_width_ = 0, outputs_ = 1;
   std::size_t channels_ = 0, rows_ = 0, columns_ = 0;  // of the image so far
+  std::vector<std::string> vocabulary_;                // of a text; the token behind the last is none of them
   std::vector<std::string> dropped_;
 };
 
@@ -387,16 +471,18 @@ Result<Family> parse_family(std::string_view text) {
 FamilySpec default_spec(Family family) {
   FamilySpec spec{.family = family};
   if (family == Family::cnn || family == Family::resnet) spec.hidden = {16, 32};
-  if (family == Family::transformer) {
+  if (family == Family::transformer || family == Family::gpt) {
     spec.hidden = {64, 64};
     spec.embedding_width = 32;
   }
+  if (family == Family::gpt) spec.activation = "Gelu";
   return spec;
 }
 
 namespace {
 
 constexpr std::uint64_t kPixelsMax = 65536;
+constexpr std::uint32_t kVocabularyMax = 65536;
 
 Status check_image(const FamilySpec& spec) {
   const bool whole = spec.image.size() == 3 && std::ranges::none_of(spec.image, [](std::uint32_t n) { return n == 0 || n > kPixelsMax; });
@@ -418,6 +504,9 @@ Status check(const FamilySpec& spec) {
   const bool of_images = spec.family == Family::cnn || spec.family == Family::resnet;
   if (!of_images && !spec.image.empty())
     return invalid(format("`image` is for the families cnn and resnet, not for {}", to_string(spec.family)));
+  if (spec.family != Family::gpt && (spec.vocabulary > 0 || spec.tied))
+    return invalid(format("`vocabulary` and `tied` are for the family gpt, not for {}", to_string(spec.family)));
+  if (spec.vocabulary > kVocabularyMax) return invalid(format("a vocabulary of {} tokens: at most {}", spec.vocabulary, kVocabularyMax));
   if (spec.family == Family::linear) return {};
   if (spec.family == Family::boosted_trees) return invalid("boosted trees are grown, not differentiated: see kernels/trees");
   if (spec.hidden.empty() || spec.hidden.size() > 64) return invalid(format("{} hidden layers: there must be 1 to 64", spec.hidden.size()));
@@ -429,7 +518,8 @@ Status check(const FamilySpec& spec) {
     return invalid(format("embedding_width is {}, it must be 1 to 4096", spec.embedding_width));
   }
   if (of_images) return check_image(spec);
-  if (spec.family == Family::transformer && (spec.heads == 0 || spec.embedding_width % spec.heads != 0)) {
+  const bool attends = spec.family == Family::transformer || spec.family == Family::gpt;
+  if (attends && (spec.heads == 0 || spec.embedding_width % spec.heads != 0)) {
     return invalid(
         format("{} heads of attention cannot share tokens of {} numbers: the one must divide the other", spec.heads, spec.embedding_width));
   }

@@ -62,20 +62,26 @@ Result<std::vector<float>> encode_labels(const TargetSpec& target, std::span<con
 
 // cnn and resnet take the numeric columns for the pixels of one image, in the order channel, row, column. transformer makes a token of each
 // column (Gorishniy, Rubachev, Khrulkov, Babenko: "Revisiting Deep Learning Models for Tabular Data", 2021) and averages what comes out.
-enum class Family : std::uint8_t { linear, mlp, wide_deep, boosted_trees, cnn, resnet, transformer };
+// gpt reads the columns as a text, a token each, in their order: a decoder in which a token sees those before it (Radford et al., "Language
+// Models are Unsupervised Multitask Learners", 2019), whose last state says what the label is: the next token, or a class of the whole.
+enum class Family : std::uint8_t { linear, mlp, wide_deep, boosted_trees, cnn, resnet, transformer, gpt };
 std::string_view to_string(Family family) noexcept;
 Result<Family> parse_family(std::string_view text);
 
 struct FamilySpec {
   Family family = Family::wide_deep;
-  // Units of each layer; cnn, resnet: channels of each stage, after which the image has half the rows and columns; transformer: units
-  // between the two linear layers of each block.
+  // Units of each layer; cnn, resnet: channels of each stage, after which the image has half the rows and columns; transformer, gpt:
+  // units between the two linear layers of each block.
   std::vector<std::uint32_t> hidden = {32, 16};
   std::string activation = "Relu";    // Relu, Tanh, Sigmoid, Elu, LeakyRelu, Softplus, Gelu
   double dropout = 0.0;               // after each hidden layer or block, while training only
-  std::uint32_t embedding_width = 4;  // wide_deep: floats for each category; transformer: of each token
+  std::uint32_t embedding_width = 4;  // wide_deep: floats for each category; transformer, gpt: of each token
   std::vector<std::uint32_t> image;   // cnn, resnet: channels, rows, columns
-  std::uint32_t heads = 4;            // transformer: of attention; divides embedding_width
+  std::uint32_t heads = 4;            // transformer, gpt: of attention; divides embedding_width
+  // gpt: columns of numbers hold the tokens 0 to vocabulary - 1; 0: the columns are categories, which share one vocabulary. What is neither
+  // (missing, rare, unknown) is a token of its own.
+  std::uint32_t vocabulary = 0;
+  bool tied = false;  // gpt: the table of tokens also gives the logits (Press and Wolf, 2017); the classes must be tokens
   bool operator==(const FamilySpec&) const = default;
 };
 FamilySpec default_spec(Family family);

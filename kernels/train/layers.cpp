@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <numbers>
 
 #include "runtime/base/format.hpp"
@@ -91,7 +92,8 @@ std::string Layers::layer_norm(const std::string& name, const std::string& x, st
   return graph_.add("LayerNormalization", {x, scales, shifts}, Attributes{{"axis", std::int64_t{-1}}});
 }
 
-std::string Layers::self_attention(const std::string& name, const std::string& x, std::size_t width, std::size_t heads) {
+std::string Layers::self_attention(const std::string& name, const std::string& x, std::size_t width, std::size_t heads,
+                                   std::size_t causal_tokens) {
   const std::size_t each = width / heads;
   const std::string apart = constant(format("falaj/heads{}x{}", heads, each), Tensor::vector<std::int64_t>({0, 0, dim(heads), dim(each)}));
   const std::string together = constant(format("falaj/width{}", width), Tensor::vector<std::int64_t>({0, 0, dim(width)}));
@@ -106,7 +108,15 @@ std::string Layers::self_attention(const std::string& name, const std::string& x
   Tensor scale(DType::f32, {});
   scale.mutable_data<float>()[0] = static_cast<float>(1.0 / std::sqrt(static_cast<double>(each)));
   const std::string product = graph_.add("MatMul", {query, key});
-  const std::string scores = graph_.add("Mul", {product, constant(format("falaj/scale{}", each), std::move(scale))});
+  std::string scores = graph_.add("Mul", {product, constant(format("falaj/scale{}", each), std::move(scale))});
+  if (causal_tokens > 0) {
+    Tensor mask(DType::f32, {dim(causal_tokens), dim(causal_tokens)});
+    for (std::size_t row = 0; row < causal_tokens; ++row) {
+      for (std::size_t column = row + 1; column < causal_tokens; ++column)
+        mask.mutable_data<float>()[row * causal_tokens + column] = -std::numeric_limits<float>::infinity();
+    }
+    scores = graph_.add("Add", {scores, constant(format("falaj/causal{}", causal_tokens), std::move(mask))});
+  }
   const std::string shares = graph_.add("Softmax", {scores}, Attributes{{"axis", std::int64_t{-1}}});
   const std::string mixed = graph_.add("MatMul", {shares, value});
   const std::string back = graph_.add("Transpose", {mixed}, Attributes{{"perm", std::vector<std::int64_t>{0, 2, 1, 3}}});

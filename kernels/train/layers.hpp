@@ -35,7 +35,9 @@ class Layers {
   std::string channel_scale(const std::string& name, const std::string& x, std::size_t channels, Start start);
   std::string layer_norm(const std::string& name, const std::string& x, std::size_t width);
   // Vaswani et al., "Attention Is All You Need" (2017), §3.2.2, of [N, tokens, width] with itself; `heads` divides `width`.
-  std::string self_attention(const std::string& name, const std::string& x, std::size_t width, std::size_t heads);
+  // causal_tokens: how many tokens there are, of which each sees itself and those before it; 0: each sees all.
+  std::string self_attention(const std::string& name, const std::string& x, std::size_t width, std::size_t heads,
+                             std::size_t causal_tokens = 0);
 
  private:
   Graph& graph_;

@@ -5,6 +5,7 @@
 
 #include "kernels/convert.hpp"
 #include "kernels/plan.hpp"
+#include "kernels/train/soft_targets.hpp"
 #include "kernels/train/trainer.hpp"
 #include "runtime/base/format.hpp"
 
@@ -51,6 +52,7 @@ Result<Loss> parse_loss(std::string_view text) {
 }
 
 Result<Comparison> compare(const Objective& objective, const Shape& logits_row) {
+  if (objective.distillation) return compare_distilled(objective, logits_row);
   Comparison c{objective, logits_row};
   const Shape& labels = objective.label_row;
   if (!(objective.huber_delta > 0))
@@ -76,6 +78,7 @@ Result<Comparison> compare(const Objective& objective, const Shape& logits_row) 
 }
 
 Result<Tensor> read_labels(const Comparison& c, const Tensor& labels) {
+  if (c.objective.distillation) return read_distilled_labels(c, labels);
   if (labels.dtype() == DType::string || labels.shape().empty()) return invalid("labels must be numbers, one row each");
   const std::int64_t rows = labels.shape()[0];
   const auto per_row = static_cast<std::size_t>(std::max<std::int64_t>(c.per_row, 1));
@@ -100,14 +103,17 @@ Result<Tensor> read_labels(const Comparison& c, const Tensor& labels) {
 }
 
 ValueInfo label_input(const Comparison& c, std::string_view name) {
-  const bool classes = c.objective.loss == Loss::cross_entropy;
-  ValueInfo info{std::string(name), classes ? DType::i64 : DType::f32, with_rows(-1, classes ? c.objective.label_row : c.logits_row)};
+  const bool taught = c.objective.distillation.has_value();
+  const bool classes = c.objective.loss == Loss::cross_entropy && !taught;
+  ValueInfo info{std::string(name), classes ? DType::i64 : DType::f32,
+                 with_rows(-1, classes || taught ? c.objective.label_row : c.logits_row)};
   info.symbols.assign(info.shape.rank(), "");
   info.symbols[0] = "N";
   return info;
 }
 
 std::string append_loss(Graph& graph, const Comparison& c, const std::string& logits, const std::string& labels) {
+  if (c.objective.distillation) return append_distilled_loss(graph, c, logits, labels);
   Attributes attributes = {{"reduction", std::string("sum")}};
   std::string x = logits;
   std::string target = labels;
@@ -131,6 +137,7 @@ std::string append_loss(Graph& graph, const Comparison& c, const std::string& lo
 }
 
 double compared(const Comparison& c, const Tensor& labels) {
+  if (c.objective.distillation) return static_cast<double>(labels.shape()[0] * c.per_row);
   if (c.objective.loss != Loss::cross_entropy) return static_cast<double>(labels.elements());
   const auto all = labels.data<std::int64_t>();
   return static_cast<double>(all.size()) - static_cast<double>(std::ranges::count(all, kIgnoredLabel));
@@ -167,6 +174,7 @@ void measure_classes(const Comparison& c, const Tensor& logits, const Tensor& la
 
 Result<Evaluation> measure(const Comparison& c, const Tensor& logits, const Tensor& labels) {
   if (logits.dtype() != DType::f32) return invalid(format("the measured value is {}, not float32", to_string(logits.dtype())));
+  if (c.objective.distillation) return invalid("a model is measured by its labels, not by a teacher");
   Evaluation out;
   if (c.objective.loss == Loss::cross_entropy) {
     if (c.classes != 2) out.metrics = MulticlassMetrics(static_cast<std::size_t>(c.classes));

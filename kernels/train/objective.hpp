@@ -17,10 +17,16 @@ enum class Loss : std::uint8_t { cross_entropy, bce, mse, l1, huber };
 std::string_view to_string(Loss loss) noexcept;
 Result<Loss> parse_loss(std::string_view text);
 
+struct Distillation {
+  double temperature = 4;
+  double share = 0.5;  // of the loss: the teacher's; the labels have the rest
+};
+
 struct Objective {
   Loss loss = Loss::cross_entropy;
   double huber_delta = 1.0;
-  Shape label_row = {};  // the shape of a row's labels
+  Shape label_row = {};                           // the shape of a row's labels
+  std::optional<Distillation> distillation = {};  // the labels are those of soft_targets.hpp
 };
 constexpr std::int64_t kIgnoredLabel = -100;  // of cross-entropy: counts as nothing
 

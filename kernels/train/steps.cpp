@@ -30,52 +30,114 @@ Error not_finite(Trainer& trainer, const DataSet& data, std::span<const std::uin
              step, first));
 }
 
-}  // namespace
+// A run of steps, between two of which it can be taken down and set up again.
+class Run {
+ public:
+  Run(Trainer& trainer, const DataSet& data, const StepsSpec& spec)
+      : trainer_(trainer),
+        data_(data),
+        spec_(spec),
+        sampler_(spec.sampler, rows_of(data)),
+        optimizer_(spec.optimizer, trainer.parameters().size(), {}, trainer.tensor_sizes()),
+        sum_(trainer.parameters().size()),
+        part_(spec.accumulate > 1 ? sum_.size() : 0) {
+    state_.plateau = spec.plateau_spec;
+  }
 
-Status train_steps(Trainer& trainer, const DataSet& data, const StepsSpec& spec, const std::function<Status(const StepReport&)>& on_step) {
-  FALAJ_TRY(check(spec));
-  if (data.rows() == 0) return invalid("there are no rows to train on");
-  std::vector<std::uint32_t> rows(data.rows());
-  std::iota(rows.begin(), rows.end(), 0U);
-  Sampler sampler(spec.sampler, std::move(rows));
-  Optimizer optimizer(spec.optimizer, trainer.parameters().size(), {}, trainer.tensor_sizes());
-  Plateau plateau = spec.plateau_spec;
-  std::vector<float> sum(trainer.parameters().size());
-  std::vector<float> part(spec.accumulate > 1 ? sum.size() : 0);
-  double epoch_loss = 0;
-  double epoch_count = 0;
-  for (std::uint64_t step = 0; step < spec.steps; ++step) {
+  Status set_up(const StepsState& from) {
+    if (from.step > spec_.steps) return invalid(format("the checkpoint is of step {}, the run has {}", from.step, spec_.steps));
+    FALAJ_TRY(trainer_.load(from.parameters));
+    FALAJ_TRY(trainer_.load_statistics(from.statistics));
+    FALAJ_TRY(optimizer_.load(from.step, from.optimizer));
+    state_.step = from.step;
+    state_.plateau.factor = from.plateau.factor;
+    state_.plateau.best = from.plateau.best;
+    state_.plateau.bad = from.plateau.bad;
+    state_.plateau.any = from.plateau.any;
+    state_.epoch_loss = from.epoch_loss;
+    state_.epoch_count = from.epoch_count;
+    state_.reports = from.reports;
+    return {};
+  }
+
+  const StepsState& taken_down() {
+    state_.parameters.assign(trainer_.parameters().begin(), trainer_.parameters().end());
+    state_.optimizer.assign(optimizer_.state().begin(), optimizer_.state().end());
+    state_.statistics = trainer_.statistics();
+    return state_;
+  }
+
+  [[nodiscard]] std::uint64_t done() const { return state_.step; }
+
+  Result<StepReport> step() {
     double loss = 0;
     double count = 0;
-    for (std::uint32_t k = 0; k < spec.accumulate; ++k) {
-      const std::uint64_t batch = step * spec.accumulate + k;
-      const auto taken = sampler.batch(batch);
-      FALAJ_ASSIGN(const double share, trainer.gradient(data, taken, k == 0 ? std::span(sum) : std::span(part), spec.sampler.seed + batch));
-      const FlushDenormals mode;
-      for (std::size_t i = 0; k > 0 && i < sum.size(); ++i) sum[i] += part[i];
-      if (!std::isfinite(share) || !std::isfinite(global_norm(sum)))
-        return not_finite(trainer, data, taken, spec.sampler.seed + batch, step + 1);
-      const double here = trainer.compared(data, taken);
-      loss += share;
-      count += here;
-      epoch_loss += share;
-      epoch_count += here;
-      if ((batch + 1) % sampler.steps_per_epoch() == 0) {
-        if (spec.plateau && epoch_count > 0) plateau.update(epoch_loss / epoch_count);
-        epoch_loss = epoch_count = 0;
-      }
-    }
-    if (count == 0) return invalid(format("step {}: no label of its rows counts", step + 1));
-    StepReport report{step + 1, loss / count, 0, 0};
+    for (std::uint32_t k = 0; k < spec_.accumulate; ++k) FALAJ_TRY(add_batch(k, loss, count));
+    if (count == 0) return invalid(format("step {}: no label of its rows counts", state_.step + 1));
+    StepReport report{state_.step + 1, loss / count, 0, 0};
     {
       const FlushDenormals mode;
       const auto scale = static_cast<float>(1.0 / count);
-      for (float& g : sum) g *= scale;
+      for (float& g : sum_) g *= scale;
     }
-    const double factor = spec.schedule.factor(step) * plateau.factor;
-    report.learning_rate = spec.optimizer.learning_rate * factor;
-    report.gradient_norm = optimizer.step(trainer.parameters(), sum, factor);
+    const double factor = spec_.schedule.factor(state_.step) * state_.plateau.factor;
+    report.learning_rate = spec_.optimizer.learning_rate * factor;
+    report.gradient_norm = optimizer_.step(trainer_.parameters(), sum_, factor);
+    ++state_.step;
+    return report;
+  }
+  void keep(const StepReport& report) { state_.reports.push_back(report); }
+
+ private:
+  static std::vector<std::uint32_t> rows_of(const DataSet& data) {
+    std::vector<std::uint32_t> rows(data.rows());
+    std::iota(rows.begin(), rows.end(), 0U);
+    return rows;
+  }
+
+  Status add_batch(std::uint32_t k, double& loss, double& count) {
+    const std::uint64_t batch = state_.step * spec_.accumulate + k;
+    const std::uint64_t key = spec_.sampler.seed + batch;
+    const auto taken = sampler_.batch(batch);
+    FALAJ_ASSIGN(const double share, trainer_.gradient(data_, taken, k == 0 ? std::span(sum_) : std::span(part_), key));
+    const FlushDenormals mode;
+    for (std::size_t i = 0; k > 0 && i < sum_.size(); ++i) sum_[i] += part_[i];
+    if (!std::isfinite(share) || !std::isfinite(global_norm(sum_))) return not_finite(trainer_, data_, taken, key, state_.step + 1);
+    const double here = trainer_.compared(data_, taken);
+    loss += share;
+    count += here;
+    state_.epoch_loss += share;
+    state_.epoch_count += here;
+    if ((batch + 1) % sampler_.steps_per_epoch() == 0) {
+      if (spec_.plateau && state_.epoch_count > 0) state_.plateau.update(state_.epoch_loss / state_.epoch_count);
+      state_.epoch_loss = state_.epoch_count = 0;
+    }
+    return {};
+  }
+
+  Trainer& trainer_;
+  const DataSet& data_;
+  const StepsSpec& spec_;
+  Sampler sampler_;
+  Optimizer optimizer_;
+  std::vector<float> sum_, part_;
+  StepsState state_;
+};
+
+}  // namespace
+
+Status train_steps(Trainer& trainer, const DataSet& data, const StepsSpec& spec, const std::function<Status(const StepReport&)>& on_step,
+                   const Checkpoints& checkpoints) {
+  FALAJ_TRY(check(spec));
+  if (data.rows() == 0) return invalid("there are no rows to train on");
+  Run run(trainer, data, spec);
+  if (checkpoints.from != nullptr) FALAJ_TRY(run.set_up(*checkpoints.from));
+  while (run.done() < spec.steps) {
+    FALAJ_ASSIGN(const StepReport report, run.step());
     FALAJ_TRY(on_step(report));
+    if (checkpoints.every == 0) continue;
+    run.keep(report);
+    if (run.done() % checkpoints.every == 0) FALAJ_TRY(checkpoints.save(run.taken_down()));
   }
   return {};
 }

@@ -6,6 +6,7 @@
 
 #include "kernels/train/optimizer.hpp"
 #include "kernels/train/sampler.hpp"
+#include "kernels/train/steps_state.hpp"
 #include "kernels/train/trainer.hpp"
 
 namespace falaj::kernels {
@@ -21,14 +22,14 @@ struct StepsSpec {
 };
 Status check(const StepsSpec& spec);
 
-struct StepReport {
-  std::uint64_t step = 0;  // the first is 1
-  double loss = 0;         // mean over what the step's batches compare, before the update
-  double learning_rate = 0;
-  double gradient_norm = 0;  // before clipping
+struct Checkpoints {
+  const StepsState* from = nullptr;  // goes on from there, on a trainer made alike; its reports are not told again
+  std::uint64_t every = 0;           // steps; 0: never
+  std::function<Status(const StepsState&)> save = {};
 };
 
 // Ends at the first loss or gradient that is not finite, with the step and the first value that went bad; nothing is updated by it.
-Status train_steps(Trainer& trainer, const DataSet& data, const StepsSpec& spec, const std::function<Status(const StepReport&)>& on_step);
+Status train_steps(Trainer& trainer, const DataSet& data, const StepsSpec& spec, const std::function<Status(const StepReport&)>& on_step,
+                   const Checkpoints& checkpoints = {});
 
 }  // namespace falaj::kernels

@@ -508,6 +508,23 @@ Status Trainer::load(std::span<const float> parameters) {
   return {};
 }
 
+std::vector<float> Trainer::statistics() const {
+  std::vector<float> out;
+  for (const Impl::State& entry : impl_->state) out.insert(out.end(), entry.value.data<float>().begin(), entry.value.data<float>().end());
+  return out;
+}
+
+Status Trainer::load_statistics(std::span<const float> statistics) {
+  std::size_t wanted = 0;
+  for (const Impl::State& entry : impl_->state) wanted += entry.value.elements();
+  if (statistics.size() != wanted) return invalid(format("{} running statistics do not fit a model of {}", statistics.size(), wanted));
+  for (Impl::State& entry : impl_->state) {
+    std::ranges::copy(statistics.first(entry.value.elements()), entry.value.mutable_data<float>().begin());
+    statistics = statistics.subspan(entry.value.elements());
+  }
+  return {};
+}
+
 std::vector<std::uint8_t> Trainer::decay_mask() const {
   std::vector<std::uint8_t> mask;
   for (const Parameter& parameter : impl_->layout) mask.insert(mask.end(), parameter.count, parameter.decay ? 1 : 0);

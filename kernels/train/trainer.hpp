@@ -118,6 +118,9 @@ class Trainer {
   [[nodiscard]] std::span<float> parameters() noexcept;
   [[nodiscard]] std::span<const float> parameters() const noexcept;
   Status load(std::span<const float> parameters);
+  // BatchNormalization's running statistics, where the batch's are trained by; otherwise empty. Not parameters, but part of the state.
+  [[nodiscard]] std::vector<float> statistics() const;
+  Status load_statistics(std::span<const float> statistics);
   [[nodiscard]] const std::vector<Parameter>& layout() const noexcept;
   [[nodiscard]] std::vector<std::uint8_t> decay_mask() const;                          // for Optimizer
   [[nodiscard]] std::vector<std::size_t> tensor_sizes() const;                         // likewise

@@ -223,6 +223,9 @@ TEST(TrainingCredit, NetworksOfTheExamplesLearnAndAreTheSameWithKills) {
     ASSERT_EQ(trained.phase, "finished") << trained.message;
     EXPECT_GE(trained.metrics.at("accuracy"), 0.8) << job;
   }
+  const auto read = train(*digits, job_from("digits_gpt.toml", 0, few), 23);
+  ASSERT_EQ(read.phase, "finished") << read.message;
+  EXPECT_GE(read.metrics.at("accuracy"), 0.4);
   const auto credit = read_example("credit.toml", "german_credit.csv");
   const auto whole = train(*credit, job_from("credit_transformer.toml", 0, few), 21);
   const auto killed = train(*credit, job_from("credit_transformer.toml", 0, few), 22, {6, 12});

@@ -36,7 +36,7 @@ def test_bash_completes_the_tree_of_commands():
     assert {"up", "down", "models", "features", "bench", "completion"} <= set(top)
     assert "launcher" not in top
     assert set(completed("mod")) == {"model", "models"}
-    assert {"info", "run", "train", "evaluate", "bench"} <= set(completed("model", ""))
+    assert {"info", "run", "train", "evaluate", "prune", "distill", "boost", "bench"} <= set(completed("model", ""))
     assert set(completed("bench", "")) == {"actors", "links", "lanes", "overload", "http", "kernels"}
     assert set(completed("models", "")) == {"import", "list", "show", "export", "alias"}
     assert "--alias" in completed("models", "show", "--a")
