@@ -45,8 +45,7 @@ class Input {
 
 struct World {
   TestCluster cluster;
-  TestNode a{cluster, "a", 1,
-             [](LinkOptions& o) {
+  TestNode a{cluster, "a", 1, [](LinkOptions& o) {
                o.handshake_timeout = 2s;
                o.io_threads = 1;
              }};
@@ -128,9 +127,8 @@ struct World {
     }
     const auto said = "round " + std::to_string(++rounds);
     if (!b.send("a", Lane::NORMAL, said).has_value()) wrong("the good peer cannot send");
-    const bool came = a.seen.wait([&](const Recorder& r) {
-      return std::ranges::any_of(r.messages, [&](const auto& m) { return m.from == "b" && m.text == said; });
-    });
+    const bool came = a.seen.wait(
+        [&](const Recorder& r) { return std::ranges::any_of(r.messages, [&](const auto& m) { return m.from == "b" && m.text == said; }); });
     if (!came) wrong("what the good peer sends does not come");
     const bool gone = a.seen.wait([&](const Recorder&) { return a.links->status().size() == 1; });
     if (!gone) wrong("a peer whose connections are closed is still there");
