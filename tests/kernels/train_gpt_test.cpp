@@ -130,6 +130,13 @@ void expect_same_interpreted_and_planned(const Graph& graph, const Table& table,
   for (std::size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], b[i], 1e-5) << i;
 }
 
+// Sanitizers look for other things than quality.
+#ifdef FALAJ_SANITIZED
+constexpr bool kWhole = false;
+#else
+constexpr bool kWhole = true;
+#endif
+
 TEST(TrainGpt, LearnsWhichLetterFollows) {
   const auto example = letters(12, 4000);
   FamilySpec spec = default_spec(Family::gpt);
@@ -139,7 +146,7 @@ TEST(TrainGpt, LearnsWhichLetterFollows) {
   auto prepared = prepare(example, rows, spec, 1, "next");
   ASSERT_TRUE(prepared) << prepared.error().message;
   FitSpec fitting;
-  fitting.epochs = 12;
+  fitting.epochs = kWhole ? 12 : 2;
   fitting.optimizer.learning_rate = 0.006;
   fitting.optimizer.weight_decay = 0.01;
   const auto report = fit(*prepared->trainer, prepared->data, fitting, rows);
@@ -147,7 +154,9 @@ TEST(TrainGpt, LearnsWhichLetterFollows) {
   const double loss = prepared->trainer->evaluate(prepared->data, rows)->loss();
   RecordProperty("loss", format("{:.3f}", loss));
   RecordProperty("loss_of_the_last_letter", format("{:.3f}", counted_loss(example, 1)));
-  EXPECT_LT(loss, 0.8 * counted_loss(example, 1)) << "more than the last letter tells";
+  if (kWhole) {
+    EXPECT_LT(loss, 0.8 * counted_loss(example, 1)) << "more than the last letter tells";
+  }
   Table some = example.table;
   for (auto& column : some.values) std::get<CategoricalColumn>(column).resize(50);
   std::get<CategoricalColumn>(some.values[3])[7] = "\xC3\xA9";  // no token
@@ -165,13 +174,15 @@ TEST(TrainGpt, ReadsDigitsPixelAfterPixel) {
   auto prepared = prepare(digits(), split->train, spec, 1, "digit");
   ASSERT_TRUE(prepared) << prepared.error().message;
   FitSpec fitting;
-  fitting.epochs = 10;
+  fitting.epochs = kWhole ? 10 : 1;
   fitting.sampler.global_batch = 32;
   fitting.optimizer.learning_rate = 0.015;
   ASSERT_TRUE(fit(*prepared->trainer, prepared->data, fitting, split->train));
   const double accuracy = prepared->trainer->evaluate(prepared->data, split->test)->score();
   RecordProperty("accuracy", format("{:.4f}", accuracy));
-  EXPECT_GE(accuracy, 0.87);
+  if (kWhole) {
+    EXPECT_GE(accuracy, 0.87);
+  }
   Table odd = digits().table;
   auto& pixels = std::get<NumericColumn>(odd.values[20]);
   pixels[0] = std::numeric_limits<float>::quiet_NaN();
