@@ -24,6 +24,8 @@ constexpr auto kInlineRun = std::chrono::microseconds(100);
 constexpr auto kLoadRetryMin = std::chrono::milliseconds(200);
 constexpr auto kLoadRetryMax = std::chrono::seconds(10);
 
+Error stopped() { return error(ErrorCode::gone, "the replica was stopped"); }
+
 struct Queued {
   Msg<Infer> message;
   Fit fit;
@@ -36,6 +38,13 @@ struct Run {
   std::vector<Queued> batch;
   std::vector<Part> parts;
   std::int64_t rows = 0;
+
+  Run() = default;
+  Run(const Run&) = delete;
+  Run& operator=(const Run&) = delete;
+  ~Run() {  // whom nobody has answered by now can be answered by another replica
+    for (auto& queued : batch) queued.message.refuse(stopped());
+  }
 };
 
 Status compute(Run& run) {
@@ -70,7 +79,7 @@ class Replica final : public ActorOf<Replica> {
 
   // The router asks another replica.
   void on_stop(Context&) override {
-    for (auto& queued : queue_) queued.message.refuse(error(ErrorCode::gone, "the replica was stopped"));
+    for (auto& queued : queue_) queued.message.refuse(stopped());
     queue_.clear();
   }
 

@@ -304,6 +304,24 @@ TEST_F(Replica, StoppedItSendsItsQueueElsewhere) {
   EXPECT_EQ(*code, ErrorCode::gone);
 }
 
+// Also what is being computed, on a thread that outlives the actor.
+TEST_F(Replica, StoppedItSendsWhatItIsAtElsewhere) {
+  start_ready(1);
+  std::vector<std::string> ends;
+  for (int i = 0; i < 3; ++i) {
+    host_->ask(ref(), request({{1, "a"}}), {}, [&](const Result<Message>& answer) {
+      ends.emplace_back(answer ? "answered" : answer.error().code == ErrorCode::gone ? "gone" : answer.error().message);
+    });
+  }
+  const auto runs = [&] { return count("falaj_serving_runs_total"); };
+  const auto before = runs();
+  world_.run_for(1us);
+  host_->stop_child("serving/replica/m/0");
+  ASSERT_TRUE(world_.run_until([&] { return ends.size() == 3; }, 5s));
+  EXPECT_EQ(runs(), before) << "it had answered before it was stopped: the test shows nothing";
+  EXPECT_EQ(ends, (std::vector<std::string>{"gone", "gone", "gone"}));
+}
+
 TEST_F(Replica, WhatCannotBeLoadedIsTriedAgainAndHurtsNobody) {
   stored_ = std::make_shared<Bytes>(to_bytes("no model"));
   content_ = stored_;
