@@ -57,7 +57,7 @@ const Error* Cell::admit(Delivery& delivery, std::size_t lane) {
 bool Cell::comes_too_late(const Delivery& delivery, std::uint32_t waiting) const {
   if (delivery.kind != Kind::ask || waiting < kLongQueue || delivery.deadline == Instant::max()) return false;
   const Duration expected = std::chrono::nanoseconds(pace_ns_.load(std::memory_order_relaxed)) * waiting;
-  return expected * 4 > (delivery.deadline - node_->now()) * 3;  // a quarter is left for the work and the way back
+  return expected * 3 > (delivery.deadline - node_->now()) * 2;  // a third is left for the work, the way back and a stall of the machine
 }
 
 // Only from a queue that was long enough for its length to be what mattered.
