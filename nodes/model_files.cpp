@@ -42,7 +42,7 @@ Result<std::shared_ptr<Mapping>> map_file(const fs::path& path) {
   if (fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && info.st_size > 0)
     data = mmap(nullptr, static_cast<std::size_t>(info.st_size), PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
   close(fd);
-  if (data == MAP_FAILED) return invalid(format("{}: this is no file with data", path.string()));
+  if (data == MAP_FAILED) return invalid(format("{}: a directory, or no file with data", path.string()));
   return std::make_shared<Mapping>(data, static_cast<std::size_t>(info.st_size));
 }
 
@@ -86,9 +86,10 @@ class Folder {
 }  // namespace
 
 Result<kernels::Graph> load_model(const std::string& path) {
-  FALAJ_ASSIGN(const auto content, read_binary_file(path));
+  FALAJ_ASSIGN(const auto file, map_file(path));
+  kernels::ModelBytes content{{static_cast<const std::uint8_t*>(file->data), file->size}, file};
   const auto folder = std::make_shared<Folder>(fs::path(path).has_parent_path() ? fs::path(path).parent_path() : fs::path("."));
-  return kernels::import_onnx(content, path, [folder](std::string_view location, std::uint64_t offset, std::uint64_t length) {
+  return kernels::import_onnx(std::move(content), path, [folder](std::string_view location, std::uint64_t offset, std::uint64_t length) {
     return folder->read(location, offset, length);
   });
 }
