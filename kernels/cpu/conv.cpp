@@ -57,7 +57,7 @@ FALAJ_AVX2 inline void store_some(float* to, __m256 value, std::int64_t width) {
       const std::int64_t at = r * t.row + 8 * half;
       __m256 value = _mm256_add_ps(_mm256_load_ps(sums + r * kMaps + 8 * half), bias);
       if (t.addend != nullptr) value = _mm256_add_ps(value, load_some(t.addend + at, width));
-      store_some(t.y + at, activate8(value, t.activation, t.alpha), width);
+      store_some(t.y + at, activate(value, t.activation, t.alpha), width);
     }
   }
 }
@@ -112,11 +112,6 @@ FALAJ_AVX2 void tile(const float* const* places, std::int64_t count, std::int64_
 
 using Tile = void (*)(const float* const*, std::int64_t, std::int64_t, std::int64_t, const float*, const Target&);
 constexpr Tile kTiles[] = {nullptr, tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>};
-
-// A share of `total` things in `parts` parts, as even as can be: the first of part i.
-std::int64_t first_of(std::int64_t part, std::int64_t parts, std::int64_t total) {
-  return part * (total / parts) + std::min(part, total % parts);
-}
 
 class ConvKernel final : public Kernel {
  public:
@@ -321,7 +316,7 @@ class DepthwiseKernel final : public Kernel {
         }
         if (fused_.has_bias) sum = _mm256_add_ps(sum, load_some(io.input<float>(2) + c, width));
         if (fused_.has_addend) sum = _mm256_add_ps(sum, load_some(io.input<float>(3) + pixel * channels + c, width));
-        store_some(io.output<float>(0) + pixel * channels + c, activate8(sum, fused_.activation, alpha), width);
+        store_some(io.output<float>(0) + pixel * channels + c, activate(sum, fused_.activation, alpha), width);
       }
     }
   }

@@ -79,8 +79,8 @@ class WinogradKernel final : public Kernel {
       const std::int64_t count = std::min(block_, total - first);
       for (std::int64_t t = 0; t < count; ++t) transform_in(io.input<float>(0), first + t, in + t * s.channels, count * s.channels);
       for (std::int64_t p = 0; p < kPlaces; ++p)
-        multiply_packed(in + p * count * s.channels, s.channels, 1, w + p * panel_floats, products + p * count * s.maps, count, s.maps,
-                        s.channels, Finish{});
+        multiply_(in + p * count * s.channels, s.channels, 1, w + p * panel_floats, products + p * count * s.maps, count, s.maps,
+                  s.channels, Finish{});
       for (std::int64_t t = 0; t < count; ++t) transform_out(io, products + t * s.maps, count * s.maps, first + t);
     }
   }
@@ -141,7 +141,7 @@ class WinogradKernel final : public Kernel {
           const std::int64_t to = first + (r * w.out[1] + c) * maps + m;
           __m256 value = _mm256_add_ps(y[r * kOut + c], bias);
           if (fused_.has_addend) value = _mm256_add_ps(value, _mm256_loadu_ps(io.input<float>(3) + to));
-          _mm256_storeu_ps(io.output<float>(0) + to, activate8(value, fused_.activation, alpha));
+          _mm256_storeu_ps(io.output<float>(0) + to, activate(value, fused_.activation, alpha));
         }
       }
     }
@@ -151,6 +151,7 @@ class WinogradKernel final : public Kernel {
   std::shared_ptr<const Tensor> packed_;
   std::vector<float> zeros_;
   std::array<std::int64_t, 2> tiles_{};
+  Multiply multiply_ = multiply_packed();
   std::int64_t block_ = 0;  // tiles at a time
 };
 
