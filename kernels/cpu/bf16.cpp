@@ -63,7 +63,7 @@ struct Target {
         std::memcpy(lane, t.addend + r * t.row + c, static_cast<std::size_t>(width) * sizeof(float));
         v = _mm256_add_ps(v, _mm256_load_ps(lane));
       }
-      v = activate8(v, t.activation, t.alpha);
+      v = activate(v, t.activation, t.alpha);
       if (width == 8) {
         _mm256_storeu_ps(t.y + r * t.row + c, v);
       } else {

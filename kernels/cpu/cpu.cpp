@@ -2,6 +2,7 @@
 #include <xmmintrin.h>
 
 #include <array>
+#include <utility>
 
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/makers.hpp"
@@ -16,6 +17,12 @@ namespace cpu {
 
 void one_thread() { omp_set_num_threads(1); }
 
+namespace {
+constinit thread_local bool g_without_avx512 = false;
+}
+WithoutAvx512::WithoutAvx512() noexcept : before_(std::exchange(g_without_avx512, true)) {}
+WithoutAvx512::~WithoutAvx512() { g_without_avx512 = before_; }
+
 bool has_avx2() noexcept {
   static const bool kHas = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   return kHas;
@@ -23,20 +30,14 @@ bool has_avx2() noexcept {
 bool has_avx512() noexcept {
   static const bool kHas = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                            __builtin_cpu_supports("avx512dq");
-  return kHas;
+  return kHas && !g_without_avx512;
 }
 bool has_avx_vnni() noexcept {
   static const bool kHas = has_avx2() && __builtin_cpu_supports("avxvnni");
   return kHas;
 }
-bool has_avx512_vnni() noexcept {
-  static const bool kHas = has_avx512() && __builtin_cpu_supports("avx512vnni");
-  return kHas;
-}
-bool has_avx512_bf16() noexcept {
-  static const bool kHas = has_avx512() && __builtin_cpu_supports("avx512bf16");
-  return kHas;
-}
+bool has_avx512_vnni() noexcept { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+bool has_avx512_bf16() noexcept { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
 namespace {
 

@@ -43,12 +43,12 @@ FALAJ_AVX2 inline __m256 apply(__m256 a, __m256 b) {
 template <Unary kOp>
 FALAJ_AVX2 inline __m256 apply(__m256 x) {
   if constexpr (kOp == Unary::relu) return _mm256_blendv_ps(x, _mm256_setzero_ps(), _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ));
-  if constexpr (kOp == Unary::sigmoid) return sigmoid8(x);
-  if constexpr (kOp == Unary::tanh) return tanh8(x);
-  if constexpr (kOp == Unary::exp) return exp8(x);
+  if constexpr (kOp == Unary::sigmoid) return sigmoid_of(x);
+  if constexpr (kOp == Unary::tanh) return tanh_of(x);
+  if constexpr (kOp == Unary::exp) return exp_of(x);
   if constexpr (kOp == Unary::sqrt) return _mm256_sqrt_ps(x);
-  if constexpr (kOp == Unary::erf) return erf8(x);
-  if constexpr (kOp == Unary::gelu) return gelu8(x);
+  if constexpr (kOp == Unary::erf) return erf_of(x);
+  if constexpr (kOp == Unary::gelu) return gelu_of(x);
   if constexpr (kOp == Unary::neg) return _mm256_xor_ps(x, _mm256_set1_ps(-0.0F));
 }
 

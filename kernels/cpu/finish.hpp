@@ -1,7 +1,9 @@
-// What products and convolutions share: the activation of eight sums, and loops that must be unrolled.
+// What products and convolutions share: loops that must be unrolled, and how work is cut.
 #pragma once
+#include <algorithm>
+#include <cstdint>
+
 #include "kernels/cpu/vector_math.hpp"
-#include "kernels/ops/matmul.hpp"
 
 // The sums of a tile must live in registers, so its loops over rows and columns must be gone at -O2 too.
 #if defined(__clang__)
@@ -12,22 +14,9 @@
 
 namespace falaj::kernels::cpu {
 
-FALAJ_AVX2 inline __m256 activate8(__m256 x, Activation activation, float alpha) {
-  switch (activation) {
-    case Activation::none:
-      return x;
-    case Activation::relu:
-      return _mm256_blendv_ps(x, _mm256_setzero_ps(), _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ));  // keeps NaN
-    case Activation::leaky_relu:
-      return _mm256_blendv_ps(x, _mm256_mul_ps(x, _mm256_set1_ps(alpha)), _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ));
-    case Activation::sigmoid:
-      return sigmoid8(x);
-    case Activation::tanh:
-      return tanh8(x);
-    case Activation::gelu:
-      return gelu8(x);
-  }
-  return x;
+// A share of `total` things in `parts` parts, as even as can be: the first of part i.
+inline std::int64_t first_of(std::int64_t part, std::int64_t parts, std::int64_t total) {
+  return part * (total / parts) + std::min(part, total % parts);
 }
 
 }  // namespace falaj::kernels::cpu

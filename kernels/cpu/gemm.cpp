@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "kernels/cpu/finish.hpp"
-#include "kernels/cpu/isa.hpp"
 
 namespace falaj::kernels::cpu {
 
@@ -35,7 +34,7 @@ struct Left {
 
 FALAJ_AVX2 inline __m256 finish8(__m256 sum, const Finish& f, __m256 bias) {
   sum = _mm256_fmadd_ps(sum, _mm256_set1_ps(f.alpha), bias);  // spelt out, so that no caller's copy is contracted otherwise
-  return activate8(sum, f.activation, f.activation_alpha);
+  return activate(sum, f.activation, f.activation_alpha);
 }
 
 // beta * bias for eight columns from j on, of which `width` exist.
@@ -186,8 +185,8 @@ FALAJ_AVX2 void multiply_rows(const Left& left, const float* packed, float* y, s
 
 }  // namespace
 
-FALAJ_AVX2 void multiply_packed(const float* a, std::int64_t a_row, std::int64_t a_col, const float* packed, float* y, std::int64_t m,
-                                std::int64_t n, std::int64_t k, const Finish& finish) {
+FALAJ_AVX2 void multiply_avx2(const float* a, std::int64_t a_row, std::int64_t a_col, const float* packed, float* y, std::int64_t m,
+                              std::int64_t n, std::int64_t k, const Finish& finish) {
   const std::int64_t together = std::max<std::int64_t>(kLeftFloats / std::max<std::int64_t>(k, 1) / 6, 8) * 6;
   for (std::int64_t i = 0; i < m; i += together)
     multiply_rows(Left{a, a_row, a_col}, packed, y, std::min(m, i + together), n, k, finish, i);

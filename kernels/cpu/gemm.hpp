@@ -1,9 +1,10 @@
-// Our own f32 matrix product, for AVX2. Every element of the result is one chain of fused multiply-adds over k, in order, whatever the
-// number of rows: a row's bits do not depend on the batch it came in, nor on whether the right operand was packed.
+// Our own f32 matrix product, for AVX2 and AVX-512. Every element of the result is one chain of fused multiply-adds over k, in order,
+// whatever the number of rows: a row's bits do not depend on the batch it came in, nor on whether the right operand was packed.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cpu/isa.hpp"
 #include "kernels/ops/matmul.hpp"
 
 namespace falaj::kernels::cpu {
@@ -24,8 +25,14 @@ struct Finish {
   float activation_alpha = 0.01F;
 };
 
-// y[m x n] (contiguous) = finish(a * b); a is read through strides, b is packed. Needs AVX2.
-void multiply_packed(const float* a, std::int64_t a_row, std::int64_t a_col, const float* packed, float* y, std::int64_t m, std::int64_t n,
+// y[m x n] (contiguous) = finish(a * b); a is read through strides, b is packed.
+using Multiply = void (*)(const float* a, std::int64_t a_row, std::int64_t a_col, const float* packed, float* y, std::int64_t m,
+                          std::int64_t n, std::int64_t k, const Finish& finish);
+void multiply_avx2(const float* a, std::int64_t a_row, std::int64_t a_col, const float* packed, float* y, std::int64_t m, std::int64_t n,
+                   std::int64_t k, const Finish& finish);
+void multiply_avx512(const float* a, std::int64_t a_row, std::int64_t a_col, const float* packed, float* y, std::int64_t m, std::int64_t n,
                      std::int64_t k, const Finish& finish);
+// The faster of those that this CPU has; not without AVX2. The bits are the same.
+inline Multiply multiply_packed() { return has_avx512() ? multiply_avx512 : multiply_avx2; }
 
 }  // namespace falaj::kernels::cpu

@@ -10,4 +10,16 @@ bool has_avx_vnni() noexcept;     // AVX2, FMA and AVX-VNNI
 bool has_avx512_vnni() noexcept;  // the same as has_avx512(), and AVX512-VNNI
 bool has_avx512_bf16() noexcept;  // the same as has_avx512(), and AVX512_BF16
 
+// While this lives, has_avx512() and what builds on it say no on this thread: tests compare the kernels made then with the others.
+class WithoutAvx512 {
+ public:
+  WithoutAvx512() noexcept;
+  ~WithoutAvx512();
+  WithoutAvx512(const WithoutAvx512&) = delete;
+  WithoutAvx512& operator=(const WithoutAvx512&) = delete;
+
+ private:
+  bool before_;
+};
+
 }  // namespace falaj::kernels::cpu

@@ -40,9 +40,4 @@ inline std::vector<std::int64_t> place_offsets(const ConvSpec& s, const Plane& p
   return offsets;
 }
 
-// A share of `total` things in `parts` parts, as even as can be: the first of part i.
-inline std::int64_t first_of(std::int64_t part, std::int64_t parts, std::int64_t total) {
-  return part * (total / parts) + std::min(part, total % parts);
-}
-
 }  // namespace falaj::kernels::cpu

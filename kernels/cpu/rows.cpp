@@ -56,7 +56,7 @@ FALAJ_AVX2 void softmax_row(const float* x, float* y, std::int64_t n) {
   __m256d total = _mm256_setzero_pd();
   for (std::int64_t i = 0; i < n; i += 8) {
     const __m256i in = mask8(n - i);
-    const __m256 e = _mm256_and_ps(exp8(_mm256_sub_ps(_mm256_maskload_ps(x + i, in), shift)), _mm256_castsi256_ps(in));
+    const __m256 e = _mm256_and_ps(exp_of(_mm256_sub_ps(_mm256_maskload_ps(x + i, in), shift)), _mm256_castsi256_ps(in));
     _mm256_maskstore_ps(y + i, in, e);
     total = _mm256_add_pd(total, _mm256_add_pd(low(e), high(e)));
   }

@@ -1,4 +1,4 @@
-// MatMul and Gemm by our own AVX2 product: weights packed once, everything else packed in the run.
+// MatMul and Gemm by our own product: weights packed once, everything else packed in the run.
 #include "kernels/cpu/gemm.hpp"
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/makers.hpp"
@@ -28,14 +28,15 @@ class SmallMatMul final : public Kernel {
       if (batches_ > 1) at = batch_offsets(spec_, i);
       if (packed_ == nullptr)
         pack(io.input<float>(1) + at.b, spec_.b_row, spec_.b_col, spec_.k, spec_.n, reinterpret_cast<float*>(io.scratch));
-      multiply_packed(io.input<float>(0) + at.a, spec_.a_row, spec_.a_col, packed, io.output<float>(0) + i * spec_.m * spec_.n, spec_.m,
-                      spec_.n, spec_.k, finish);
+      multiply_(io.input<float>(0) + at.a, spec_.a_row, spec_.a_col, packed, io.output<float>(0) + i * spec_.m * spec_.n, spec_.m, spec_.n,
+                spec_.k, finish);
     }
   }
   [[nodiscard]] std::size_t scratch_bytes() const override {
     return packed_ == nullptr ? packed_elements(spec_.k, spec_.n) * sizeof(float) : 0;
   }
   [[nodiscard]] std::string_view implementation() const override {
+    if (multiply_ == multiply_avx512) return packed_ == nullptr ? "avx512 product" : "avx512 product, packed weights";
     return packed_ == nullptr ? "avx2 product" : "avx2 product, packed weights";
   }
 
@@ -43,6 +44,7 @@ class SmallMatMul final : public Kernel {
   MatMulSpec spec_;
   std::shared_ptr<const Tensor> packed_;
   Finish finish_;
+  Multiply multiply_ = multiply_packed();
   std::int64_t batches_ = 1;
 };
 

@@ -1,94 +1,112 @@
-// f32 functions on eight lanes (AVX2, FMA). Range reduction and polynomials after Cephes' single precision forms (Moshier); errors
-// are below 2 ulp in the ranges that models use, and checked against the reference kernels by the parity test.
+// f32 functions on eight lanes (AVX2, FMA) and on sixteen (AVX-512): the same operations in the same order, so that the bits are the same.
+// Range reduction and polynomials after Cephes' single precision forms (Moshier); errors are below 2 ulp in the ranges that models use,
+// and checked against the reference kernels by the parity test.
+//
+// The primitives have one name for both widths, chosen by the vector given.
 #pragma once
 #include <immintrin.h>
 
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/ops/matmul.hpp"
+
 #define FALAJ_AVX2 __attribute__((target("avx2,fma")))
+#define FALAJ_AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")))
 
 namespace falaj::kernels::cpu {
 
-FALAJ_AVX2 inline __m256 exp8(__m256 x) {
-  __m256 nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
-  __m256 in = x;
-  x = _mm256_min_ps(x, _mm256_set1_ps(88.7228F));
-  x = _mm256_max_ps(x, _mm256_set1_ps(-87.33654F));
-  // x = n ln 2 + r, with ln 2 in two parts so that r keeps its digits.
-  __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504F)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375F), x);
-  r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4F), r);
-  __m256 p = _mm256_set1_ps(1.9875691500e-4F);
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.3981999507e-3F));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(8.3334519073e-3F));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(4.1665795894e-2F));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.6666665459e-1F));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.0000001201e-1F));
-  __m256 y = _mm256_add_ps(_mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r), _mm256_set1_ps(1.0F));
-  // 2^n in two halves: n may be 128, which is no float's exponent by itself.
-  __m256i whole = _mm256_cvtps_epi32(n);
-  __m256i half = _mm256_srai_epi32(whole, 1);
-  __m256i rest = _mm256_sub_epi32(whole, half);
-  __m256i bias = _mm256_set1_epi32(127);
+FALAJ_AVX2 inline __m256 all(__m256, float value) { return _mm256_set1_ps(value); }
+FALAJ_AVX2 inline __m256 add(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
+FALAJ_AVX2 inline __m256 sub(__m256 a, __m256 b) { return _mm256_sub_ps(a, b); }
+FALAJ_AVX2 inline __m256 mul(__m256 a, __m256 b) { return _mm256_mul_ps(a, b); }
+FALAJ_AVX2 inline __m256 div(__m256 a, __m256 b) { return _mm256_div_ps(a, b); }
+FALAJ_AVX2 inline __m256 min(__m256 a, __m256 b) { return _mm256_min_ps(a, b); }  // b where one of them is NaN
+FALAJ_AVX2 inline __m256 max(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }  // likewise
+FALAJ_AVX2 inline __m256 fmadd(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
+FALAJ_AVX2 inline __m256 fnmadd(__m256 a, __m256 b, __m256 c) { return _mm256_fnmadd_ps(a, b, c); }
+FALAJ_AVX2 inline __m256 and_bits(__m256 a, __m256 b) { return _mm256_and_ps(a, b); }
+FALAJ_AVX2 inline __m256 and_not_bits(__m256 a, __m256 b) { return _mm256_andnot_ps(a, b); }
+FALAJ_AVX2 inline __m256 or_bits(__m256 a, __m256 b) { return _mm256_or_ps(a, b); }
+FALAJ_AVX2 inline __m256 nearest(__m256 x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+FALAJ_AVX2 inline __m256 where_less(__m256 a, __m256 b, __m256 then, __m256 otherwise) {  // otherwise where one of them is NaN
+  return _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+FALAJ_AVX2 inline __m256 where_nan(__m256 a, __m256 then, __m256 otherwise) {
+  return _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+}
+FALAJ_AVX2 inline __m256 where_negative(__m256 a, __m256 then, __m256 otherwise) { return _mm256_blendv_ps(otherwise, then, a); }
+// y times 2^n in two halves: n may be 128, which is no float's exponent by itself.
+FALAJ_AVX2 inline __m256 times_power_of_two(__m256 y, __m256 n) {
+  const __m256i whole = _mm256_cvtps_epi32(n);
+  const __m256i half = _mm256_srai_epi32(whole, 1);
+  const __m256i bias = _mm256_set1_epi32(127);
   y = _mm256_mul_ps(y, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
-  y = _mm256_mul_ps(y, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
-  y = _mm256_blendv_ps(y, _mm256_set1_ps(__builtin_inff()), _mm256_cmp_ps(in, _mm256_set1_ps(88.7228F), _CMP_GT_OQ));
-  y = _mm256_blendv_ps(y, _mm256_setzero_ps(), _mm256_cmp_ps(in, _mm256_set1_ps(-87.33654F), _CMP_LT_OQ));
-  return _mm256_blendv_ps(y, in, nan);
+  return _mm256_mul_ps(y, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(whole, half), bias), 23)));
 }
 
-FALAJ_AVX2 inline __m256 sigmoid8(__m256 x) {
-  // exp of -|x| never overflows; the other half by symmetry.
-  __m256 sign = _mm256_set1_ps(-0.0F);
-  __m256 e = exp8(_mm256_or_ps(x, sign));
-  __m256 one = _mm256_set1_ps(1.0F);
-  __m256 small = _mm256_div_ps(e, _mm256_add_ps(one, e));
-  __m256 large = _mm256_div_ps(one, _mm256_add_ps(one, e));
-  return _mm256_blendv_ps(large, small, x);
+// Of memory: a whole vector, or its first n lanes (n may be more than there are), zeros beyond.
+FALAJ_AVX2 inline __m256i first_lanes(std::int64_t n) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(std::min<std::int64_t>(n, 8))), lane);
+}
+FALAJ_AVX2 inline __m256 load(__m256, const float* from) { return _mm256_loadu_ps(from); }
+FALAJ_AVX2 inline __m256 load(__m256, const float* from, std::int64_t n) {
+  return n >= 8 ? _mm256_loadu_ps(from) : _mm256_maskload_ps(from, first_lanes(n));
+}
+FALAJ_AVX2 inline void store(float* to, __m256 v) { _mm256_storeu_ps(to, v); }
+FALAJ_AVX2 inline void store(float* to, __m256 v, std::int64_t n) {
+  if (n >= 8) return _mm256_storeu_ps(to, v);
+  _mm256_maskstore_ps(to, first_lanes(n), v);
 }
 
-FALAJ_AVX2 inline __m256 tanh8(__m256 x) {
-  __m256 sign = _mm256_and_ps(x, _mm256_set1_ps(-0.0F));
-  __m256 a = _mm256_andnot_ps(_mm256_set1_ps(-0.0F), x);
-  // Near zero the quotient loses digits: an odd polynomial there.
-  __m256 z = _mm256_mul_ps(x, x);
-  __m256 p = _mm256_set1_ps(-5.70498872745e-3F);
-  p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(2.06390887954e-2F));
-  p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(-5.37397155531e-2F));
-  p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(1.33314422036e-1F));
-  p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(-3.33332819422e-1F));
-  __m256 near = _mm256_fmadd_ps(_mm256_mul_ps(p, z), x, x);
-  __m256 e = exp8(_mm256_add_ps(a, a));
-  __m256 one = _mm256_set1_ps(1.0F);
-  __m256 far = _mm256_sub_ps(one, _mm256_div_ps(_mm256_set1_ps(2.0F), _mm256_add_ps(e, one)));
-  return _mm256_blendv_ps(_mm256_or_ps(far, sign), near, _mm256_cmp_ps(a, _mm256_set1_ps(0.625F), _CMP_LT_OQ));
+FALAJ_AVX512 inline __m512 all(__m512, float value) { return _mm512_set1_ps(value); }
+FALAJ_AVX512 inline __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
+FALAJ_AVX512 inline __m512 sub(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
+FALAJ_AVX512 inline __m512 mul(__m512 a, __m512 b) { return _mm512_mul_ps(a, b); }
+FALAJ_AVX512 inline __m512 div(__m512 a, __m512 b) { return _mm512_div_ps(a, b); }
+FALAJ_AVX512 inline __m512 min(__m512 a, __m512 b) { return _mm512_min_ps(a, b); }
+FALAJ_AVX512 inline __m512 max(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
+FALAJ_AVX512 inline __m512 fmadd(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
+FALAJ_AVX512 inline __m512 fnmadd(__m512 a, __m512 b, __m512 c) { return _mm512_fnmadd_ps(a, b, c); }
+FALAJ_AVX512 inline __m512 and_bits(__m512 a, __m512 b) { return _mm512_and_ps(a, b); }
+FALAJ_AVX512 inline __m512 and_not_bits(__m512 a, __m512 b) { return _mm512_andnot_ps(a, b); }
+FALAJ_AVX512 inline __m512 or_bits(__m512 a, __m512 b) { return _mm512_or_ps(a, b); }
+FALAJ_AVX512 inline __m512 nearest(__m512 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+FALAJ_AVX512 inline __m512 where_less(__m512 a, __m512 b, __m512 then, __m512 otherwise) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), otherwise, then);
+}
+FALAJ_AVX512 inline __m512 where_nan(__m512 a, __m512 then, __m512 otherwise) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), otherwise, then);
+}
+FALAJ_AVX512 inline __m512 where_negative(__m512 a, __m512 then, __m512 otherwise) {
+  return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(a)), otherwise, then);
+}
+FALAJ_AVX512 inline __m512 times_power_of_two(__m512 y, __m512 n) {
+  const __m512i whole = _mm512_cvtps_epi32(n);
+  const __m512i half = _mm512_srai_epi32(whole, 1);
+  const __m512i bias = _mm512_set1_epi32(127);
+  y = _mm512_mul_ps(y, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(half, bias), 23)));
+  return _mm512_mul_ps(y, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_sub_epi32(whole, half), bias), 23)));
 }
 
-// A rational function of x^2, fitted for the least relative error up to where erf is 1 in f32.
-FALAJ_AVX2 inline __m256 erf8(__m256 x) {
-  constexpr float kEnd = 3.92F;
-  __m256 sign = _mm256_set1_ps(-0.0F);
-  __m256 a = _mm256_min_ps(_mm256_set1_ps(kEnd), _mm256_max_ps(_mm256_set1_ps(-kEnd), x));  // NaN stays
-  __m256 z = _mm256_mul_ps(a, a);
-  __m256 p = _mm256_set1_ps(1.99248387e-8F);
-  p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(-1.95772350e-6F));
-  p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(1.41821452e-4F));
-  p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(3.70041281e-3F));
-  p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(5.05695306e-2F));
-  p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(1.99896574e-1F));
-  p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(1.12837911F));
-  __m256 q = _mm256_set1_ps(9.55748488e-4F);
-  q = _mm256_fmadd_ps(q, z, _mm256_set1_ps(1.43507728e-2F));
-  q = _mm256_fmadd_ps(q, z, _mm256_set1_ps(1.14986777e-1F));
-  q = _mm256_fmadd_ps(q, z, _mm256_set1_ps(5.10485411e-1F));
-  q = _mm256_fmadd_ps(q, z, _mm256_set1_ps(1.0F));
-  __m256 y = _mm256_div_ps(_mm256_mul_ps(a, p), q);
-  __m256 one = _mm256_or_ps(_mm256_and_ps(x, sign), _mm256_set1_ps(1.0F));
-  __m256 far = _mm256_cmp_ps(_mm256_andnot_ps(sign, x), _mm256_set1_ps(kEnd), _CMP_GE_OQ);
-  return _mm256_blendv_ps(y, one, far);
+FALAJ_AVX512 inline __mmask16 some_lanes(std::int64_t n) {
+  return static_cast<__mmask16>(n >= 16 ? 0xFFFFU : (1U << std::max<std::int64_t>(n, 0)) - 1U);
 }
+FALAJ_AVX512 inline __m512 load(__m512, const float* from) { return _mm512_loadu_ps(from); }
+FALAJ_AVX512 inline __m512 load(__m512, const float* from, std::int64_t n) { return _mm512_maskz_loadu_ps(some_lanes(n), from); }
+FALAJ_AVX512 inline void store(float* to, __m512 v) { _mm512_storeu_ps(to, v); }
+FALAJ_AVX512 inline void store(float* to, __m512 v, std::int64_t n) { _mm512_mask_storeu_ps(to, some_lanes(n), v); }
 
-FALAJ_AVX2 inline __m256 gelu8(__m256 x) {
-  __m256 half = _mm256_mul_ps(_mm256_set1_ps(0.5F), x);
-  return _mm256_fmadd_ps(half, erf8(_mm256_mul_ps(x, _mm256_set1_ps(0.70710678F))), half);
-}
+#define FALAJ_LANES FALAJ_AVX2
+#define FALAJ_V __m256
+#include "kernels/cpu/vector_math_body.hpp"
+#undef FALAJ_LANES
+#undef FALAJ_V
+#define FALAJ_LANES FALAJ_AVX512
+#define FALAJ_V __m512
+#include "kernels/cpu/vector_math_body.hpp"
+#undef FALAJ_LANES
+#undef FALAJ_V
 
 }  // namespace falaj::kernels::cpu

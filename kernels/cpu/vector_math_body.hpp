@@ -1,0 +1,92 @@
+// The functions of vector_math.hpp, which includes this once for each width of vectors: FALAJ_LANES is the attribute of their instruction
+// set, FALAJ_V the vector. For that reason it has no #pragma once, and nobody else includes it.
+
+FALAJ_LANES inline FALAJ_V exp_of(FALAJ_V in) {
+  FALAJ_V x = min(in, all(in, 88.7228F));
+  x = max(x, all(in, -87.33654F));
+  // x = n ln 2 + r, with ln 2 in two parts so that r keeps its digits.
+  const FALAJ_V n = nearest(mul(x, all(in, 1.44269504F)));
+  FALAJ_V r = fnmadd(n, all(in, 0.693359375F), x);
+  r = fnmadd(n, all(in, -2.12194440e-4F), r);
+  FALAJ_V p = all(in, 1.9875691500e-4F);
+  p = fmadd(p, r, all(in, 1.3981999507e-3F));
+  p = fmadd(p, r, all(in, 8.3334519073e-3F));
+  p = fmadd(p, r, all(in, 4.1665795894e-2F));
+  p = fmadd(p, r, all(in, 1.6666665459e-1F));
+  p = fmadd(p, r, all(in, 5.0000001201e-1F));
+  FALAJ_V y = add(fmadd(p, mul(r, r), r), all(in, 1.0F));
+  y = times_power_of_two(y, n);
+  y = where_less(all(in, 88.7228F), in, all(in, __builtin_inff()), y);
+  y = where_less(in, all(in, -87.33654F), all(in, 0.0F), y);
+  return where_nan(in, in, y);
+}
+
+FALAJ_LANES inline FALAJ_V sigmoid_of(FALAJ_V x) {
+  // exp of -|x| never overflows; the other half by symmetry.
+  const FALAJ_V one = all(x, 1.0F);
+  const FALAJ_V e = exp_of(or_bits(x, all(x, -0.0F)));
+  return where_negative(x, div(e, add(one, e)), div(one, add(one, e)));
+}
+
+FALAJ_LANES inline FALAJ_V tanh_of(FALAJ_V x) {
+  const FALAJ_V sign = and_bits(x, all(x, -0.0F));
+  const FALAJ_V a = and_not_bits(all(x, -0.0F), x);
+  // Near zero the quotient loses digits: an odd polynomial there.
+  const FALAJ_V z = mul(x, x);
+  FALAJ_V p = all(x, -5.70498872745e-3F);
+  p = fmadd(p, z, all(x, 2.06390887954e-2F));
+  p = fmadd(p, z, all(x, -5.37397155531e-2F));
+  p = fmadd(p, z, all(x, 1.33314422036e-1F));
+  p = fmadd(p, z, all(x, -3.33332819422e-1F));
+  const FALAJ_V near = fmadd(mul(p, z), x, x);
+  const FALAJ_V one = all(x, 1.0F);
+  const FALAJ_V far = sub(one, div(all(x, 2.0F), add(exp_of(add(a, a)), one)));
+  return where_less(a, all(x, 0.625F), near, or_bits(far, sign));
+}
+
+// A rational function of x^2, fitted for the least relative error up to where erf is 1 in f32.
+FALAJ_LANES inline FALAJ_V erf_of(FALAJ_V x) {
+  constexpr float kEnd = 3.92F;
+  const FALAJ_V sign = all(x, -0.0F);
+  const FALAJ_V a = min(all(x, kEnd), max(all(x, -kEnd), x));  // NaN stays
+  const FALAJ_V z = mul(a, a);
+  FALAJ_V p = all(x, 1.99248387e-8F);
+  p = fmadd(p, z, all(x, -1.95772350e-6F));
+  p = fmadd(p, z, all(x, 1.41821452e-4F));
+  p = fmadd(p, z, all(x, 3.70041281e-3F));
+  p = fmadd(p, z, all(x, 5.05695306e-2F));
+  p = fmadd(p, z, all(x, 1.99896574e-1F));
+  p = fmadd(p, z, all(x, 1.12837911F));
+  FALAJ_V q = all(x, 9.55748488e-4F);
+  q = fmadd(q, z, all(x, 1.43507728e-2F));
+  q = fmadd(q, z, all(x, 1.14986777e-1F));
+  q = fmadd(q, z, all(x, 5.10485411e-1F));
+  q = fmadd(q, z, all(x, 1.0F));
+  const FALAJ_V one = or_bits(and_bits(x, sign), all(x, 1.0F));
+  return where_less(and_not_bits(sign, x), all(x, kEnd), div(mul(a, p), q), where_nan(x, x, one));
+}
+
+FALAJ_LANES inline FALAJ_V gelu_of(FALAJ_V x) {
+  const FALAJ_V half = mul(all(x, 0.5F), x);
+  return fmadd(half, erf_of(mul(x, all(x, 0.70710678F))), half);
+}
+
+FALAJ_LANES inline FALAJ_V relu_of(FALAJ_V x) { return where_less(x, all(x, 0.0F), all(x, 0.0F), x); }  // keeps NaN
+
+FALAJ_LANES inline FALAJ_V activate(FALAJ_V x, Activation activation, float alpha) {
+  switch (activation) {
+    case Activation::none:
+      return x;
+    case Activation::relu:
+      return relu_of(x);
+    case Activation::leaky_relu:
+      return where_less(x, all(x, 0.0F), mul(x, all(x, alpha)), x);
+    case Activation::sigmoid:
+      return sigmoid_of(x);
+    case Activation::tanh:
+      return tanh_of(x);
+    case Activation::gelu:
+      return gelu_of(x);
+  }
+  return x;
+}
