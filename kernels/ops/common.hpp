@@ -27,6 +27,7 @@ std::span<const OpDef> norm_ops();
 std::span<const OpDef> loss_ops();
 std::span<const OpDef> encoder_ops();
 std::span<const OpDef> linear_ops();
+std::span<const OpDef> svm_ops();
 std::span<const OpDef> math_ops();
 std::span<const OpDef> bits_ops();
 std::span<const OpDef> scatter_ops();
