@@ -1,4 +1,6 @@
 // Softmax and LayerNormalization along rows, for AVX2 and AVX-512, and Transpose. A row's bits depend on nothing but the row.
+#include "kernels/cpu/rows.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -6,6 +8,7 @@
 #include "kernels/cpu/finish.hpp"
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/makers.hpp"
+#include "kernels/cpu/turn.hpp"
 #include "kernels/ops/common.hpp"
 
 namespace falaj::kernels::cpu {
@@ -61,31 +64,6 @@ Status check(const KernelCall& call) {
 struct Loop {
   std::int64_t size, read, write;
 };
-
-// Eight by eight, through registers.
-FALAJ_AVX2 void turn8(const float* x, std::int64_t read, float* y, std::int64_t write) {
-  __m256 r[8];
-  FALAJ_UNROLL
-  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(x + i * read);
-  __m256 t[8];
-  FALAJ_UNROLL
-  for (int i = 0; i < 8; i += 2) {
-    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-  }
-  FALAJ_UNROLL
-  for (int i = 0; i < 8; i += 4) {
-    r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-    r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xEE);
-    r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-    r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xEE);
-  }
-  FALAJ_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    _mm256_storeu_ps(y + i * write, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
-    _mm256_storeu_ps(y + (i + 4) * write, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
-  }
-}
 
 // A matrix whose rows are read together and whose columns are written together.
 FALAJ_AVX2 void turn(const float* x, float* y, const Loop& rows_read, const Loop& columns_read) {
@@ -143,6 +121,8 @@ class TransposeKernel final : public Kernel {
 
 }  // namespace
 
+SoftmaxRow softmax_row() { return has_avx512() ? lanes16::softmax_row : lanes8::softmax_row; }
+
 Result<KernelPtr> make_softmax(const KernelCall& call) {
   FALAJ_TRY(check(call));
   const Shape& in = call.in(0).shape;
@@ -150,9 +130,9 @@ Result<KernelPtr> make_softmax(const KernelCall& call) {
   FALAJ_ASSIGN(axis, normal_axis(axis, in.rank()));
   const auto split = split_at(in, axis);
   if (call.opset < 13 || split.inner != 1 || split.size == 0) return refuse("only along the last dimension, of opset 13 and newer");
-  return rows([split, softmax_row = has_avx512() ? lanes16::softmax_row : lanes8::softmax_row](const Io& io) {
+  return rows([split, row = softmax_row()](const Io& io) {
     for (std::int64_t r = 0; r < split.outer; ++r)
-      softmax_row(io.input<float>(0) + r * split.size, io.output<float>(0) + r * split.size, split.size);
+      row(io.input<float>(0) + r * split.size, io.output<float>(0) + r * split.size, split.size);
   });
 }
 
