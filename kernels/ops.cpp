@@ -23,6 +23,7 @@ constexpr Family kFamilies[] = {
     slice_ops,         // Concat Split Slice
     gather_ops,        // Gather OneHot ArrayFeatureExtractor
     softmax_ops,       // Softmax LogSoftmax
+    attention_ops,     // Attention of ai.falaj
     norm_ops,          // LayerNormalization BatchNormalization
     loss_ops,          // SigmoidCrossEntropy MeanSquare SoftmaxCrossEntropy
     encoder_ops,       // LabelEncoder CategoryMapper OneHotEncoder Scaler Imputer Normalizer FeatureVectorizer ZipMap

@@ -23,6 +23,7 @@ std::span<const OpDef> shape_ops();
 std::span<const OpDef> slice_ops();
 std::span<const OpDef> gather_ops();
 std::span<const OpDef> softmax_ops();
+std::span<const OpDef> attention_ops();
 std::span<const OpDef> norm_ops();
 std::span<const OpDef> loss_ops();
 std::span<const OpDef> encoder_ops();

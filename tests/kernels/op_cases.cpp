@@ -97,6 +97,8 @@ class Maker : public CaseMaker {
       }
     }
     smooth("Gemm", {t({7, 24}), t({24, 64}), t({64})});
+    add(kFalaj, "Attention", {t({2, 9, 3, 5}), t({2, 21, 3, 5}), t({2, 21, 3, 18})}, {{"scale", 0.5F}});
+    add(kFalaj, "Attention", {t({1, 70, 1, 40}), t({1, 16, 1, 40}), t({1, 16, 1, 9}), t({1})});
     add(kFalaj, "MatMul", {t({9, 5}), t({5, 70}), t({70})}, {{"activation", std::string("Relu")}});
     add(kFalaj, "MatMul", {t({9, 5}), t({5, 3}), t({3})}, {{"activation", std::string("Tanh")}});
     add(kFalaj, "MatMul", {t({9, 5}), t({5, 3})}, {{"activation", std::string("Sigmoid")}});
