@@ -7,9 +7,9 @@
 #include <cmath>
 
 #include "kernels/compress/quantize.hpp"
-#include "kernels/npy.hpp"
 #include "kernels/onnx/onnx.hpp"
 #include "kernels/plan.hpp"
+#include "nodes/array_files.hpp"
 #include "nodes/artifacts.hpp"
 #include "nodes/model_files.hpp"
 #include "nodes/progress.hpp"
@@ -48,38 +48,23 @@ struct Data {
   std::vector<Tensor> inputs;
 };
 
-// The model's open sizes, all but the rows, are those of the arrays.
 Result<Data> read_data(const Arguments& a) {
   Data data;
   FALAJ_ASSIGN(data.graph, load_model(a.model));
-  FALAJ_ASSIGN(auto values, read_inputs(data.graph, a.inputs));
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    auto& info = data.graph.inputs[i];
-    const Tensor& tensor = values[i].tensor;
-    bool fits = values[i].kind == kernels::Value::Kind::tensor && info.has_shape && !info.shape.empty() &&
-                tensor.shape().rank() == info.shape.rank();
-    for (std::size_t d = 1; fits && d < info.shape.rank(); ++d) {
-      if (info.shape[d] < 0) info.shape[d] = tensor.shape()[d];
-      fits = info.shape[d] == tensor.shape()[d];
-    }
-    if (!fits) return invalid(format("input '{}' is {}; the array has shape {}", info.name, type_text(info), to_string(tensor.shape())));
-    data.inputs.push_back(tensor);
-  }
+  FALAJ_ASSIGN(data.inputs, read_rows(data.graph, a.inputs));
   return data;
 }
 
 Result<kernels::Judge> read_judge(const Arguments& a) {
   kernels::Judge judge;
   if (a.labels.empty()) return judge;
-  FALAJ_ASSIGN(const auto content, read_binary_file(a.labels));
-  auto labels = kernels::read_npy(content);
-  if (!labels) return within(a.labels, labels.error());
-  if (labels->shape().empty()) return invalid(format("{}: labels need rows in their first dimension", a.labels));
+  FALAJ_ASSIGN(auto labels, read_label_array(a.labels));
+  if (labels.shape().empty()) return invalid(format("{}: labels need rows in their first dimension", a.labels));
   judge.objective.emplace();
   FALAJ_ASSIGN(judge.objective->loss, kernels::parse_loss(a.loss));
-  judge.objective->label_row = labels->shape();
+  judge.objective->label_row = labels.shape();
   judge.objective->label_row.erase(0);
-  judge.labels = std::move(*labels);
+  judge.labels = std::move(labels);
   judge.logits = a.logits;
   return judge;
 }
@@ -137,7 +122,7 @@ Status do_quantize(const Arguments& a) {
   const bool written = offered || a.keep_anyway;
   FALAJ_ASSIGN(const auto model, kernels::export_onnx(made->graph));
   const std::string text = report_json(made->report, speed, offered, written ? a.output : "");
-  if (!a.report.empty()) FALAJ_TRY(write_file(a.report, ByteView(reinterpret_cast<const std::uint8_t*>(text.data()), text.size())));
+  if (!a.report.empty()) FALAJ_TRY(write_file(a.report, as_bytes(text)));
   if (written) FALAJ_TRY(write_file(a.output, model));
   if (a.json) {
     print(text);
@@ -159,11 +144,14 @@ void add_model_quantize_command(CLI::App& model, Cli& cli) {
   const auto a = std::make_shared<Arguments>();
   auto* command = model.add_subcommand("quantize", "Quantise a model to 8 bits by sample inputs, within a budget of accuracy");
   command->add_option("model", a->model, "ONNX file")->required()->type_name("FILE");
-  command->add_option("--input,-i", a->inputs, "NAME=FILE.npy, one for each input; sample rows in the first dimension")
+  command
+      ->add_option("--input,-i", a->inputs,
+                   "NAME=FILE.npy, .npz[:ENTRY] or .csv[:COLUMN,...], one for each input; sample rows in the first dimension")
       ->type_name("NAME=FILE");
   command
       ->add_option("--labels", a->labels,
-                   "Labels of the samples, .npy: accuracy, or the loss, is measured by them; without them, how often the largest output is "
+                   "Labels of the samples, .npy, .npz[:ENTRY] or .csv:COLUMN: accuracy, or the loss, is measured by them; without them, "
+                   "how often the largest output is "
                    "another one, or by how much outputs differ")
       ->type_name("FILE");
   command->add_option("--loss", a->loss, "cross-entropy, bce (with logits): accuracy counts; mse, l1, huber: the loss does")

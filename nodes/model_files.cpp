@@ -157,4 +157,27 @@ Result<std::vector<kernels::Value>> read_inputs(const kernels::Graph& graph, con
   return values;
 }
 
+Result<std::vector<kernels::Tensor>> read_rows(kernels::Graph& graph, const std::vector<std::string>& inputs) {
+  FALAJ_ASSIGN(auto values, read_inputs(graph, inputs));
+  std::vector<kernels::Tensor> rows;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    auto& info = graph.inputs[i];
+    const kernels::Tensor& tensor = values[i].tensor;
+    if (values[i].kind != kernels::Value::Kind::tensor || !info.has_shape || info.shape.empty())
+      return invalid(format("input '{}' ({}) has no rows", info.name, type_text(info)));
+    bool fits = tensor.shape().rank() == info.shape.rank();
+    for (std::size_t d = 1; fits && d < info.shape.rank(); ++d) {
+      if (info.shape[d] < 0) info.shape[d] = tensor.shape()[d];
+      fits = info.shape[d] == tensor.shape()[d];
+    }
+    if (!fits) return invalid(format("input '{}' is {}; the array has shape {}", info.name, type_text(info), to_string(tensor.shape())));
+    if (i > 0 && tensor.shape()[0] != rows[0].shape()[0]) {
+      return invalid(
+          format("input '{}' has {} rows, input '{}' {}", info.name, tensor.shape()[0], graph.inputs[0].name, rows[0].shape()[0]));
+    }
+    rows.push_back(tensor);
+  }
+  return rows;
+}
+
 }  // namespace falaj::nodes

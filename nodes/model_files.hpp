@@ -19,5 +19,8 @@ Result<kernels::ModelBytes> map_model(const std::string& path);
 std::string type_text(const kernels::ValueInfo& info);  // float32[N, 2]
 // Values for the graph's inputs, in its order, from NAME=FILE each (array_files.hpp); sequences take several of one name.
 Result<std::vector<kernels::Value>> read_inputs(const kernels::Graph& graph, const std::vector<std::string>& inputs);
+// The same where each input is rows in its first dimension, as many for all. What else the graph's inputs leave open takes the arrays'
+// sizes.
+Result<std::vector<kernels::Tensor>> read_rows(kernels::Graph& graph, const std::vector<std::string>& inputs);
 
 }  // namespace falaj::nodes

@@ -26,28 +26,16 @@ Result<TrainingData> read_training_data(const TrainingArguments& a) {
   TrainingData data;
   FALAJ_ASSIGN(data.graph, load_model(a.model));
   data.declared = data.graph.inputs;
-  FALAJ_ASSIGN(auto values, read_inputs(data.graph, a.inputs));
+  FALAJ_ASSIGN(data.inputs, read_rows(data.graph, a.inputs));
   FALAJ_ASSIGN(data.labels, read_label_array(a.labels));
   if (data.labels.shape().empty()) return invalid(format("{}: labels need rows in their first dimension", a.labels));
   FALAJ_ASSIGN(data.objective.loss, kernels::parse_loss(a.loss));
   data.objective.huber_delta = a.huber_delta;
   data.objective.label_row = data.labels.shape();
   data.objective.label_row.erase(0);
-  const std::int64_t rows = data.labels.shape()[0];
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    auto& info = data.graph.inputs[i];
-    const Tensor& tensor = values[i].tensor;
-    if (values[i].kind != kernels::Value::Kind::tensor || !info.has_shape || info.shape.empty())
-      return invalid(format("input '{}' ({}) has no rows: it cannot be trained by", info.name, type_text(info)));
-    bool fits = tensor.shape().rank() == info.shape.rank() && tensor.shape()[0] == rows;
-    for (std::size_t d = 1; fits && d < info.shape.rank(); ++d) {
-      if (info.shape[d] < 0) info.shape[d] = tensor.shape()[d];
-      fits = info.shape[d] == tensor.shape()[d];
-    }
-    if (!fits)
-      return invalid(format("input '{}' is {}, the array has shape {}, and there are labels for {} rows", info.name, type_text(info),
-                            to_string(tensor.shape()), rows));
-    data.inputs.push_back(tensor);
+  if (!data.inputs.empty() && data.inputs[0].shape()[0] != data.labels.shape()[0]) {
+    return invalid(format("{}: labels for {} rows; input '{}' has {}", a.labels, data.labels.shape()[0], data.graph.inputs[0].name,
+                          data.inputs[0].shape()[0]));
   }
   return data;
 }
