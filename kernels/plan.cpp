@@ -160,6 +160,9 @@ Result<std::shared_ptr<const Compiled>> compile(Graph graph, CompileOptions opti
   }
   remove_dead(graph);
   std::vector<std::string> notes;
+  const auto backends = backends_of(options);
+  const bool fast = options.fuse && std::ranges::find(backends, &cpu_backend()) != backends.end() && cpu::has_avx2();
+  if (fast) lower_einsums(graph);
   if (options.fold) {
     FALAJ_TRY(fold_constants(graph, options.fuse));
     remove_dead(graph);
@@ -173,9 +176,7 @@ Result<std::shared_ptr<const Compiled>> compile(Graph graph, CompileOptions opti
     if (find_op(node.domain, node.op)->eager != nullptr)
       return Error{ErrorCode::unimplemented, format("{}: what it gives depends on data; it runs in the interpreter only", describe(node))};
   }
-  const auto backends = backends_of(options);
-  const bool fast = std::ranges::find(backends, &cpu_backend()) != backends.end() && cpu::has_avx2();
-  if (options.fuse && fast) {
+  if (fast) {
     find_gelus(graph);
     find_attention(graph);
     FALAJ_TRY(use_channels_last(graph));
