@@ -4,12 +4,36 @@
 #include <cstring>
 
 #include "kernels/cpu/finish.hpp"
+#include "kernels/cpu/lanes.hpp"
 
 namespace falaj::kernels::cpu {
 
 std::size_t packed_elements(std::int64_t k, std::int64_t n) { return static_cast<std::size_t>((n + kPanel - 1) / kPanel * kPanel * k); }
 
+namespace {
+
+// Eight rows and columns of a panel at a time, of an operand that lies column by column.
+FALAJ_AVX2 void pack_turned(const float* b, std::int64_t col_stride, std::int64_t k, std::int64_t n, float* packed) {
+  for (std::int64_t j = 0; j < n; j += kPanel, packed += k * kPanel) {
+    for (std::int64_t half = 0; half < kPanel; half += 8) {
+      const std::int64_t width = std::clamp<std::int64_t>(n - j - half, 0, 8);
+      const float* from = b + (j + half) * col_stride;
+      std::int64_t i = 0;
+      for (; width == 8 && i + 8 <= k; i += 8) turn8(from + i, col_stride, packed + i * kPanel + half, kPanel);
+      if (width == 0) {
+        for (; i < k; ++i) std::fill_n(packed + i * kPanel + half, 8, 0.0F);
+      }
+      for (; i < k; ++i) {
+        for (std::int64_t c = 0; c < 8; ++c) packed[i * kPanel + half + c] = c < width ? from[c * col_stride + i] : 0.0F;
+      }
+    }
+  }
+}
+
+}  // namespace
+
 void pack(const float* b, std::int64_t row_stride, std::int64_t col_stride, std::int64_t k, std::int64_t n, float* packed) {
+  if (row_stride == 1 && col_stride != 1) return pack_turned(b, col_stride, k, n, packed);
   for (std::int64_t j = 0; j < n; j += kPanel, packed += k * kPanel) {
     std::int64_t width = std::min(kPanel, n - j);
     for (std::int64_t i = 0; i < k; ++i) {

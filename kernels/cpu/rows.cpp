@@ -5,8 +5,10 @@
 
 #include "kernels/cpu/finish.hpp"
 #include "kernels/cpu/isa.hpp"
+#include "kernels/cpu/lanes.hpp"
 #include "kernels/cpu/makers.hpp"
 #include "kernels/ops/common.hpp"
+#include "kernels/parallel.hpp"
 
 namespace falaj::kernels::cpu {
 namespace {
@@ -115,31 +117,6 @@ struct Loop {
   std::int64_t size, read, write;
 };
 
-// Eight by eight, through registers.
-FALAJ_AVX2 void turn8(const float* x, std::int64_t read, float* y, std::int64_t write) {
-  __m256 r[8];
-  FALAJ_UNROLL
-  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(x + i * read);
-  __m256 t[8];
-  FALAJ_UNROLL
-  for (int i = 0; i < 8; i += 2) {
-    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-  }
-  FALAJ_UNROLL
-  for (int i = 0; i < 8; i += 4) {
-    r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-    r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xEE);
-    r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-    r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xEE);
-  }
-  FALAJ_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    _mm256_storeu_ps(y + i * write, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
-    _mm256_storeu_ps(y + (i + 4) * write, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
-  }
-}
-
 // A matrix whose rows are read together and whose columns are written together.
 FALAJ_AVX2 void turn(const float* x, float* y, const Loop& rows_read, const Loop& columns_read) {
   const std::int64_t m = rows_read.size;     // written together
@@ -204,8 +181,10 @@ Result<KernelPtr> make_softmax(const KernelCall& call) {
   const auto split = split_at(in, axis);
   if (call.opset < 13 || split.inner != 1 || split.size == 0) return refuse("only along the last dimension, of opset 13 and newer");
   return rows([split](const Io& io) {
-    for (std::int64_t r = 0; r < split.outer; ++r)
-      softmax_row(io.input<float>(0) + r * split.size, io.output<float>(0) + r * split.size, split.size);
+    in_ranges(io, split.outer, part_rows(split.size), [&](std::int64_t first, std::int64_t last) {
+      for (std::int64_t r = first; r < last; ++r)
+        softmax_row(io.input<float>(0) + r * split.size, io.output<float>(0) + r * split.size, split.size);
+    });
   });
 }
 
@@ -221,9 +200,11 @@ Result<KernelPtr> make_layer_norm(const KernelCall& call) {
   }
   if (norm.width == 0) return refuse("rows of nothing");
   return rows([norm, bias = call.has(2)](const Io& io) {
-    for (std::int64_t r = 0; r < norm.rows; ++r)
-      norm_row(io.input<float>(0) + r * norm.width, io.input<float>(1), bias ? io.input<float>(2) : nullptr,
-               io.output<float>(0) + r * norm.width, norm);
+    in_ranges(io, norm.rows, part_rows(norm.width), [&](std::int64_t first, std::int64_t last) {
+      for (std::int64_t r = first; r < last; ++r)
+        norm_row(io.input<float>(0) + r * norm.width, io.input<float>(1), bias ? io.input<float>(2) : nullptr,
+                 io.output<float>(0) + r * norm.width, norm);
+    });
   });
 }
 
