@@ -69,7 +69,7 @@ struct Graph {
   std::map<std::string, Tensor, std::less<>> initializers;
   std::map<std::string, std::string, std::less<>> metadata;
   std::map<std::string, std::int64_t, std::less<>> opsets = {{"", kOpset}, {"ai.onnx.ml", kOpsetMl}};
-  std::shared_ptr<const Bytes> origin;  // the ModelProto this was imported from: export changes only initialisers and metadata of it
+  std::shared_ptr<const ByteView> origin;  // the ModelProto this was imported from: export changes only initialisers and metadata of it
 
   // --- building ---
   ValueInfo& add_input(std::string_view input, DType dtype, const Shape& shape, std::string_view batch_symbol = "N");  // -1 gets the symbol

@@ -216,14 +216,22 @@ struct Session::Impl {
   std::shared_ptr<const Compiled> compiled;
   std::unique_ptr<Executor> executor;
   std::string interpreted;
+  bool compiled_only = false;
 };
 
 Session::Session(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Session::~Session() = default;
 Session::Session(Session&&) noexcept = default;
 Session& Session::operator=(Session&&) noexcept = default;
-const Graph& Session::graph() const { return impl_->graph; }
+const Graph& Session::graph() const { return impl_->compiled_only ? impl_->compiled->graph() : impl_->graph; }
+const std::shared_ptr<const Compiled>& Session::compiled() const { return impl_->compiled; }
 const std::string& Session::interpreted() const { return impl_->interpreted; }
+
+Session::Session(std::shared_ptr<const Compiled> compiled) : impl_(std::make_unique<Impl>()) {
+  impl_->executor = std::make_unique<Executor>(compiled);
+  impl_->compiled = std::move(compiled);
+  impl_->compiled_only = true;
+}
 
 Result<Session> Session::make(Graph graph, CompileOptions options) {
   FALAJ_TRY(validate(graph));
@@ -256,7 +264,7 @@ Result<std::vector<Value>> Session::run(std::span<const Value> inputs) {
       FALAJ_TRY(self.executor->run(tensors, outputs));
       return std::vector<Value>(std::make_move_iterator(outputs.begin()), std::make_move_iterator(outputs.end()));
     }
-    if (status.error().code != ErrorCode::unimplemented) return std::move(status).error();
+    if (status.error().code != ErrorCode::unimplemented || self.compiled_only) return std::move(status).error();
     self.interpreted = status.error().message;
     self.executor.reset();
   }

@@ -25,12 +25,15 @@ class Session {
  public:
   // Fails only for graphs that cannot run at all.
   static Result<Session> make(Graph graph, CompileOptions options = {});
+  // Of what is compiled already. Shapes that it has no plan for are errors (`unimplemented`): there is no graph to interpret.
+  explicit Session(std::shared_ptr<const Compiled> compiled);
   ~Session();
   Session(Session&&) noexcept;
   Session& operator=(Session&&) noexcept;
 
   Result<std::vector<Value>> run(std::span<const Value> inputs);
-  [[nodiscard]] const Graph& graph() const;              // as given
+  [[nodiscard]] const Graph& graph() const;                               // as given: of what was compiled already, after all passes
+  [[nodiscard]] const std::shared_ptr<const Compiled>& compiled() const;  // null: there is no plan
   [[nodiscard]] const std::string& interpreted() const;  // why there is no plan; empty: there is one, or none was tried yet
 
  private:

@@ -181,10 +181,16 @@ Result<std::shared_ptr<const Compiled>> compile(Graph graph, CompileOptions opti
     FALAJ_TRY(use_channels_last(graph));
   }
   if (options.fuse) FALAJ_TRY(fuse(graph));
+  return compiled_from(std::move(graph), std::move(options), std::move(notes));
+}
+
+std::shared_ptr<const Compiled> compiled_from(Graph graph, CompileOptions options, std::vector<std::string> notes) {
   auto impl = std::make_unique<Compiled::Impl>(std::move(graph), std::move(options));
   impl->notes = std::move(notes);
   return std::make_shared<const Compiled>(std::move(impl));
 }
+
+const std::vector<std::string>& notes_of(const Compiled& compiled) { return compiled.impl_->notes; }
 
 // --- Executor ---------------------------------------------------------------------------------------------------------------
 
@@ -348,6 +354,11 @@ std::shared_ptr<const Tensor> PackedWeights::insert(const Tensor& source, std::s
   auto& entry = impl_->entries[{source.raw(), std::string(layout)}];
   if (entry.packed == nullptr) entry = {source, std::make_shared<const Tensor>(std::move(packed))};
   return entry.packed;
+}
+
+void PackedWeights::each(const Visit& visit) const {
+  std::lock_guard lock(impl_->mutex);
+  for (const auto& [key, entry] : impl_->entries) visit(entry.source, key.second, entry.packed);
 }
 
 std::size_t PackedWeights::bytes() const {

@@ -20,6 +20,7 @@
 // compute thread, or denormal values make layers several times slower.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -42,6 +43,7 @@ const Backend& bf16_backend();           // products and convolutions by known w
 const Backend& bf16_training_backend();  // likewise whatever the operands are, gradients included
 const Backend& reference_backend();      // plain loops for every op
 std::span<const Backend* const> default_backends();
+std::string backends_version();  // what the packed forms of weights depend on, beside this program: the processor's instructions, oneDNN
 
 // While this lives, the default backends of this thread are the reference ones alone: the same bits on any machine, for simulations.
 class ReferenceKernels {
@@ -87,6 +89,7 @@ class Compiled {
   [[nodiscard]] Result<std::string> why(std::int64_t batch = 1) const;
 
  private:
+  friend const std::vector<std::string>& notes_of(const Compiled& compiled);
   std::unique_ptr<Impl> impl_;
 };
 
@@ -127,6 +130,9 @@ class PackedWeights {
   // The packed form of `source` named `layout`, made by `make` at the first call.
   template <class Make>
   std::shared_ptr<const Tensor> get(const Tensor& source, std::string_view layout, Make make);
+  void put(const Tensor& source, std::string_view layout, Tensor packed) { insert(source, layout, std::move(packed)); }
+  using Visit = std::function<void(const Tensor& source, const std::string& layout, const std::shared_ptr<const Tensor>& packed)>;
+  void each(const Visit& visit) const;
   [[nodiscard]] std::size_t bytes() const;
 
  private:

@@ -43,4 +43,8 @@ Result<std::shared_ptr<const Plan>> make_plan(const Graph& graph, std::span<cons
                                               std::span<const Backend* const> backends, const CompileOptions& options,
                                               PackedWeights* packed);
 
+// Of a graph that has been through the passes already, and what they had to say (for why()).
+std::shared_ptr<const Compiled> compiled_from(Graph graph, CompileOptions options, std::vector<std::string> notes);
+const std::vector<std::string>& notes_of(const Compiled& compiled);
+
 }  // namespace falaj::kernels

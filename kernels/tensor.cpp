@@ -1,5 +1,7 @@
 #include "kernels/tensor.hpp"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstring>
 #include <new>
@@ -12,6 +14,9 @@ namespace falaj::kernels {
 namespace {
 
 constexpr std::size_t kAlign = 64;
+// From here on memory is asked for in large pages: to get 50 MB by pages of 4 KiB takes longer than to fill them.
+constexpr std::size_t kLarge = std::size_t{4} << 20;
+constexpr std::size_t kLargePage = std::size_t{2} << 20;
 
 [[noreturn]] void broken(const std::string& what) { throw std::logic_error(what); }
 
@@ -20,6 +25,11 @@ std::shared_ptr<void> allocate(DType dtype, std::size_t elements) {
     return {new std::string[elements > 0 ? elements : 1], [](void* p) { delete[] static_cast<std::string*>(p); }};
   }
   std::size_t bytes = std::max<std::size_t>(elements * size_of(dtype), 1);
+  if (bytes >= kLarge) {
+    void* data = ::operator new(bytes, std::align_val_t{kLargePage});
+    madvise(data, bytes, MADV_HUGEPAGE);  // a hint: where it is refused, the pages are small
+    return {data, [](void* p) { ::operator delete(p, std::align_val_t{kLargePage}); }};
+  }
   void* data = ::operator new(bytes, std::align_val_t{kAlign});
   return {data, [](void* p) { ::operator delete(p, std::align_val_t{kAlign}); }};
 }

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <optional>
 
 #include "kernels/interpret.hpp"
 #include "kernels/npy.hpp"
@@ -15,6 +16,7 @@
 #include "nodes/cli_model_prune.hpp"
 #include "nodes/cli_model_quantize.hpp"
 #include "nodes/cli_model_train.hpp"
+#include "nodes/model_cache.hpp"
 #include "nodes/model_files.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/net/http/json_writer.hpp"
@@ -33,15 +35,10 @@ struct Arguments {
   std::string model;
   std::vector<std::string> inputs;  // NAME=FILE
   std::string output_dir = ".";
+  std::string cache;  // empty: none
   bool json = false;
   bool why = false;
 };
-
-std::string json_text(std::string_view text) {
-  std::string out;
-  net::append_json_string(out, text);
-  return out;
-}
 
 // --- info -------------------------------------------------------------------------------------------------------------------
 
@@ -60,13 +57,13 @@ std::string infos_json(const std::vector<ValueInfo>& infos) {
     std::string shape;
     for (std::size_t d = 0; d < info.shape.rank(); ++d) {
       bool named = d < info.symbols.size() && !info.symbols[d].empty();
-      shape += (d > 0 ? "," : "") + (info.shape[d] >= 0 ? std::to_string(info.shape[d]) : named ? json_text(info.symbols[d]) : "null");
+      shape += (d > 0 ? "," : "") + (info.shape[d] >= 0 ? std::to_string(info.shape[d]) : named ? net::json_text(info.symbols[d]) : "null");
     }
     std::string kind = info.kind == kernels::ValueKind::tensor     ? "tensor"
                        : info.kind == kernels::ValueKind::sequence ? "sequence"
                                                                    : "optional";
-    out += format("{}{{\"name\":{},\"kind\":\"{}\",\"dtype\":\"{}\",\"shape\":{}}}", out.size() > 1 ? "," : "", json_text(info.name), kind,
-                  to_string(info.dtype), info.has_shape ? "[" + shape + "]" : std::string("null"));
+    out += format("{}{{\"name\":{},\"kind\":\"{}\",\"dtype\":\"{}\",\"shape\":{}}}", out.size() > 1 ? "," : "", net::json_text(info.name),
+                  kind, to_string(info.dtype), info.has_shape ? "[" + shape + "]" : std::string("null"));
   }
   return out + "]";
 }
@@ -75,25 +72,25 @@ void print_info_json(const Graph& graph, const std::map<std::string, std::size_t
                      const std::string& interpreted) {
   std::string out =
       format("{{\"name\":{},\"inputs\":{},\"outputs\":{},\"nodes\":{},\"parameters\":{},\"parameter_bytes\":{},\"opsets\":{{",
-             json_text(graph.name), infos_json(graph.inputs), infos_json(graph.outputs), graph.nodes.size(), parameters, bytes);
+             net::json_text(graph.name), infos_json(graph.inputs), infos_json(graph.outputs), graph.nodes.size(), parameters, bytes);
   bool first = true;
   for (const auto& [domain, version] : graph.opsets) {
-    out += format("{}{}:{}", first ? "" : ",", json_text(domain.empty() ? "ai.onnx" : domain), version);
+    out += format("{}{}:{}", first ? "" : ",", net::json_text(domain.empty() ? "ai.onnx" : domain), version);
     first = false;
   }
   out += "},\"ops\":{";
   first = true;
   for (const auto& [op, count] : ops) {
-    out += format("{}{}:{}", first ? "" : ",", json_text(op), count);
+    out += format("{}{}:{}", first ? "" : ",", net::json_text(op), count);
     first = false;
   }
   out += "},\"metadata\":{";
   first = true;
   for (const auto& [key, value] : graph.metadata) {
-    out += format("{}{}:{}", first ? "" : ",", json_text(key), json_text(value));
+    out += format("{}{}:{}", first ? "" : ",", net::json_text(key), net::json_text(value));
     first = false;
   }
-  print(out + format("}},\"interpreted\":{}}}", interpreted.empty() ? "null" : json_text(interpreted)));
+  print(out + format("}},\"interpreted\":{}}}", interpreted.empty() ? "null" : net::json_text(interpreted)));
 }
 
 Status do_info(const Arguments& a) {
@@ -155,16 +152,51 @@ Status collect(const std::string& name, const Value& value, std::vector<OutputFi
   return {};
 }
 
-Status do_run(const Arguments& a) {
-  kernels::set_flush_denormals();
-  FALAJ_ASSIGN(auto graph, load_model(a.model));
+struct Answers {
+  std::vector<ValueInfo> infos;
+  std::vector<Value> values;
+  std::string interpreted;
+};
+Result<Answers> answer(kernels::Session& session, std::span<const Value> inputs) {
+  FALAJ_ASSIGN(auto values, session.run(inputs));
+  return Answers{session.graph().outputs, std::move(values), session.interpreted()};
+}
+
+Result<Answers> answer_from_file(const Arguments& a, const std::optional<ModelCache>& cache, const ModelCache::Wanted& wanted) {
+  std::vector<std::string> others;
+  FALAJ_ASSIGN(auto graph, load_model(a.model, &others));
   FALAJ_ASSIGN(const auto inputs, read_inputs(graph, a.inputs));
   FALAJ_ASSIGN(auto session, kernels::Session::make(std::move(graph)));
-  FALAJ_ASSIGN(const auto outputs, session.run(inputs));
+  auto answers = answer(session, inputs);
+  const bool keeps = answers && cache && session.compiled() != nullptr && session.interpreted().empty();
+  if (keeps) FALAJ_TRY(cache->keep(wanted, *session.compiled(), others));
+  return answers;
+}
+
+Result<Answers> answers_of(const Arguments& a) {
+  std::optional<ModelCache> cache;
+  const ModelCache::Wanted wanted{a.model, "run"};
+  if (!a.cache.empty()) {
+    FALAJ_ASSIGN(cache, ModelCache::open(a.cache));
+    FALAJ_ASSIGN(auto compiled, cache->find(wanted, {}));
+    if (compiled != nullptr) {
+      FALAJ_ASSIGN(const auto inputs, read_inputs(compiled->graph(), a.inputs));
+      kernels::Session session(std::move(compiled));
+      auto answers = answer(session, inputs);
+      if (answers || answers.error().code != ErrorCode::unimplemented) return answers;
+    }
+  }
+  return answer_from_file(a, cache, wanted);
+}
+
+Status do_run(const Arguments& a) {
+  kernels::set_flush_denormals();
+  FALAJ_ASSIGN(const auto answers, answers_of(a));
+  const auto& outputs = answers.values;
   // All that is to be written is there before the first file is.
   std::vector<OutputFile> files;
   std::map<std::string, std::string> taken;
-  const auto& infos = session.graph().outputs;
+  const auto& infos = answers.infos;
   for (std::size_t i = 0; i < outputs.size(); ++i) {
     const auto name = file_name(infos[i].name);
     const auto [at, fresh] = taken.try_emplace(name, infos[i].name);
@@ -181,8 +213,8 @@ Status do_run(const Arguments& a) {
   }
   std::string out = "{\"outputs\":[";
   for (std::size_t i = 0; i < files.size(); ++i)
-    out += (i > 0 ? "," : "") + json_text((fs::path(a.output_dir) / (files[i].name + ".npy")).string());
-  print(out + format("],\"interpreted\":{}}}", session.interpreted().empty() ? "null" : json_text(session.interpreted())));
+    out += (i > 0 ? "," : "") + net::json_text((fs::path(a.output_dir) / (files[i].name + ".npy")).string());
+  print(out + format("],\"interpreted\":{}}}", answers.interpreted.empty() ? "null" : net::json_text(answers.interpreted)));
   return {};
 }
 
@@ -206,6 +238,7 @@ void add_model_file_commands(CLI::App& app, Cli& cli) {
   run->add_option("--output-dir,-O", a->output_dir, "Folder of the results (made if it is not there)")
       ->capture_default_str()
       ->type_name("DIR");
+  run->add_option("--cache", a->cache, "Keep the compiled model in this folder, and take it from there the next time")->type_name("DIR");
   run->footer("Example:\n  falaj model run credit.onnx --input age=age.npy --input income=income.npy --output-dir out");
   cli.runs(*run, [a] { return do_run(*a); });
   for (auto* command : {info, run}) {

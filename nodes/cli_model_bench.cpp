@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <set>
 
 #include "kernels/compress/quantize.hpp"
@@ -12,6 +13,7 @@
 #include "kernels/plan.hpp"
 #include "kernels/train/cut.hpp"
 #include "kernels/train/steps.hpp"
+#include "nodes/model_cache.hpp"
 #include "nodes/model_files.hpp"
 #include "nodes/model_training.hpp"
 #include "runtime/base/clock.hpp"
@@ -40,6 +42,7 @@ struct Arguments {
   unsigned threads = 1;
   std::string precision = "f32";
   std::vector<std::string> sizes;  // NAME=SIZE
+  std::string cache;               // empty: none
   double seconds = 2;
   bool train = false;
   bool json = false;
@@ -177,47 +180,99 @@ class Repeats {
 
 struct Measured {
   double p50_us = 0, p99_us = 0, rows_per_s = 0, compile_ms = 0;
+  std::optional<double> start_ms;  // of answers: load, compile, first answer
   std::size_t runs = 0;
 };
 Measured figures(Repeats& repeats, std::int64_t rows, Duration compiling) {
-  return {repeats.quantile_us(0.5), repeats.quantile_us(0.99), repeats.rows_per_second(rows),
-          std::chrono::duration<double, std::milli>(compiling).count(), repeats.count()};
+  return {.p50_us = repeats.quantile_us(0.5),
+          .p99_us = repeats.quantile_us(0.99),
+          .rows_per_s = repeats.rows_per_second(rows),
+          .compile_ms = std::chrono::duration<double, std::milli>(compiling).count(),
+          .runs = repeats.count()};
 }
 
-Result<Measured> measure_answers(Graph graph, const Arguments& a, const Clock& clock) {
-  kernels::set_flush_denormals();
+// What is measured, made ready: out of the cache, if one is given and it is there, else out of the file.
+struct Start {
+  std::shared_ptr<const kernels::Compiled> compiled;  // null: `graph` is to be compiled
+  Graph graph;
+  std::vector<std::string> others;  // files of the model's folder
+  std::optional<std::size_t> kept;  // bytes of packed weights that the cache had; none: it had nothing
+};
+
+kernels::CompileOptions options_of(const Arguments& a) {
+  kernels::CompileOptions options;
+  if (a.precision == "bf16") options.backends = {&kernels::bf16_backend(), &kernels::cpu_backend(), &kernels::reference_backend()};
+  options.threads = a.threads;
+  return options;
+}
+
+Result<Start> load(const Arguments& a, const std::optional<ModelCache>& cache, const ModelCache::Wanted& wanted) {
+  Start start;
+  if (cache) {
+    FALAJ_ASSIGN(start.compiled, cache->find(wanted, options_of(a)));
+  }
+  if (start.compiled != nullptr) {
+    start.kept = start.compiled->packed()->bytes();
+    return start;
+  }
+  FALAJ_ASSIGN(start.graph, load_model(a.model, &start.others));
+  FALAJ_ASSIGN(const auto sizes, open_sizes(a.sizes));
+  FALAJ_TRY(close_sizes(start.graph, sizes));
+  return start;
+}
+
+Result<std::vector<Tensor>> random_inputs(const Graph& graph, std::int64_t batch) {
   Random random(1);
   std::vector<Tensor> inputs;
   bool open = false;
   for (const ValueInfo& info : graph.inputs) {
     open = open || !info.shape.is_static();
-    FALAJ_ASSIGN(auto input, random_input(graph, info, a.batch, random));
+    FALAJ_ASSIGN(auto input, random_input(graph, info, batch, random));
     inputs.push_back(std::move(input));
   }
-  const bool same = std::ranges::all_of(inputs, [&](const Tensor& t) { return !t.shape().empty() && t.shape()[0] == a.batch; });
+  const bool same = std::ranges::all_of(inputs, [&](const Tensor& t) { return !t.shape().empty() && t.shape()[0] == batch; });
   if (!open && !same)
-    return invalid(format("the model's inputs have fixed sizes, which are no batch of {}: export it with a dynamic batch", a.batch));
-  if (a.precision == "int8") {
-    FALAJ_ASSIGN(graph, kernels::quantize_all(graph, inputs));
+    return invalid(format("the model's inputs have fixed sizes, which are no batch of {}: export it with a dynamic batch", batch));
+  return inputs;
+}
+
+Result<Measured> measure_answers(const Arguments& a, const Clock& clock) {
+  kernels::set_flush_denormals();
+  std::optional<ModelCache> cache;
+  if (!a.cache.empty()) {
+    FALAJ_ASSIGN(cache, ModelCache::open(a.cache));
   }
+  ModelCache::Wanted wanted{a.model, a.precision};
+  for (const auto& size : a.sizes) wanted.options += " " + size;
   const Instant began = clock.now();
-  kernels::CompileOptions options;
-  if (a.precision == "bf16") options.backends = {&kernels::bf16_backend(), &kernels::cpu_backend(), &kernels::reference_backend()};
-  options.threads = a.threads;
-  FALAJ_ASSIGN(auto compiled, kernels::compile(std::move(graph), std::move(options)));
-  kernels::Executor executor(std::move(compiled), a.threads);
+  FALAJ_ASSIGN(auto start, load(a, cache, wanted));
+  const Instant loaded = clock.now();
+  FALAJ_ASSIGN(const auto inputs, random_inputs(start.compiled != nullptr ? start.compiled->graph() : start.graph, a.batch));
+  if (a.precision == "int8") {
+    FALAJ_ASSIGN(start.graph, kernels::quantize_all(start.graph, inputs));
+  }
+  const Instant compiling = clock.now();
+  if (start.compiled == nullptr) {
+    FALAJ_ASSIGN(start.compiled, kernels::compile(std::move(start.graph), options_of(a)));
+  }
+  kernels::Executor executor(start.compiled, a.threads);
   std::vector<Shape> shapes;
   for (const Tensor& input : inputs) shapes.push_back(input.shape());
   FALAJ_TRY(executor.prepare(shapes));
-  const Duration compiling = clock.now() - began;
+  const Instant compiled = clock.now();
   std::vector<Tensor> outputs;
+  FALAJ_TRY(executor.run(inputs, outputs));
+  const Duration starting = (loaded - began) + (clock.now() - compiling);
   Repeats repeats(clock, a.seconds);
   repeats.begin();
   while (!repeats.enough()) {
     FALAJ_TRY(executor.run(inputs, outputs));
     repeats.add();
   }
-  return figures(repeats, a.batch, compiling);
+  if (cache && start.compiled->packed()->bytes() != start.kept) FALAJ_TRY(cache->keep(wanted, *start.compiled, start.others));
+  auto measured = figures(repeats, a.batch, compiled - compiling);
+  measured.start_ms = std::chrono::duration<double, std::milli>(starting).count();
+  return measured;
 }
 
 // Cross-entropy of random classes, or BCE of one output.
@@ -252,8 +307,11 @@ Result<Target> random_target(const Graph& graph, std::int64_t rows, Random& rand
   return target;
 }
 
-Result<Measured> measure_steps(Graph graph, const Arguments& a, const Clock& clock) {
-  graph.origin.reset();  // nothing is exported: the file's bytes are no part of a step
+Result<Measured> measure_steps(const Arguments& a, const Clock& clock) {
+  FALAJ_ASSIGN(auto graph, load_model(a.model));
+  FALAJ_ASSIGN(const auto sizes, open_sizes(a.sizes));
+  FALAJ_TRY(close_sizes(graph, sizes));
+  graph.origin.reset();  // nothing is exported: the file is no part of a step
   Random random(1);
   std::int64_t row_bytes = 1;
   for (const ValueInfo& info : graph.inputs) {
@@ -297,21 +355,22 @@ Status do_bench(Arguments a) {
   FALAJ_ASSIGN(a.threads, usable_threads(a.threads));
   if (a.batch < 1 || a.batch > kBatchMax) return invalid(format("--batch is {}; it must be 1 to {}", a.batch, kBatchMax));
   if (!(a.seconds > 0 && a.seconds <= 3600)) return invalid("--seconds must be larger than 0 and at most 3600");
-  FALAJ_ASSIGN(const auto sizes, open_sizes(a.sizes));
-  FALAJ_ASSIGN(auto graph, load_model(a.model));
-  FALAJ_TRY(close_sizes(graph, sizes));
-  auto measured = a.train ? measure_steps(std::move(graph), a, clock) : measure_answers(std::move(graph), a, clock);
+  if (!a.cache.empty() && (a.train || a.precision == "int8"))
+    return invalid("--cache: neither training nor --precision int8 (which is quantised by random inputs) can be kept; leave it out");
+  auto measured = a.train ? measure_steps(a, clock) : measure_answers(a, clock);
   if (!measured) return within(a.model, measured.error());
   const Measured& m = *measured;
   const auto peak = std::max(peak_resident_bytes(), base) - base;  // less what the process held when the command began
   if (a.json) {
-    print(format("{{\"p50_us\":{:.6g},\"p99_us\":{:.6g},\"rows_per_s\":{:.6g},\"compile_ms\":{:.6g},\"peak_bytes\":{}}}", m.p50_us,
-                 m.p99_us, m.rows_per_s, m.compile_ms, peak));
+    const auto start = m.start_ms ? format(",\"start_ms\":{:.6g}", *m.start_ms) : std::string();
+    print(format("{{\"p50_us\":{:.6g},\"p99_us\":{:.6g},\"rows_per_s\":{:.6g},\"compile_ms\":{:.6g},\"peak_bytes\":{}{}}}", m.p50_us,
+                 m.p99_us, m.rows_per_s, m.compile_ms, peak, start));
     return {};
   }
-  print(table({{"P50", "P99", "ROWS/S", a.train ? "STEPS" : "RUNS", "COMPILE", "PEAK MEMORY"},
+  print(table({{"P50", "P99", "ROWS/S", a.train ? "STEPS" : "RUNS", "COMPILE", "START", "PEAK MEMORY"},
                {format("{:.2f} us", m.p50_us), format("{:.2f} us", m.p99_us), format("{:.0f}", m.rows_per_s), std::to_string(m.runs),
-                format("{:.1f} ms", m.compile_ms), format("{:.1f} MiB", static_cast<double>(peak) / (1 << 20))}}));
+                format("{:.1f} ms", m.compile_ms), m.start_ms ? format("{:.1f} ms", *m.start_ms) : "-",
+                format("{:.1f} MiB", static_cast<double>(peak) / (1 << 20))}}));
   return {};
 }
 
@@ -332,6 +391,10 @@ void add_model_bench_command(CLI::App& model, Cli& cli) {
       ->capture_default_str()
       ->check(CLI::IsMember({"f32", "bf16", "int8"}));
   bench->add_option("--size", a->sizes, "Another size that the model leaves open, by its name")->type_name("NAME=SIZE");
+  bench
+      ->add_option("--cache", a->cache,
+                   "Keep the compiled model in this folder, and take it from there the next time (START is load, compile, first answer)")
+      ->type_name("DIR");
   bench->add_option("--seconds", a->seconds, "How long is measured, after the warm-up")->capture_default_str()->type_name("S");
   bench->add_flag("--train", a->train, "Full training steps: forward, backward, AdamW; cross-entropy, or BCE for one output");
   bench->add_flag("--json", a->json, "Print JSON");

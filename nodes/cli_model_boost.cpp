@@ -45,12 +45,6 @@ struct Rows {
   std::string label;                // its name
 };
 
-std::string json_text(const std::string& text) {
-  std::string out;
-  net::append_json_string(out, text);
-  return out;
-}
-
 bool any_of(const std::vector<std::string>& names, const std::string& name) { return std::ranges::find(names, name) != names.end(); }
 
 void add_column(Table& table, CsvColumn column) {
@@ -219,7 +213,7 @@ Status do_boost(const Arguments& a) {
         format("{{\"task\":\"{}\",\"rounds\":{},\"rows\":{},\"test_rows\":{},\"columns\":{},\"first_loss\":{:.9g},\"last_loss\":{:.9g},"
                "\"metrics\":{},\"output\":{}}}",
                to_string(target.task), booster->rounds(), split.train.size(), split.test.size(), rows.table.columns.size(),
-               grown.losses.front(), grown.losses.back(), evaluation ? metrics_json(*evaluation) : "null", json_text(a.output)));
+               grown.losses.front(), grown.losses.back(), evaluation ? metrics_json(*evaluation) : "null", net::json_text(a.output)));
     return {};
   }
   if (output_is_terminal()) print(plot(grown.losses, "loss"));

@@ -28,12 +28,6 @@ struct Arguments : TrainingArguments {
   OfferArguments offer;
 };
 
-std::string json_text(const std::string& text) {
-  std::string out;
-  net::append_json_string(out, text);
-  return out;
-}
-
 // The teacher with its own arrays, and the labels of the student.
 TrainingArguments teacher_of(const Arguments& a) {
   TrainingArguments out = static_cast<const TrainingArguments&>(a);
@@ -124,7 +118,7 @@ Status do_distill(Arguments a) {
       "{{\"method\":\"distill\",\"temperature\":{:g},\"teacher_share\":{:g},\"steps\":{},\"first_loss\":{:.9g},\"last_loss\":{:.9g},"
       "\"untrained\":{},{},\"output\":{}}}",
       a.how.temperature, a.how.share, a.steps, log.losses.front(), log.losses.back(), metrics_json(untrained),
-      offer_json(measured, a.offer), measured.offered ? json_text(a.output) : "null");
+      offer_json(measured, a.offer), measured.offered ? net::json_text(a.output) : "null");
   student.metadata["falaj.compression"] = json;
   FALAJ_ASSIGN(const auto model, kernels::export_onnx(student));
   return hand_over(json, "before: the teacher; after: the student\n" + offer_table(measured), measured, a.offer, a, model);

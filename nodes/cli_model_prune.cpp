@@ -23,12 +23,6 @@ struct Arguments : TrainingArguments {
   OfferArguments offer;
 };
 
-std::string json_text(const std::string& text) {
-  std::string out;
-  net::append_json_string(out, text);
-  return out;
-}
-
 // What was pruned, before the training that follows.
 struct Pruned {
   Graph graph;
@@ -88,19 +82,20 @@ Layers describe_layers(const Arguments& a, const Pruned& pruned) {
   if (a.method == "channels") {
     rows.push_back({"LAYER", "CHANNELS", "KEPT", "WHY WHOLE"});
     for (const auto& layer : pruned.channels.pruned) {
-      out.json += format("{}{{\"name\":{},\"channels\":{},\"kept\":{}}}", out.json.size() > 1 ? "," : "", json_text(layer.name),
+      out.json += format("{}{{\"name\":{},\"channels\":{},\"kept\":{}}}", out.json.size() > 1 ? "," : "", net::json_text(layer.name),
                          layer.channels, layer.kept);
       rows.push_back({layer.name, std::to_string(layer.channels), std::to_string(layer.kept), ""});
     }
     for (const auto& layer : pruned.channels.whole) {
-      out.json += format("{}{{\"name\":{},\"whole\":{}}}", out.json.size() > 1 ? "," : "", json_text(layer.name), json_text(layer.reason));
+      out.json += format("{}{{\"name\":{},\"whole\":{}}}", out.json.size() > 1 ? "," : "", net::json_text(layer.name),
+                         net::json_text(layer.reason));
       rows.push_back({layer.name, "", "", layer.reason});
     }
   } else {
     rows.push_back({"LAYER", "SHAPE", "WEIGHTS", "ZEROS", "SPARSITY"});
     for (const auto& layer : kernels::layer_weights(pruned.graph)) {
       out.json += format("{}{{\"name\":{},\"weights\":{},\"zeros\":{},\"sparsity\":{:.6g}}}", out.json.size() > 1 ? "," : "",
-                         json_text(layer.name), layer.elements, layer.zeros, layer.sparsity());
+                         net::json_text(layer.name), layer.elements, layer.zeros, layer.sparsity());
       rows.push_back({layer.name, to_string(layer.shape), std::to_string(layer.elements), std::to_string(layer.zeros),
                       format("{:.1f} %", 100 * layer.sparsity())});
     }
@@ -130,7 +125,7 @@ Status do_prune(Arguments a) {
                               {pruned.graph, after.size(), kernels::deflated_size(after), test, a.logits}, a, a.offer));
   const auto layers = describe_layers(a, pruned);
   const auto json = format("{{\"method\":\"{}\",\"amount\":{:g},\"steps\":{},\"layers\":{},{},\"output\":{}}}", a.method, a.amount, a.steps,
-                           layers.json, offer_json(measured, a.offer), measured.offered ? json_text(a.output) : "null");
+                           layers.json, offer_json(measured, a.offer), measured.offered ? net::json_text(a.output) : "null");
   // The report goes where the model goes.
   pruned.graph.metadata["falaj.compression"] = json;
   FALAJ_ASSIGN(const auto model, kernels::export_onnx(pruned.graph));

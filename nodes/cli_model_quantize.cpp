@@ -41,11 +41,6 @@ struct Arguments {
   bool json = false;
 };
 
-std::string json_text(std::string_view text) {
-  std::string out;
-  net::append_json_string(out, text);
-  return out;
-}
 std::string number(double v) { return std::isfinite(v) ? format("{:.9g}", v) : std::string("null"); }
 
 struct Data {
@@ -96,12 +91,12 @@ std::string report_json(const kernels::QuantizeReport& r, const kernels::SpeedRe
       "\"offered\":{},\"output\":{},\"layers\":[",
       to_string(r.calibration), r.rows, r.calibration_rows, r.measure, number(r.f32), number(r.int8), number(r.loss), number(r.budget),
       r.within_budget(), speed.batch, number(speed.f32_us), number(speed.int8_us), number(speed.ratio()), r.f32_bytes, r.int8_bytes,
-      offered, written.empty() ? "null" : json_text(written));
+      offered, written.empty() ? "null" : net::json_text(written));
   bool first = true;
   for (const auto& layer : r.layers) {
     out += format("{}{{\"name\":{},\"op\":{},\"weight_bytes\":{},\"error\":{},\"quantised\":{},\"why\":{}}}", first ? "" : ",",
-                  json_text(layer.layer.name), json_text(layer.layer.op), layer.layer.weight_bytes, number(layer.error), layer.quantised,
-                  layer.why.empty() ? "null" : json_text(layer.why));
+                  net::json_text(layer.layer.name), net::json_text(layer.layer.op), layer.layer.weight_bytes, number(layer.error),
+                  layer.quantised, layer.why.empty() ? "null" : net::json_text(layer.why));
     first = false;
   }
   return out + "]}";

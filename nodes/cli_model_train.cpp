@@ -60,13 +60,11 @@ Status do_train(const Arguments& a) {
   FALAJ_TRY(write_file(a.output, model));
   const std::size_t parameters = trainer->parameters().size();
   if (a.json) {
-    std::string output;
-    net::append_json_string(output, a.output);
     print(
         format("{{\"steps\":{},\"resumed_at\":{},\"rows\":{},\"parameters\":{},\"tensors\":{},\"first_loss\":{:.9g},\"last_loss\":{:.9g},"
                "\"output\":{}}}",
                spec.steps, checkpoints.reports().size(), rows.rows(), parameters, trainer->layout().size(), log.losses.front(),
-               log.losses.back(), output));
+               log.losses.back(), net::json_text(a.output)));
     return {};
   }
   if (output_is_terminal()) print(plot(log.losses, "loss"));

@@ -42,7 +42,7 @@ Result<std::shared_ptr<Mapping>> map_file(const fs::path& path) {
   if (fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && info.st_size > 0)
     data = mmap(nullptr, static_cast<std::size_t>(info.st_size), PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
   close(fd);
-  if (data == MAP_FAILED) return invalid(format("{}: this is no file with data", path.string()));
+  if (data == MAP_FAILED) return invalid(format("{}: a directory, or no file with data", path.string()));
   return std::make_shared<Mapping>(data, static_cast<std::size_t>(info.st_size));
 }
 
@@ -66,6 +66,11 @@ class Folder {
       return invalid(format("'{}' has {} bytes; bytes {} to {} are wanted", location, file->size, offset, offset + length));
     return ExternalBytes{file, static_cast<std::byte*>(file->data) + offset};
   }
+  [[nodiscard]] std::vector<std::string> files() const {
+    std::vector<std::string> names;
+    for (const auto& [name, file] : files_) names.push_back(name);
+    return names;
+  }
 
  private:
   Result<std::shared_ptr<Mapping>> find(std::string_view location) {
@@ -85,12 +90,19 @@ class Folder {
 
 }  // namespace
 
-Result<kernels::Graph> load_model(const std::string& path) {
-  FALAJ_ASSIGN(const auto content, read_binary_file(path));
+Result<kernels::ModelBytes> map_model(const std::string& path) {
+  FALAJ_ASSIGN(const auto file, map_file(path));
+  return kernels::ModelBytes{{static_cast<const std::uint8_t*>(file->data), file->size}, file};
+}
+
+Result<kernels::Graph> load_model(const std::string& path, std::vector<std::string>* others) {
+  FALAJ_ASSIGN(auto content, map_model(path));
   const auto folder = std::make_shared<Folder>(fs::path(path).has_parent_path() ? fs::path(path).parent_path() : fs::path("."));
-  return kernels::import_onnx(content, path, [folder](std::string_view location, std::uint64_t offset, std::uint64_t length) {
-    return folder->read(location, offset, length);
-  });
+  auto graph = kernels::import_onnx(
+      std::move(content), path,
+      [folder](std::string_view location, std::uint64_t offset, std::uint64_t length) { return folder->read(location, offset, length); });
+  if (graph && others != nullptr) *others = folder->files();
+  return graph;
 }
 
 std::string type_text(const kernels::ValueInfo& info) {

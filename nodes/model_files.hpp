@@ -4,13 +4,17 @@
 #include <vector>
 
 #include "kernels/graph.hpp"
+#include "kernels/onnx/onnx.hpp"
 #include "kernels/ops.hpp"
 #include "runtime/base/result.hpp"
 
 namespace falaj::nodes {
 
-// External data are mapped, not read; only regular files inside the model's folder are, whatever links or paths say.
-Result<kernels::Graph> load_model(const std::string& path);
+// External data are mapped, not read; only regular files inside the model's folder are, whatever links or paths say. `others`: the files
+// that they came from, relative to the folder.
+Result<kernels::Graph> load_model(const std::string& path, std::vector<std::string>* others = nullptr);
+// A whole file, mapped copy-on-write: what is in memory may be changed, the file never is.
+Result<kernels::ModelBytes> map_model(const std::string& path);
 
 std::string type_text(const kernels::ValueInfo& info);  // float32[N, 2]
 // Values for the graph's inputs, in its order, from NAME=FILE each (array_files.hpp); sequences take several of one name.

@@ -77,12 +77,6 @@ std::size_t parameters_of(const kernels::Graph& graph) {
   return count;
 }
 
-std::string json_text(const std::string& text) {
-  std::string out;
-  net::append_json_string(out, text);
-  return out;
-}
-
 }  // namespace
 
 void add_offer_options(CLI::App& command, OfferArguments& a) {
@@ -153,7 +147,7 @@ std::string figures_json(const ModelFigures& f) {
 std::string offer_json(const Measured& m, const OfferArguments& a) {
   return format("\"before\":{},\"after\":{},\"accuracy_lost\":{:.9g},\"budget\":{:g},\"want\":\"{}\",\"offered\":{},\"why_not\":{}",
                 figures_json(m.before), figures_json(m.after), m.loss_of_accuracy, a.budget, a.want, m.offered,
-                m.offered ? std::string("null") : json_text(m.why_not));
+                m.offered ? std::string("null") : net::json_text(m.why_not));
 }
 
 std::string offer_table(const Measured& m) {

@@ -18,12 +18,6 @@ struct Stop {  // of a trace's way
   std::uint64_t actor;
 };
 
-std::string json_text(std::string_view text) {
-  std::string out;
-  net::append_json_string(out, text);
-  return out;
-}
-
 std::string trace_text(const TraceId& id) { return format("{:016x}{:016x}", id.first, id.second); }
 
 class Writer {
@@ -40,7 +34,7 @@ class Writer {
 
   TraceFile write() {
     for (std::size_t n = 0; n < nodes_.size(); ++n) {
-      event(format(R"({{"ph":"M","name":"process_name","pid":{},"args":{{"name":{}}}}})", n, json_text(nodes_[n].name)));
+      event(format(R"({{"ph":"M","name":"process_name","pid":{},"args":{{"name":{}}}}})", n, net::json_text(nodes_[n].name)));
       std::set<std::uint64_t> actors;
       for (const auto& page : nodes_[n].pages) {
         for (const auto span : page->getSpans()) {
@@ -63,7 +57,7 @@ class Writer {
   void name_actor(std::size_t n, messages::Span::Reader span) {
     std::string name(text(span.getName()));
     if (name.empty()) name = format("actor {}", span.getActor());
-    event(format(R"({{"ph":"M","name":"thread_name","pid":{},"tid":{},"args":{{"name":{}}}}})", n, span.getActor(), json_text(name)));
+    event(format(R"({{"ph":"M","name":"thread_name","pid":{},"tid":{},"args":{{"name":{}}}}})", n, span.getActor(), net::json_text(name)));
   }
 
   void slice(std::size_t n, messages::Span::Reader span) {
@@ -71,9 +65,9 @@ class Writer {
     const TraceId id{span.getTraceHigh(), span.getTraceLow()};
     const auto what = span.getMessage().size() != 0 ? text(span.getMessage()) : text(span.getKind());
     std::string line = format(R"({{"ph":"X","name":{},"cat":{},"pid":{},"tid":{},"ts":{:.3f},"dur":{:.3f},"args":{{"waited_us":{:.3f})",
-                              json_text(what), json_text(text(span.getKind())), n, span.getActor(), at,
+                              net::json_text(what), net::json_text(text(span.getKind())), n, span.getActor(), at,
                               static_cast<double>(span.getHandledNs()) / 1e3, static_cast<double>(span.getWaitedNs()) / 1e3);
-    if (span.getFrom().size() != 0) line += format(R"(,"from":{})", json_text(text(span.getFrom())));
+    if (span.getFrom().size() != 0) line += format(R"(,"from":{})", net::json_text(text(span.getFrom())));
     if (id != TraceId{}) {
       line += format(R"(,"trace":"{}","span":"{:016x}")", trace_text(id), span.getSpan());
       ways_[id].push_back({at, n, span.getActor()});

@@ -1,11 +1,12 @@
-// ai.falaj's Conv on [N, H, W, C] with weights known before the run, and pools alike, for AVX2.
+// ai.falaj's Conv on [N, H, W, C] with weights known before the run, and pools alike, for AVX2 and AVX-512.
 //
-// A convolution is a sum of products over (kernel place, channel). A tile is up to six neighbouring output pixels times sixteen maps,
-// all its sums in registers; each pixel has a pointer to the input channels that meet a kernel place, those outside the image to zeros.
-// Every sum is one chain in the order of the weights, whatever tile a pixel falls in: bits do not depend on the batch.
+// A convolution is a sum of products over (kernel place, channel), computed by the tiles of conv_tiles.hpp; each pixel has a pointer to
+// the input channels that meet a kernel place, those outside the image to zeros. Every sum is one chain in the order of the weights,
+// whatever tile a pixel falls in: bits do not depend on the batch.
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/cpu/conv_tiles.hpp"
 #include "kernels/cpu/finish.hpp"
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/makers.hpp"
@@ -16,102 +17,10 @@
 namespace falaj::kernels::cpu {
 namespace {
 
-constexpr std::int64_t kMaps = 16;        // of a tile
-constexpr std::int64_t kPixels = 6;       // of a tile
-constexpr std::int64_t kBlockTiles = 12;  // tiles that share one pass over the weights
-constexpr std::int64_t kFewChannels = 4;  // a row of kernel places is then one run of numbers, for which the image is padded first
+constexpr std::int64_t kBlockPixels = 72;  // in tiles that share one pass over the weights
+constexpr std::int64_t kFewChannels = 4;   // a row of kernel places is then one run of numbers, for which the image is padded first
 
 Error refuse(std::string_view why) { return Error{ErrorCode::unimplemented, format("avx2 convolution: {}", why)}; }
-
-// Where a tile's results go.
-struct Target {
-  float* y;
-  const float* addend;  // null: none
-  const float* bias;    // null: none
-  std::int64_t row;     // floats from pixel to pixel
-  std::int64_t width;   // maps that exist
-  Activation activation;
-  float alpha;
-};
-
-FALAJ_AVX2 inline __m256 load_some(const float* from, std::int64_t width) {
-  if (width >= 8) return _mm256_loadu_ps(from);
-  alignas(32) float lane[8] = {};
-  for (std::int64_t i = 0; i < width; ++i) lane[i] = from[i];
-  return _mm256_load_ps(lane);
-}
-FALAJ_AVX2 inline void store_some(float* to, __m256 value, std::int64_t width) {
-  if (width >= 8) return _mm256_storeu_ps(to, value);
-  alignas(32) float lane[8];
-  _mm256_store_ps(lane, value);
-  for (std::int64_t i = 0; i < width; ++i) to[i] = lane[i];
-}
-
-// What is added to a tile's sums, and the activation. Apart from the sums' loop, whose registers it would take.
-[[gnu::noinline]] FALAJ_AVX2 void finish_tile(const float* sums, int rows, const Target& t) {
-  for (int half = 0; half < 2; ++half) {
-    const std::int64_t width = t.width - 8 * half;
-    if (width <= 0) break;
-    const __m256 bias = t.bias == nullptr ? _mm256_setzero_ps() : load_some(t.bias + 8 * half, width);
-    for (int r = 0; r < rows; ++r) {
-      const std::int64_t at = r * t.row + 8 * half;
-      __m256 value = _mm256_add_ps(_mm256_load_ps(sums + r * kMaps + 8 * half), bias);
-      if (t.addend != nullptr) value = _mm256_add_ps(value, load_some(t.addend + at, width));
-      store_some(t.y + at, activate(value, t.activation, t.alpha), width);
-    }
-  }
-}
-
-// places: for each kernel place kPixels pointers, of which kRows are used. w: for each place and channel kMaps weights.
-template <int kRows>
-FALAJ_AVX2 void tile(const float* const* places, std::int64_t count, std::int64_t offset, std::int64_t depth, const float* w,
-                     const Target& t) {
-  __m256 sum[kRows][2];
-  FALAJ_UNROLL
-  for (auto& row : sum) row[0] = row[1] = _mm256_setzero_ps();
-  for (std::int64_t p = 0; p < count; ++p, places += kPixels) {
-    const float* x[kRows];
-    FALAJ_UNROLL
-    for (int r = 0; r < kRows; ++r) x[r] = places[r] + offset;
-    for (std::int64_t c = 0; c < depth; ++c, w += kMaps) {
-      const __m256 low = _mm256_load_ps(w);
-      const __m256 high = _mm256_load_ps(w + 8);
-      FALAJ_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        const __m256 value = _mm256_broadcast_ss(x[r] + c);
-        sum[r][0] = _mm256_fmadd_ps(value, low, sum[r][0]);
-        sum[r][1] = _mm256_fmadd_ps(value, high, sum[r][1]);
-      }
-    }
-  }
-  if (t.width >= kMaps && (t.activation == Activation::none || t.activation == Activation::relu)) {  // nearly all of them
-    const __m256 low = t.bias == nullptr ? _mm256_setzero_ps() : _mm256_loadu_ps(t.bias);
-    const __m256 high = t.bias == nullptr ? _mm256_setzero_ps() : _mm256_loadu_ps(t.bias + 8);
-    const __m256 least = t.activation == Activation::relu ? _mm256_setzero_ps() : _mm256_set1_ps(-__builtin_inff());
-    FALAJ_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      __m256 a = _mm256_add_ps(sum[r][0], low);
-      __m256 b = _mm256_add_ps(sum[r][1], high);
-      if (t.addend != nullptr) {
-        a = _mm256_add_ps(a, _mm256_loadu_ps(t.addend + r * t.row));
-        b = _mm256_add_ps(b, _mm256_loadu_ps(t.addend + r * t.row + 8));
-      }
-      _mm256_storeu_ps(t.y + r * t.row, _mm256_max_ps(least, a));  // the second operand where that is NaN
-      _mm256_storeu_ps(t.y + r * t.row + 8, _mm256_max_ps(least, b));
-    }
-    return;
-  }
-  alignas(32) float sums[kRows * kMaps];
-  FALAJ_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    _mm256_store_ps(sums + r * kMaps, sum[r][0]);
-    _mm256_store_ps(sums + r * kMaps + 8, sum[r][1]);
-  }
-  finish_tile(sums, kRows, t);
-}
-
-using Tile = void (*)(const float* const*, std::int64_t, std::int64_t, std::int64_t, const float*, const Target&);
-constexpr Tile kTiles[] = {nullptr, tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>};
 
 class ConvKernel final : public Kernel {
  public:
@@ -119,6 +28,7 @@ class ConvKernel final : public Kernel {
       : fused_(std::move(fused)),
         packed_(std::move(packed)),
         rows_run_(runs_along_rows(fused_.conv)),
+        inside_(rows_run_ || never_outside(fused_.conv.window)),
         zeros_(static_cast<std::size_t>(fused_.conv.channels), 0.0F) {
     const ConvSpec& s = fused_.conv;
     const Window& w = s.window;
@@ -136,10 +46,20 @@ class ConvKernel final : public Kernel {
       const std::int64_t l = rows_run_ ? 0 : p % w.kernel[1];
       offsets_.push_back((k * w.dilations[0] * width + l * w.dilations[1]) * s.channels);
     }
+    for (std::int64_t g = 0; g < s.groups; ++g) {
+      for (const std::int64_t offset : offsets_) group_offsets_.push_back(g * (s.channels / s.groups) + (inside_ ? offset : 0));
+    }
   }
 
   // With few channels, places that are neighbours in a row are neighbours in memory.
   static bool runs_along_rows(const ConvSpec& s) { return s.groups == 1 && s.channels <= kFewChannels && s.window.dilations[1] == 1; }
+
+  static bool never_outside(const Window& w) {
+    for (std::size_t d = 0; d < 2; ++d) {
+      if (w.pad_begin[d] > 0 || (w.out[d] - 1) * w.strides[d] + w.extent(d) > w.in[d]) return false;
+    }
+    return true;
+  }
 
   void run(const Io& io) const override {
     const ConvSpec& s = fused_.conv;
@@ -149,16 +69,18 @@ class ConvKernel final : public Kernel {
       const float* x = io.input<float>(0) + n * s.window.in_elements() * s.channels;
       if (rows_run_) x = pad(x, reinterpret_cast<float*>(io.scratch));
       const std::int64_t pixels = images * out;
-      const std::int64_t tiles = (pixels + kPixels - 1) / kPixels;
-      const std::int64_t blocks = (tiles + kBlockTiles - 1) / kBlockTiles;
+      const std::int64_t tiles = (pixels + loops_.pixels - 1) / loops_.pixels;
+      const std::int64_t blocks = (tiles * loops_.pixels + kBlockPixels - 1) / kBlockPixels;
       for (std::int64_t b = 0; b < blocks; ++b)
         run_block(io, x, n * out, pixels, tiles, first_of(b, blocks, tiles), first_of(b + 1, blocks, tiles));
     }
   }
   [[nodiscard]] std::size_t scratch_bytes() const override {
-    return pad_bytes() + static_cast<std::size_t>(kBlockTiles * kPixels * places_) * sizeof(float*);
+    return pad_bytes() + static_cast<std::size_t>(kBlockPixels * places_) * sizeof(float*);
   }
-  [[nodiscard]] std::string_view implementation() const override { return "avx2 convolution, packed weights"; }
+  [[nodiscard]] std::string_view implementation() const override {
+    return loops_.panels_max == 2 ? "avx512 convolution, packed weights" : "avx2 convolution, packed weights";
+  }
 
  private:
   [[nodiscard]] std::size_t pad_bytes() const {
@@ -194,20 +116,30 @@ class ConvKernel final : public Kernel {
     ++pixel.image;
   }
 
-  // Pointers of one pixel, kPixels apart.
+  // Where every place lies in the image: the first place of neighbouring pixels.
+  void point_all(const float* x, std::int64_t first, std::int64_t count, const float** to) const {
+    const Window& w = fused_.conv.window;
+    const std::int64_t step = w.strides[1] * fused_.conv.channels;
+    const std::int64_t row = w.strides[0] * (rows_run_ ? padded_[1] : w.in[1]) * fused_.conv.channels;
+    const std::int64_t image = w.in_elements() * fused_.conv.channels;
+    for (Pixel at = pixel_at(first); count > 0;) {
+      const std::int64_t run = std::min(count, w.out[1] - at.column);
+      const float* from = x + at.image * image + at.row * row + at.column * step;
+      for (std::int64_t i = 0; i < run; ++i) to[i] = from + i * step;
+      to += run;
+      count -= run;
+      at.column += run - 1;
+      advance(at);
+    }
+  }
+
+  // Pointers of one pixel, as far apart as a tile has pixels.
   void point(const float* x, const Pixel& pixel, const float** to) const {
     const Window& w = fused_.conv.window;
+    const std::int64_t step = loops_.pixels;
     const std::int64_t channels = fused_.conv.channels;
     const std::int64_t row = pixel.row * w.strides[0];
     const std::int64_t column = pixel.column * w.strides[1];
-    if (rows_run_) {
-      x += (row * padded_[1] + column) * channels;
-      for (const std::int64_t offset : offsets_) {
-        *to = x + offset;
-        to += kPixels;
-      }
-      return;
-    }
     x += pixel.image * w.in[0] * w.in[1] * channels;
     const std::int64_t top = row - w.pad_begin[0];
     const std::int64_t left = column - w.pad_begin[1];
@@ -215,13 +147,13 @@ class ConvKernel final : public Kernel {
       x += (top * w.in[1] + left) * channels;
       for (const std::int64_t offset : offsets_) {
         *to = x + offset;
-        to += kPixels;
+        to += step;
       }
       return;
     }
     for (std::int64_t k = 0; k < w.kernel[0]; ++k) {
       const std::int64_t h = row - w.pad_begin[0] + k * w.dilations[0];
-      for (std::int64_t l = 0; l < w.kernel[1]; ++l, to += kPixels) {
+      for (std::int64_t l = 0; l < w.kernel[1]; ++l, to += step) {
         const std::int64_t v = column - w.pad_begin[1] + l * w.dilations[1];
         const bool inside = h >= 0 && h < w.in[0] && v >= 0 && v < w.in[1];
         *to = inside ? x + (h * w.in[1] + v) * channels : zeros_.data();
@@ -233,42 +165,58 @@ class ConvKernel final : public Kernel {
                  std::int64_t end) const {
     const ConvSpec& s = fused_.conv;
     const auto** places = reinterpret_cast<const float**>(io.scratch + pad_bytes());
-    Pixel pixel = pixel_at(first_of(first, tiles, pixels));
-    for (std::int64_t t = first; t < end; ++t) {
+    const std::int64_t begin = first_of(first, tiles, pixels);
+    if (inside_) point_all(x, begin, first_of(end, tiles, pixels) - begin, places);
+    Pixel pixel = pixel_at(begin);
+    for (std::int64_t t = first; t < end && !inside_; ++t) {
       const std::int64_t from = first_of(t, tiles, pixels);
       const std::int64_t to = first_of(t + 1, tiles, pixels);
-      for (std::int64_t p = from; p < to; ++p, advance(pixel)) point(x, pixel, places + (t - first) * kPixels * places_ + (p - from));
+      for (std::int64_t p = from; p < to; ++p, advance(pixel)) point(x, pixel, places + (t - first) * loops_.pixels * places_ + (p - from));
     }
     const std::int64_t share = s.maps / s.groups;
+    const std::int64_t panel = places_ * depth_ * kMaps;
     const auto* w = static_cast<const float*>(packed_->raw());
     for (std::int64_t m = 0; m < s.maps;) {
       const std::int64_t group = m / share;
-      const std::int64_t width = std::min(kMaps, (group + 1) * share - m);
+      const std::int64_t left = (group + 1) * share - m;
+      const std::int64_t panels = left > kMaps ? loops_.panels_max : 1;
+      const std::int64_t width = std::min(panels * kMaps, left);
       for (std::int64_t t = first; t < end; ++t) {
         const std::int64_t from = first_of(t, tiles, pixels);
         const std::int64_t at = (done + from) * s.maps + m;
-        const Target target{io.output<float>(0) + at,
-                            fused_.has_addend ? io.input<float>(3) + at : nullptr,
-                            fused_.has_bias ? io.input<float>(2) + m : nullptr,
-                            s.maps,
-                            width,
-                            fused_.activation,
-                            static_cast<float>(fused_.activation_alpha)};
-        kTiles[first_of(t + 1, tiles, pixels) - from](places + (t - first) * kPixels * places_, places_, group * (s.channels / s.groups),
-                                                      depth_, w, target);
+        const bool more = t - first < panels && m + width + (t - first) * kMaps < s.maps;  // the first tiles fetch the next panels
+        const ConvInput in{.places = places + (inside_ ? from - begin : (t - first) * loops_.pixels * places_),
+                           .place_step = inside_ ? 0 : loops_.pixels,
+                           .offsets = group_offsets_.data() + group * places_,
+                           .count = places_,
+                           .depth = depth_,
+                           .w = w,
+                           .panel_stride = panel,
+                           .ahead = w + (more ? panels + t - first : 0) * panel};
+        const ConvTarget target{io.output<float>(0) + at,
+                                fused_.has_addend ? io.input<float>(3) + at : nullptr,
+                                fused_.has_bias ? io.input<float>(2) + m : nullptr,
+                                s.maps,
+                                width,
+                                fused_.activation,
+                                static_cast<float>(fused_.activation_alpha)};
+        loops_.tiles[panels - 1][first_of(t + 1, tiles, pixels) - from](in, target);
       }
-      w += places_ * depth_ * kMaps;
+      w += panels * panel;
       m += width;
     }
   }
 
+  const ConvLoops& loops_ = conv_loops();
   FusedConv fused_;
   std::shared_ptr<const Tensor> packed_;
   bool rows_run_;
+  bool inside_;  // one pointer for each pixel does
   std::vector<float> zeros_;
   std::int64_t depth_ = 0, places_ = 0;
   std::int64_t padded_[2] = {0, 0};
-  std::vector<std::int64_t> offsets_;  // of the kernel places that pointers are for, from the first one
+  std::vector<std::int64_t> offsets_;        // of the kernel places that pointers are for, from the first one
+  std::vector<std::int64_t> group_offsets_;  // for each group and place: from the pixel's pointer
 };
 
 // [M, depth, places] -> for each panel of kMaps maps of a group: [places, depth, kMaps], zeros for maps that do not exist.
@@ -312,11 +260,11 @@ class DepthwiseKernel final : public Kernel {
           const std::int64_t h = row + k / w.kernel[1] * w.dilations[0];
           const std::int64_t v = column + k % w.kernel[1] * w.dilations[1];
           if (h < 0 || h >= w.in[0] || v < 0 || v >= w.in[1]) continue;
-          sum = _mm256_fmadd_ps(load_some(x + (h * w.in[1] + v) * channels + c, width), load_some(weights + k * channels + c, width), sum);
+          sum = _mm256_fmadd_ps(load(sum, x + (h * w.in[1] + v) * channels + c, width), load(sum, weights + k * channels + c, width), sum);
         }
-        if (fused_.has_bias) sum = _mm256_add_ps(sum, load_some(io.input<float>(2) + c, width));
-        if (fused_.has_addend) sum = _mm256_add_ps(sum, load_some(io.input<float>(3) + pixel * channels + c, width));
-        store_some(io.output<float>(0) + pixel * channels + c, activate(sum, fused_.activation, alpha), width);
+        if (fused_.has_bias) sum = _mm256_add_ps(sum, load(sum, io.input<float>(2) + c, width));
+        if (fused_.has_addend) sum = _mm256_add_ps(sum, load(sum, io.input<float>(3) + pixel * channels + c, width));
+        store(io.output<float>(0) + pixel * channels + c, activate(sum, fused_.activation, alpha), width);
       }
     }
   }
@@ -331,58 +279,94 @@ class DepthwiseKernel final : public Kernel {
 
 enum class Pool : std::uint8_t { max, mean };
 
+// The places of a window that meet the input, in one dimension: the first one's index there, and how many they are.
+struct Meet {
+  std::int64_t first, count;
+};
+std::vector<Meet> all_meets(const Window& w, std::size_t d) {
+  std::vector<Meet> meets;
+  for (std::int64_t o = 0; o < w.out[d]; ++o) {
+    const std::int64_t start = o * w.strides[d] - w.pad_begin[d];
+    const std::int64_t step = w.dilations[d];
+    const std::int64_t before = start < 0 ? (-start + step - 1) / step : 0;  // places in the padding
+    const std::int64_t end = std::min(w.kernel[d], w.in[d] > start ? (w.in[d] - start + step - 1) / step : 0);
+    meets.push_back({start + before * step, std::max<std::int64_t>(end - before, 0)});
+  }
+  return meets;
+}
+
 class PoolKernel final : public Kernel {
  public:
   PoolKernel(Pool kind, bool padded, Window window, std::int64_t batch, std::int64_t channels)
-      : kind_(kind), padded_(padded), window_(std::move(window)), batch_(batch), channels_(channels) {}
-  FALAJ_AVX2 void run(const Io& io) const override {
+      : kind_(kind),
+        padded_(padded),
+        window_(std::move(window)),
+        batch_(batch),
+        channels_(channels),
+        rows_(all_meets(window_, 0)),
+        columns_(all_meets(window_, 1)) {}
+  void run(const Io& io) const override {
     const Window& w = window_;
-    for (std::int64_t pixel = 0; pixel < batch_ * w.out_elements(); ++pixel) {
-      const std::int64_t o = pixel % w.out_elements();
-      const std::int64_t row = o / w.out[1] * w.strides[0] - w.pad_begin[0];
-      const std::int64_t column = o % w.out[1] * w.strides[1] - w.pad_begin[1];
-      const float* x = io.input<float>(0) + pixel / w.out_elements() * w.in_elements() * channels_;
-      float* y = io.output<float>(0) + pixel * channels_;
-      for (std::int64_t c = 0; c < channels_; c += 8) pool(x + c, row, column, o, channels_ - c, y + c);
-    }
-  }
-  [[nodiscard]] std::string_view implementation() const override { return "avx2 pool"; }
-
- private:
-  FALAJ_AVX2 void pool(const float* x, std::int64_t row, std::int64_t column, std::int64_t o, std::int64_t width, float* y) const {
-    const Window& w = window_;
-    __m256 best = _mm256_set1_ps(-__builtin_inff());
-    __m256d low = _mm256_setzero_pd();
-    __m256d high = _mm256_setzero_pd();
-    std::int64_t count = 0;
-    for (std::int64_t k = 0; k < w.kernel[0]; ++k) {
-      const std::int64_t h = row + k * w.dilations[0];
-      if (h < 0 || h >= w.in[0]) continue;
-      for (std::int64_t l = 0; l < w.kernel[1]; ++l) {
-        const std::int64_t v = column + l * w.dilations[1];
-        if (v < 0 || v >= w.in[1]) continue;
-        const __m256 value = load_some(x + (h * w.in[1] + v) * channels_, width);
-        ++count;
-        if (kind_ == Pool::max) {
-          best = _mm256_blendv_ps(_mm256_max_ps(value, best), value, _mm256_cmp_ps(value, value, _CMP_UNORD_Q));  // NaN is the largest
-        } else {
-          low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm256_castps256_ps128(value)));
-          high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm256_extractf128_ps(value, 1)));
+    const auto* x = io.input<float>(0);
+    auto* y = io.output<float>(0);
+    for (std::int64_t n = 0; n < batch_; ++n, x += w.in_elements() * channels_) {
+      for (std::size_t row = 0; row < rows_.size(); ++row) {
+        for (std::size_t column = 0; column < columns_.size();) {
+          // Neighbours whose windows are whole go together.
+          std::size_t end = column + 1;
+          while (columns_[column].count == w.kernel[1] && end < columns_.size() && columns_[end].count == w.kernel[1]) ++end;
+          PoolRun part{x + (rows_[row].first * w.in[1] + columns_[column].first) * channels_,
+                       rows_[row].count,
+                       columns_[column].count,
+                       w.dilations[0] * w.in[1] * channels_,
+                       w.dilations[1] * channels_,
+                       channels_,
+                       static_cast<std::int64_t>(end - column),
+                       w.strides[1] * channels_};
+          if (kind_ == Pool::max) {
+            loops_.max(part, y);
+          } else {
+            mean(part, static_cast<std::int64_t>(row * columns_.size() + column), y);
+          }
+          y += part.pixels * channels_;
+          column = end;
         }
       }
     }
-    if (kind_ == Pool::mean) {
-      if (padded_) count = padded_count(w, o);
-      const __m256d divisor = _mm256_set1_pd(count == 0 ? 1.0 : static_cast<double>(count));
-      best = _mm256_set_m128(_mm256_cvtpd_ps(_mm256_div_pd(high, divisor)), _mm256_cvtpd_ps(_mm256_div_pd(low, divisor)));
-    }
-    store_some(y, best, width);
+  }
+  [[nodiscard]] std::string_view implementation() const override {
+    return kind_ == Pool::max && loops_.panels_max == 2 ? "avx512 pool" : "avx2 pool";
   }
 
+ private:
+  // Sums in f64; o is the first pixel's number.
+  FALAJ_AVX2 void mean(const PoolRun& part, std::int64_t o, float* y) const {
+    for (std::int64_t p = 0; p < part.pixels; ++p, y += channels_) {
+      std::int64_t count = padded_ ? padded_count(window_, o + p) : part.rows * part.columns;
+      const __m256d divisor = _mm256_set1_pd(count == 0 ? 1.0 : static_cast<double>(count));
+      for (std::int64_t c = 0; c < channels_; c += 8) {
+        __m256d low = _mm256_setzero_pd();
+        __m256d high = _mm256_setzero_pd();
+        for (std::int64_t k = 0; k < part.rows; ++k) {
+          const float* at = part.x + p * part.pixel_step + k * part.row_step + c;
+          for (std::int64_t l = 0; l < part.columns; ++l, at += part.column_step) {
+            const __m256 value = load(__m256{}, at, channels_ - c);
+            low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm256_castps256_ps128(value)));
+            high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm256_extractf128_ps(value, 1)));
+          }
+        }
+        store(y + c, _mm256_set_m128(_mm256_cvtpd_ps(_mm256_div_pd(high, divisor)), _mm256_cvtpd_ps(_mm256_div_pd(low, divisor))),
+              channels_ - c);
+      }
+    }
+  }
+
+  const ConvLoops& loops_ = conv_loops();
   Pool kind_;
   bool padded_;
   Window window_;
   std::int64_t batch_, channels_;
+  std::vector<Meet> rows_, columns_;
 };
 
 Status check(const KernelCall& call) {

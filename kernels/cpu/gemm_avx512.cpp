@@ -24,11 +24,8 @@ struct Place {
   float* y;  // of the first row and column
   std::int64_t y_row, k;
   std::int64_t row, column, width;  // of the result: the tile's first, and how many columns of it exist
+  const float* ahead;               // k x 16 floats that will be wanted: of the next panels
 };
-
-FALAJ_AVX512 inline __mmask16 columns(std::int64_t width) {
-  return static_cast<__mmask16>(width >= kPanel ? 0xFFFFU : (1U << std::max<std::int64_t>(width, 0)) - 1U);
-}
 
 // beta * bias of one row of a panel.
 FALAJ_AVX512 inline __m512 bias_of(const Finish& f, std::int64_t row, std::int64_t column, __mmask16 mask) {
@@ -52,7 +49,7 @@ FALAJ_AVX512 inline __m512 bias_of(const Finish& f, std::int64_t row, std::int64
   const __m512 alpha = _mm512_set1_ps(f.alpha);
   for (int r = 0; r < rows; ++r) {
     for (int c = 0; c < panels; ++c, sums += kPanel) {
-      const __mmask16 mask = columns(p.width - c * kPanel);
+      const __mmask16 mask = some_lanes(p.width - c * kPanel);
       const __m512 bias = bias_of(f, p.row + r, p.column + c * kPanel, mask);
       const __m512 sum = _mm512_fmadd_ps(_mm512_load_ps(sums), alpha, bias);
       _mm512_mask_storeu_ps(p.y + r * p.y_row + c * kPanel, mask, activate(sum, f.activation, f.activation_alpha));
@@ -73,6 +70,7 @@ FALAJ_AVX512 void tile(const Place& p, const Finish& f) {
   for (int r = 0; r < kTileRows; ++r) x[r] = p.a + r * p.a_row;
   const float* w = p.packed;
   for (std::int64_t t = 0, at = 0; t < p.k; ++t, at += p.a_col, w += kPanel) {
+    _mm_prefetch(reinterpret_cast<const char*>(p.ahead + t * kPanel), _MM_HINT_T1);
     __m512 b[kPanels];
     FALAJ_UNROLL
     for (int c = 0; c < kPanels; ++c) b[c] = _mm512_load_ps(w + c * p.panel_stride);
@@ -90,7 +88,7 @@ FALAJ_AVX512 void tile(const Place& p, const Finish& f) {
     const __m512 least = f.activation == Activation::relu ? _mm512_setzero_ps() : _mm512_set1_ps(-__builtin_inff());
     FALAJ_UNROLL
     for (int c = 0; c < kPanels; ++c) {
-      const __mmask16 mask = columns(p.width - c * kPanel);
+      const __mmask16 mask = some_lanes(p.width - c * kPanel);
       const __m512 bias = f.bias == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask, f.bias + p.column + c * kPanel);
       FALAJ_UNROLL
       for (int r = 0; r < kTileRows; ++r)  // the larger one is the second operand where that is NaN
@@ -128,7 +126,10 @@ void multiply_rows(const float* a, std::int64_t a_row, std::int64_t a_col, const
     for (std::int64_t t = 0; t < tiles; ++t) {
       const std::int64_t row = first + first_of(t, tiles, m);
       const std::int64_t rows = first + first_of(t + 1, tiles, m) - row;
-      kind[rows](Place{a + row * a_row, a_row, a_col, packed, stride, y + row * n + j, n, k, row, j, n - j}, finish);
+      const bool more = t < panels && (panels + t) * kPanel < n - j;  // each of the first tiles fetches one of the next panels
+      kind[rows](Place{a + row * a_row, a_row, a_col, packed, stride, y + row * n + j, n, k, row, j, n - j,
+                       packed + (more ? panels + t : 0) * stride},
+                 finish);
     }
     packed += panels * stride;
     j += panels * kPanel;

@@ -6,6 +6,9 @@
 #pragma once
 #include <immintrin.h>
 
+#include <algorithm>
+#include <cstdint>
+
 #include "kernels/ops/matmul.hpp"
 
 #define FALAJ_AVX2 __attribute__((target("avx2,fma")))
@@ -42,6 +45,21 @@ FALAJ_AVX2 inline __m256 times_power_of_two(__m256 y, __m256 n) {
   return _mm256_mul_ps(y, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(whole, half), bias), 23)));
 }
 
+// Of memory: a whole vector, or its first n lanes (n may be more than there are), zeros beyond.
+FALAJ_AVX2 inline __m256i first_lanes(std::int64_t n) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(std::min<std::int64_t>(n, 8))), lane);
+}
+FALAJ_AVX2 inline __m256 load(__m256, const float* from) { return _mm256_loadu_ps(from); }
+FALAJ_AVX2 inline __m256 load(__m256, const float* from, std::int64_t n) {
+  return n >= 8 ? _mm256_loadu_ps(from) : _mm256_maskload_ps(from, first_lanes(n));
+}
+FALAJ_AVX2 inline void store(float* to, __m256 v) { _mm256_storeu_ps(to, v); }
+FALAJ_AVX2 inline void store(float* to, __m256 v, std::int64_t n) {
+  if (n >= 8) return _mm256_storeu_ps(to, v);
+  _mm256_maskstore_ps(to, first_lanes(n), v);
+}
+
 FALAJ_AVX512 inline __m512 all(__m512, float value) { return _mm512_set1_ps(value); }
 FALAJ_AVX512 inline __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
 FALAJ_AVX512 inline __m512 sub(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
@@ -71,6 +89,14 @@ FALAJ_AVX512 inline __m512 times_power_of_two(__m512 y, __m512 n) {
   y = _mm512_mul_ps(y, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(half, bias), 23)));
   return _mm512_mul_ps(y, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_sub_epi32(whole, half), bias), 23)));
 }
+
+FALAJ_AVX512 inline __mmask16 some_lanes(std::int64_t n) {
+  return static_cast<__mmask16>(n >= 16 ? 0xFFFFU : (1U << std::max<std::int64_t>(n, 0)) - 1U);
+}
+FALAJ_AVX512 inline __m512 load(__m512, const float* from) { return _mm512_loadu_ps(from); }
+FALAJ_AVX512 inline __m512 load(__m512, const float* from, std::int64_t n) { return _mm512_maskz_loadu_ps(some_lanes(n), from); }
+FALAJ_AVX512 inline void store(float* to, __m512 v) { _mm512_storeu_ps(to, v); }
+FALAJ_AVX512 inline void store(float* to, __m512 v, std::int64_t n) { _mm512_mask_storeu_ps(to, some_lanes(n), v); }
 
 #define FALAJ_LANES FALAJ_AVX2
 #define FALAJ_V __m256

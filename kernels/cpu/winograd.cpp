@@ -1,5 +1,5 @@
-// ai.falaj's Conv with a 3 x 3 kernel at stride 1, for AVX2, by Winograd's minimal filtering F(4 x 4, 3 x 3) (Lavin and Gray, Fast
-// Algorithms for Convolutional Neural Networks, CVPR 2016): sixteen results take 36 products instead of 144.
+// ai.falaj's Conv with a 3 x 3 kernel at stride 1, for AVX2 and AVX-512, by Winograd's minimal filtering F(4 x 4, 3 x 3) (Lavin and Gray,
+// Fast Algorithms for Convolutional Neural Networks, CVPR 2016): sixteen results take 36 products instead of 144.
 //
 // A tile is 4 x 4 neighbouring output pixels; it reads 6 x 6 input pixels. Transformed, the 36 places of tiles are 36 matrix products
 // [tiles, channels] x [channels, maps], and these transformed back are the results. The weights are transformed once, in f64. Results
@@ -23,38 +23,39 @@ namespace {
 constexpr std::int64_t kOut = 4;                                  // pixels of a tile's side
 constexpr std::int64_t kIn = 6;                                   // that it reads
 constexpr std::int64_t kPlaces = kIn * kIn;                       // products of a tile
-constexpr std::int64_t kChannelsMin = 32;                         // fewer do not repay the transformations
+constexpr std::int64_t kApart = 16;                               // floats between places, whose rows would fall on one cache set
+constexpr std::int64_t kChannelsMin = 16;                         // fewer do not repay the transformations
 constexpr std::int64_t kTilesMin = 9;                             // of an image: fewer do not repay reading four times the weights
 constexpr std::int64_t kBlockFloats = std::int64_t{1} << 19;      // of transformed tiles and products: about the second cache
 constexpr std::int64_t kBlockTilesMin = 12, kBlockTilesMax = 96;  // multiples of the products' six rows
 
 Error refuse(std::string_view why) { return Error{ErrorCode::unimplemented, format("winograd convolution: {}", why)}; }
 
-// One dimension of the input's transformation: d into B^T d.
-FALAJ_AVX2 inline void into(const __m256* d, std::int64_t step, __m256* to, std::int64_t to_step) {
-  const __m256 two = _mm256_set1_ps(2.0F);
-  const __m256 four = _mm256_set1_ps(4.0F);
-  const __m256 five = _mm256_set1_ps(5.0F);
-  const __m256 d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step], d5 = d[5 * step];
-  to[0] = _mm256_fmadd_ps(four, d0, _mm256_fnmadd_ps(five, d2, d4));
-  to[to_step] = _mm256_fnmadd_ps(four, _mm256_add_ps(d1, d2), _mm256_add_ps(d3, d4));
-  to[2 * to_step] = _mm256_fmadd_ps(four, _mm256_sub_ps(d1, d2), _mm256_sub_ps(d4, d3));
-  to[3 * to_step] = _mm256_fmadd_ps(two, _mm256_sub_ps(d3, d1), _mm256_sub_ps(d4, d2));
-  to[4 * to_step] = _mm256_fnmadd_ps(two, _mm256_sub_ps(d3, d1), _mm256_sub_ps(d4, d2));
-  to[5 * to_step] = _mm256_fmadd_ps(four, d1, _mm256_fnmadd_ps(five, d3, d5));
-}
+// Where a tile's results go.
+struct TileTarget {
+  float* y;             // of its first pixel
+  const float* addend;  // likewise; null: none
+  const float* bias;    // null: none
+  std::int64_t rows, columns, maps;
+  std::int64_t row;  // floats from row to row
+  Activation activation;
+  float alpha;
+};
 
-// And of the results': m into A^T m.
-FALAJ_AVX2 inline void out_of(const __m256* m, std::int64_t step, __m256* to, std::int64_t to_step) {
-  const __m256 plus = _mm256_add_ps(m[step], m[2 * step]);
-  const __m256 minus = _mm256_sub_ps(m[step], m[2 * step]);
-  const __m256 plus2 = _mm256_add_ps(m[3 * step], m[4 * step]);
-  const __m256 minus2 = _mm256_sub_ps(m[3 * step], m[4 * step]);
-  to[0] = _mm256_add_ps(_mm256_add_ps(m[0], plus), plus2);
-  to[to_step] = _mm256_fmadd_ps(_mm256_set1_ps(2.0F), minus2, minus);
-  to[2 * to_step] = _mm256_fmadd_ps(_mm256_set1_ps(4.0F), plus2, plus);
-  to[3 * to_step] = _mm256_add_ps(_mm256_fmadd_ps(_mm256_set1_ps(8.0F), minus2, minus), m[5 * step]);
-}
+namespace lanes8 {
+#define FALAJ_LANES FALAJ_AVX2
+#define FALAJ_V __m256
+#include "kernels/cpu/winograd_body.hpp"
+#undef FALAJ_LANES
+#undef FALAJ_V
+}  // namespace lanes8
+namespace lanes16 {
+#define FALAJ_LANES FALAJ_AVX512
+#define FALAJ_V __m512
+#include "kernels/cpu/winograd_body.hpp"
+#undef FALAJ_LANES
+#undef FALAJ_V
+}  // namespace lanes16
 
 class WinogradKernel final : public Kernel {
  public:
@@ -71,21 +72,22 @@ class WinogradKernel final : public Kernel {
   void run(const Io& io) const override {
     const ConvSpec& s = fused_.conv;
     auto* in = reinterpret_cast<float*>(io.scratch);  // [places, tiles, channels]
-    float* products = in + kPlaces * block_ * s.channels;
+    float* products = in + kPlaces * (block_ * s.channels + kApart);
     const std::int64_t total = s.batch * tiles_[0] * tiles_[1];
     const auto* w = static_cast<const float*>(packed_->raw());
     const auto panel_floats = static_cast<std::int64_t>(packed_elements(s.channels, s.maps));
     for (std::int64_t first = 0; first < total; first += block_) {
       const std::int64_t count = std::min(block_, total - first);
-      for (std::int64_t t = 0; t < count; ++t) transform_in(io.input<float>(0), first + t, in + t * s.channels, count * s.channels);
+      const std::int64_t in_stride = count * s.channels + kApart;
+      const std::int64_t out_stride = count * s.maps + kApart;
+      for (std::int64_t t = 0; t < count; ++t) transform_in(io.input<float>(0), first + t, in + t * s.channels, in_stride);
       for (std::int64_t p = 0; p < kPlaces; ++p)
-        multiply_(in + p * count * s.channels, s.channels, 1, w + p * panel_floats, products + p * count * s.maps, count, s.maps,
-                  s.channels, Finish{});
-      for (std::int64_t t = 0; t < count; ++t) transform_out(io, products + t * s.maps, count * s.maps, first + t);
+        multiply_(in + p * in_stride, s.channels, 1, w + p * panel_floats, products + p * out_stride, count, s.maps, s.channels, Finish{});
+      for (std::int64_t t = 0; t < count; ++t) transform_out(io, products + t * s.maps, out_stride, first + t);
     }
   }
   [[nodiscard]] std::size_t scratch_bytes() const override {
-    return static_cast<std::size_t>(kPlaces * block_ * (fused_.conv.channels + fused_.conv.maps)) * sizeof(float);
+    return static_cast<std::size_t>(kPlaces * (block_ * (fused_.conv.channels + fused_.conv.maps) + 2 * kApart)) * sizeof(float);
   }
   [[nodiscard]] std::string_view implementation() const override { return "winograd 4x4 convolution, transformed weights"; }
 
@@ -98,8 +100,7 @@ class WinogradKernel final : public Kernel {
     return {tile / of_image, tile % of_image / tiles_[1] * kOut, tile % tiles_[1] * kOut};
   }
 
-  // The tile's places are `stride` apart.
-  FALAJ_AVX2 void transform_in(const float* x, std::int64_t tile, float* to, std::int64_t stride) const {
+  void transform_in(const float* x, std::int64_t tile, float* to, std::int64_t stride) const {
     const Window& w = fused_.conv.window;
     const std::int64_t channels = fused_.conv.channels;
     const Corner at = corner(tile);
@@ -110,81 +111,70 @@ class WinogradKernel final : public Kernel {
       const bool inside = row >= 0 && row < w.in[0] && column >= 0 && column < w.in[1];
       from[static_cast<std::size_t>(i)] = inside ? x + ((at.image * w.in[0] + row) * w.in[1] + column) * channels : zeros_.data();
     }
-    for (std::int64_t c = 0; c < channels; c += 8) {
-      __m256 d[kPlaces];
-      __m256 half[kPlaces];
-      for (std::size_t i = 0; i < kPlaces; ++i) d[i] = _mm256_loadu_ps(from[i] + c);
-      for (std::int64_t i = 0; i < kIn; ++i) into(d + i, kIn, half + i, kIn);
-      for (std::int64_t i = 0; i < kIn; ++i) into(half + i * kIn, 1, d + i * kIn, 1);
-      for (std::int64_t i = 0; i < kPlaces; ++i) _mm256_storeu_ps(to + i * stride + c, d[i]);
-    }
+    (wide_ ? lanes16::transform_in : lanes8::transform_in)(from.data(), channels, to, stride);
   }
 
-  FALAJ_AVX2 void transform_out(const Io& io, const float* products, std::int64_t stride, std::int64_t tile) const {
+  void transform_out(const Io& io, const float* products, std::int64_t stride, std::int64_t tile) const {
     const Window& w = fused_.conv.window;
     const std::int64_t maps = fused_.conv.maps;
-    const auto alpha = static_cast<float>(fused_.activation_alpha);
     const Corner at = corner(tile);
-    const std::int64_t rows = std::min(kOut, w.out[0] - at.row);
-    const std::int64_t columns = std::min(kOut, w.out[1] - at.column);
     const std::int64_t first = ((at.image * w.out[0] + at.row) * w.out[1] + at.column) * maps;
-    for (std::int64_t m = 0; m < maps; m += 8) {
-      __m256 p[kPlaces];
-      __m256 half[kOut * kIn];
-      __m256 y[kOut * kOut];
-      for (std::int64_t i = 0; i < kPlaces; ++i) p[i] = _mm256_loadu_ps(products + i * stride + m);
-      for (std::int64_t i = 0; i < kIn; ++i) out_of(p + i, kIn, half + i, kIn);
-      for (std::int64_t i = 0; i < kOut; ++i) out_of(half + i * kIn, 1, y + i * kOut, 1);
-      const __m256 bias = fused_.has_bias ? _mm256_loadu_ps(io.input<float>(2) + m) : _mm256_setzero_ps();
-      for (std::int64_t r = 0; r < rows; ++r) {
-        for (std::int64_t c = 0; c < columns; ++c) {
-          const std::int64_t to = first + (r * w.out[1] + c) * maps + m;
-          __m256 value = _mm256_add_ps(y[r * kOut + c], bias);
-          if (fused_.has_addend) value = _mm256_add_ps(value, _mm256_loadu_ps(io.input<float>(3) + to));
-          _mm256_storeu_ps(io.output<float>(0) + to, activate(value, fused_.activation, alpha));
-        }
-      }
-    }
+    const TileTarget target{io.output<float>(0) + first,
+                            fused_.has_addend ? io.input<float>(3) + first : nullptr,
+                            fused_.has_bias ? io.input<float>(2) : nullptr,
+                            std::min(kOut, w.out[0] - at.row),
+                            std::min(kOut, w.out[1] - at.column),
+                            maps,
+                            w.out[1] * maps,
+                            fused_.activation,
+                            static_cast<float>(fused_.activation_alpha)};
+    (wide_ ? lanes16::transform_out : lanes8::transform_out)(products, stride, target);
   }
 
   FusedConv fused_;
   std::shared_ptr<const Tensor> packed_;
   std::vector<float> zeros_;
   std::array<std::int64_t, 2> tiles_{};
+  bool wide_ = has_avx512();
   Multiply multiply_ = multiply_packed();
   std::int64_t block_ = 0;  // tiles at a time
 };
 
-// [M, C, 3, 3] -> for each place packed [C, M]: G g G^T.
-Tensor transform_weights(const Tensor& weights, const ConvSpec& s) {
+// G g G^T of sixteen maps at one channel; g: for each place of the kernel their weights. Results of a place are `stride` apart.
+FALAJ_AVX2 void transform_sixteen(const double (&g)[9][kPanel], float* to, std::size_t stride) {
   constexpr double kG[kIn][3] = {{0.25, 0, 0},
                                  {-1.0 / 6, -1.0 / 6, -1.0 / 6},
                                  {-1.0 / 6, 1.0 / 6, -1.0 / 6},
                                  {1.0 / 24, 1.0 / 12, 1.0 / 6},
                                  {1.0 / 24, -1.0 / 12, 1.0 / 6},
                                  {0, 0, 1}};
-  const auto matrix = static_cast<std::size_t>(s.channels * s.maps);
-  std::vector<float> plain(kPlaces * matrix);  // [places, C, M]
-  const float* g = weights.data<float>().data();
-  for (std::int64_t m = 0; m < s.maps; ++m) {
-    for (std::int64_t c = 0; c < s.channels; ++c, g += 9) {
-      double half[kIn][3];
-      for (std::size_t i = 0; i < kIn; ++i) {
-        for (std::size_t j = 0; j < 3; ++j)
-          half[i][j] =
-              kG[i][0] * static_cast<double>(g[j]) + kG[i][1] * static_cast<double>(g[3 + j]) + kG[i][2] * static_cast<double>(g[6 + j]);
-      }
-      for (std::size_t i = 0; i < kIn; ++i) {
-        for (std::size_t j = 0; j < kIn; ++j)
-          plain[(i * kIn + j) * matrix + static_cast<std::size_t>(c * s.maps + m)] =
-              static_cast<float>(half[i][0] * kG[j][0] + half[i][1] * kG[j][1] + half[i][2] * kG[j][2]);
-      }
+  double half[3][kPanel];
+  for (std::size_t i = 0; i < kIn; ++i) {
+    for (std::size_t j = 0; j < 3; ++j) {
+      for (std::size_t m = 0; m < kPanel; ++m) half[j][m] = kG[i][0] * g[j][m] + kG[i][1] * g[3 + j][m] + kG[i][2] * g[6 + j][m];
+    }
+    for (std::size_t j = 0; j < kIn; ++j, to += stride) {
+      for (std::size_t m = 0; m < kPanel; ++m)
+        to[m] = static_cast<float>(half[0][m] * kG[j][0] + half[1][m] * kG[j][1] + half[2][m] * kG[j][2]);
     }
   }
+}
+
+// [M, C, 3, 3] -> for each place packed [C, M]: G g G^T.
+Tensor transform_weights(const Tensor& weights, const ConvSpec& s) {
   const std::size_t panel_floats = packed_elements(s.channels, s.maps);
-  Tensor packed(DType::f32, {static_cast<std::int64_t>(kPlaces * panel_floats)});
-  for (std::size_t p = 0; p < kPlaces; ++p)
-    pack(plain.data() + p * matrix, s.maps, 1, s.channels, s.maps, packed.mutable_data<float>().data() + p * panel_floats);
+  Tensor packed = Tensor::uninitialised(DType::f32, {static_cast<std::int64_t>(kPlaces * panel_floats)});
+  float* to = packed.mutable_data<float>().data();
+  const float* from = weights.data<float>().data();
+  for (std::int64_t first = 0; first < s.maps; first += kPanel) {
+    for (std::int64_t c = 0; c < s.channels; ++c, to += kPanel) {
+      double g[9][kPanel] = {};
+      for (std::int64_t m = 0; m < std::min(kPanel, s.maps - first); ++m) {
+        for (std::int64_t p = 0; p < 9; ++p) g[p][m] = static_cast<double>(from[((first + m) * s.channels + c) * 9 + p]);
+      }
+      transform_sixteen(g, to, panel_floats);
+    }
+  }
   return packed;
 }
 

@@ -155,7 +155,7 @@ Result<Bytes> export_imported(const Graph& graph) {
   }
   if (graph.initializers.size() != original.initializers.size())
     return invalid("initialisers were added after the model was imported: clear its origin to export it as a new model");
-  if (!changed) return *graph.origin;  // byte for byte, however the file orders its fields
+  if (!changed) return Bytes(graph.origin->begin(), graph.origin->end());  // byte for byte, however the file orders its fields
   write_metadata(graph, model);
   return serialise(model);
 }

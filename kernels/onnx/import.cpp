@@ -19,11 +19,10 @@ static_assert(std::endian::native == std::endian::little, "raw_data is little en
 DType dtype_from(std::int32_t code) { return dtype_of_code(code); }
 
 Result<onnx::ModelProto> parse_model(ByteView bytes, std::string_view name) {
-  if (bytes.empty()) return invalid(format("{}: the file is empty", name));
   if (bytes.size() > static_cast<std::size_t>(std::numeric_limits<int>::max())) {
-    return Error{ErrorCode::unimplemented, format("{}: {} bytes are more than protobuf reads in one piece (2 GiB)", name, bytes.size())};
+    return Error{ErrorCode::unimplemented,
+                 format("{}: {} bytes beside its weights are more than protobuf reads in one piece (2 GiB)", name, bytes.size())};
   }
-  if (auto status = check_wire(bytes); !status) return within(name, status.error());
   onnx::ModelProto model;
   if (!model.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
     return Error{ErrorCode::corrupt, format("{}: this is no ONNX model, or it is damaged", name)};
@@ -44,11 +43,11 @@ Status copy_field(const Field& field, Tensor& out) {
 }
 
 // Two values in a byte, the first in the low half.
-Status unpack_nibbles(std::string_view packed, Tensor& out) {
+Status unpack_nibbles(ByteView packed, Tensor& out) {
   if (packed.size() != (out.elements() + 1) / 2) return invalid(format("{} bytes for {} values of 4 bits", packed.size(), out.elements()));
   auto* to = static_cast<std::uint8_t*>(out.mutable_raw());
   for (std::size_t i = 0; i < out.elements(); ++i) {
-    auto half = static_cast<std::uint8_t>((static_cast<std::uint8_t>(packed[i / 2]) >> (i % 2 * 4)) & 0xFU);
+    auto half = static_cast<std::uint8_t>((packed[i / 2] >> (i % 2 * 4)) & 0xFU);
     to[i] = out.dtype() == DType::i4 && half > 7 ? static_cast<std::uint8_t>(half | 0xF0U) : half;
   }
   return {};
@@ -93,8 +92,8 @@ Status copy_values(const onnx::TensorProto& proto, Tensor& out) {
     }
     case DType::i4:
     case DType::u4: {
-      std::string packed;
-      for (std::int32_t v : proto.int32_data()) packed.push_back(static_cast<char>(v));
+      Bytes packed;
+      for (std::int32_t v : proto.int32_data()) packed.push_back(static_cast<std::uint8_t>(v));
       return unpack_nibbles(packed, out);
     }
     case DType::undefined:
@@ -153,7 +152,7 @@ Result<Tensor> read_external(const onnx::TensorProto& proto, DType dtype, const 
   if (data.data == nullptr) return Tensor();  // only the structure is wanted
   if (nibbles) {
     Tensor tensor = Tensor::uninitialised(dtype, shape);
-    FALAJ_TRY(unpack_nibbles({static_cast<const char*>(data.data), place.length}, tensor));
+    FALAJ_TRY(unpack_nibbles({static_cast<const std::uint8_t*>(data.data), place.length}, tensor));
     return tensor;
   }
   bool aligned = reinterpret_cast<std::uintptr_t>(data.data) % 64 == 0;
@@ -177,30 +176,26 @@ Result<Shape> read_dims(const onnx::TensorProto& proto) {
   return shape;
 }
 
-Result<Tensor> read_tensor(const onnx::TensorProto& proto, const ExternalData& external) {
+Result<Tensor> read_tensor(const onnx::TensorProto& proto, const ExternalData& external, ByteView stripped) {
   DType dtype = dtype_from(proto.data_type());
   if (dtype == DType::undefined) return Error{ErrorCode::unimplemented, format("element type {} is not supported", proto.data_type())};
   FALAJ_ASSIGN(Shape shape, read_dims(proto));
   FALAJ_ASSIGN(std::size_t bytes, byte_size(dtype, shape));
   if (proto.data_location() == onnx::TensorProto::EXTERNAL) return read_external(proto, dtype, shape, bytes, external);
   // The data must be there before memory is taken for it: a shape is a claim.
-  if (proto.has_raw_data()) {
+  if (!stripped.empty() || proto.has_raw_data()) {
+    const ByteView raw = stripped.empty() ? as_bytes(proto.raw_data()) : stripped;
+    const bool nibbles = dtype == DType::i4 || dtype == DType::u4;
     if (dtype == DType::string) return invalid("strings may not be raw data");
-    if (dtype == DType::i4 || dtype == DType::u4) {
-      if (proto.raw_data().size() != (bytes + 1) / 2)
-        return invalid(format("shape {} of {} needs {} bytes, but {} are given", to_string(shape), to_string(dtype), (bytes + 1) / 2,
-                              proto.raw_data().size()));
-      Tensor tensor = Tensor::uninitialised(dtype, shape);
-      FALAJ_TRY(unpack_nibbles(proto.raw_data(), tensor));
-      return tensor;
-    }
-    if (proto.raw_data().size() != bytes)
-      return invalid(
-          format("shape {} of {} needs {} bytes, but {} are given", to_string(shape), to_string(dtype), bytes, proto.raw_data().size()));
+    if (const auto needed = nibbles ? (bytes + 1) / 2 : bytes; raw.size() != needed)
+      return invalid(format("shape {} of {} needs {} bytes, but {} are given", to_string(shape), to_string(dtype), needed, raw.size()));
     Tensor tensor = Tensor::uninitialised(dtype, shape);
-    if (bytes > 0) std::memcpy(tensor.mutable_raw(), proto.raw_data().data(), bytes);
-    if (dtype == DType::boolean) {
-      for (std::size_t i = 0; i < bytes; ++i) static_cast<std::uint8_t*>(tensor.mutable_raw())[i] = proto.raw_data()[i] != 0 ? 1 : 0;
+    if (nibbles) {
+      FALAJ_TRY(unpack_nibbles(raw, tensor));
+    } else if (dtype == DType::boolean) {
+      for (std::size_t i = 0; i < bytes; ++i) static_cast<std::uint8_t*>(tensor.mutable_raw())[i] = raw[i] != 0 ? 1 : 0;
+    } else if (bytes > 0) {
+      std::memcpy(tensor.mutable_raw(), raw.data(), bytes);
     }
     return tensor;
   }
@@ -218,6 +213,7 @@ namespace {
 
 struct Context {
   const ExternalData& external;
+  std::span<const ByteView> stripped;  // of the outermost graph's initialisers
   int depth = 0;
   std::size_t nodes = 0;  // in all graphs together
 };
@@ -366,8 +362,11 @@ Result<Graph> read_graph_proto(const onnx::GraphProto& proto, Context& context) 
   graph.name = proto.name();
   context.nodes += static_cast<std::size_t>(proto.node_size());
   if (context.nodes > kNodesMax) return invalid(format("the graph has more than {} nodes", kNodesMax));
-  for (const auto& initializer : proto.initializer()) {
-    auto value = read_tensor(initializer, context.external);
+  const bool outermost = context.depth == 0;
+  for (int i = 0; i < proto.initializer_size(); ++i) {
+    const auto& initializer = proto.initializer(i);
+    const bool was_stripped = outermost && static_cast<std::size_t>(i) < context.stripped.size();
+    auto value = read_tensor(initializer, context.external, was_stripped ? context.stripped[static_cast<std::size_t>(i)] : ByteView{});
     if (!value) return within(format("initialiser '{}'", initializer.name()), value.error());
     if (!graph.initializers.emplace(initializer.name(), std::move(*value)).second)
       return invalid(format("initialiser '{}' is given twice", initializer.name()));
@@ -376,7 +375,6 @@ Result<Graph> read_graph_proto(const onnx::GraphProto& proto, Context& context) 
     return Error{ErrorCode::unimplemented,
                  format("initialiser '{}' is sparse: store it dense", proto.sparse_initializer(0).values().name())};
   }
-  const bool outermost = context.depth == 0;
   for (const auto& input : proto.input()) {
     if (graph.initializers.contains(input.name())) continue;  // older files list both
     FALAJ_ASSIGN(ValueInfo info, read_value_info(input, outermost));
@@ -396,15 +394,15 @@ Result<Graph> read_graph_proto(const onnx::GraphProto& proto, Context& context) 
 
 }  // namespace
 
-Result<Graph> read_graph(const onnx::ModelProto& model, const ExternalData& external) {
+Result<Graph> read_graph(const onnx::ModelProto& model, const ExternalData& external, std::span<const ByteView> stripped) {
   if (!model.has_graph()) return invalid("the model has no graph");
   if (model.functions_size() > 0) {
     onnx::ModelProto plain = model;
     FALAJ_TRY(inline_functions(plain));
     plain.clear_functions();
-    return read_graph(plain, external);
+    return read_graph(plain, external, stripped);
   }
-  Context context{external};
+  Context context{external, stripped};
   FALAJ_ASSIGN(Graph graph, read_graph_proto(model.graph(), context));
   for (const auto& entry : model.metadata_props()) graph.metadata[entry.key()] = entry.value();
   FALAJ_TRY(read_opsets(model, graph));
@@ -472,14 +470,24 @@ Status check_types(Graph& graph) {
 
 }  // namespace
 
-Result<Graph> import_onnx(ByteView bytes, std::string_view name, const ExternalData& external) {
-  FALAJ_ASSIGN(auto model, onnx_format::parse_model(bytes, name));
-  auto graph = onnx_format::read_graph(model, external);
+Result<Graph> import_onnx(ModelBytes bytes, std::string_view name, const ExternalData& external) {
+  using namespace onnx_format;
+  if (bytes.view.empty()) return invalid(format("{}: the file is empty", name));
+  if (auto status = check_wire(bytes.view); !status) return within(name, status.error());
+  FALAJ_ASSIGN(const Stripped stripped, strip(bytes.view));
+  FALAJ_ASSIGN(auto model, parse_model(stripped.model, name));
+  auto graph = read_graph(model, external, stripped.raw);
   if (!graph) return within(name, graph.error());
   if (auto status = validate(*graph); !status) return within(name, status.error());
   if (auto status = check_types(*graph); !status) return within(name, status.error());
-  graph->origin = std::make_shared<const Bytes>(bytes.begin(), bytes.end());
+  const auto origin = std::make_shared<const ModelBytes>(std::move(bytes));
+  graph->origin = std::shared_ptr<const ByteView>(origin, &origin->view);
   return graph;
+}
+
+Result<Graph> import_onnx(ByteView bytes, std::string_view name, const ExternalData& external) {
+  const auto copy = std::make_shared<const Bytes>(bytes.begin(), bytes.end());
+  return import_onnx(ModelBytes{*copy, copy}, name, external);
 }
 
 }  // namespace falaj::kernels

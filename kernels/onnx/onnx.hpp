@@ -27,7 +27,14 @@ struct ExternalBytes {
 // `length` bytes of the file `location` (relative to the model's folder) from `offset` on. Read them, or map them.
 using ExternalData = std::function<Result<ExternalBytes>(std::string_view location, std::uint64_t offset, std::uint64_t length)>;
 
-// `name` is what errors call it (a file's path, a model's name).
+// A serialised model and what keeps it where it is: a buffer, a mapped file.
+struct ModelBytes {
+  ByteView view;
+  std::shared_ptr<const void> storage;
+};
+
+// `name` is what errors call it (a file's path, a model's name). The graph keeps `bytes` as its origin, of a view a copy.
+Result<Graph> import_onnx(ModelBytes bytes, std::string_view name, const ExternalData& external = {});
 Result<Graph> import_onnx(ByteView bytes, std::string_view name, const ExternalData& external = {});
 Result<Bytes> export_onnx(const Graph& graph);
 

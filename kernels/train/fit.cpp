@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/codec.hpp"
 #include "kernels/collective/float_mode.hpp"
-#include "kernels/train/codec.hpp"
 
 namespace falaj::kernels {
 

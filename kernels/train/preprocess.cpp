@@ -6,7 +6,7 @@
 #include <cstring>
 #include <set>
 
-#include "kernels/train/codec.hpp"
+#include "kernels/codec.hpp"
 #include "runtime/base/format.hpp"
 
 namespace falaj::kernels {

@@ -1,6 +1,6 @@
 #include "kernels/train/steps_state.hpp"
 
-#include "kernels/train/codec.hpp"
+#include "kernels/codec.hpp"
 
 namespace falaj::kernels {
 namespace {

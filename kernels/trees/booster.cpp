@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <iterator>
 
-#include "kernels/train/codec.hpp"
+#include "kernels/codec.hpp"
 #include "kernels/trees/export.hpp"
 #include "kernels/trees/grow.hpp"
 #include "kernels/trees/objective.hpp"

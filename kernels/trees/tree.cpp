@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "kernels/train/codec.hpp"
+#include "kernels/codec.hpp"
 
 namespace falaj::kernels::trees {
 namespace {

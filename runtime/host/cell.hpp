@@ -12,6 +12,7 @@
 
 #include "runtime/host/actor.hpp"
 #include "runtime/host/node.hpp"
+#include "runtime/host/queue_delay.hpp"
 #include "runtime/host/supervise.hpp"
 
 namespace falaj {
@@ -128,7 +129,7 @@ class Cell : public Target, public Context {
 
   // mailbox.cpp
   const Error* admit(Delivery& delivery, std::size_t lane);  // why not; null: it is in
-  [[nodiscard]] bool comes_too_late(const Delivery& delivery, std::uint32_t waiting) const;
+  [[nodiscard]] bool comes_too_late(const Delivery& delivery, std::size_t lane, std::uint32_t waiting);
   void measure_pace(Instant sent, std::uint32_t ahead, Instant now);
   void push(std::unique_ptr<Delivery> delivery) noexcept;
   void wake(bool urgent) noexcept;
@@ -189,6 +190,7 @@ class Cell : public Target, public Context {
   std::array<std::uint32_t, kLanes> limits_{};
   std::array<std::atomic<std::uint32_t>, kLanes> consumed_{};  // of each lane, as published by the turn
   std::atomic<std::uint32_t> pace_ns_{0};                      // what one more message ahead costs in waiting; smoothed, by the turn
+  std::array<QueueDelay, kLanes> delays_;
   std::atomic<bool> control_waiting_{false};
   std::atomic<bool> timer_due_{false};
   std::atomic<bool> killed_{false};

@@ -33,7 +33,7 @@ const Error* Cell::admit(Delivery& delivery, std::size_t lane) {
   const auto difference = static_cast<std::int32_t>(produced - consumed_[lane].load(std::memory_order_relaxed));
   const auto waiting = static_cast<std::uint32_t>(std::max(difference, 0));
   const bool full = waiting >= limits_[lane] && !fault::planted("mailbox-unbounded");
-  if (full || comes_too_late(delivery, waiting)) {
+  if (full || comes_too_late(delivery, lane, waiting)) {
     count.fetch_sub(1, std::memory_order_relaxed);
     return full ? &full_error() : &kBehind;
   }
@@ -52,12 +52,14 @@ const Error* Cell::admit(Delivery& delivery, std::size_t lane) {
   return nullptr;
 }
 
-// A queue in order of arrival, longer than the deadlines of its asks, would answer each of them just too late: all work, no use. An ask
-// that cannot be answered in time is refused while its asker can still go elsewhere, and those that are let in are answered.
-bool Cell::comes_too_late(const Delivery& delivery, std::uint32_t waiting) const {
-  if (delivery.kind != Kind::ask || waiting < kLongQueue || delivery.deadline == Instant::max()) return false;
-  const Duration expected = std::chrono::nanoseconds(pace_ns_.load(std::memory_order_relaxed)) * waiting;
-  return expected * 3 > (delivery.deadline - node_->now()) * 2;  // a third is left for the work, the way back and a stall of the machine
+bool Cell::comes_too_late(const Delivery& delivery, std::size_t lane, std::uint32_t waiting) {
+  if (delivery.kind != Kind::ask || delivery.deadline == Instant::max()) return false;
+  if (waiting < kLongQueue) {
+    delays_[lane].is_short();
+    return false;
+  }
+  return delays_[lane].too_long(node_->now(), delivery.deadline,
+                                std::chrono::nanoseconds(pace_ns_.load(std::memory_order_relaxed)) * waiting);
 }
 
 // Only from a queue that was long enough for its length to be what mattered.

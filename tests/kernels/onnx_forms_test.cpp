@@ -38,6 +38,47 @@ std::string error_of(const Proto& file, const ExternalData& external = {}) {
   return graph ? std::string() : graph.error().message;
 }
 
+// --- large data -------------------------------------------------------------------------------------------------------------
+
+// Large raw data do not pass through protobuf (onnx/wire.hpp): whatever form the file has, it says the same.
+constexpr std::size_t kLarge = 2048;  // floats
+std::string floats(float value, std::size_t count = kLarge) {
+  std::string raw(count * 4, '\0');
+  for (std::size_t i = 0; i < count; ++i) std::memcpy(raw.data() + i * 4, &value, 4);
+  return raw;
+}
+Proto large(std::string_view name) { return Proto().number(1, kLarge).number(2, 1).text(8, name); }
+// y = x + w, and y's outputs: one graph, or its parts one after the other.
+Proto sum_graph() {
+  return Proto().part(1, node("Add", {"x", "w"}, {"y"})).part(11, value_info("x", {1})).part(12, value_info("y", {kLarge}));
+}
+std::vector<Value> one() { return {Value(Tensor::vector<float>({1}))}; }
+
+TEST(OnnxLarge, RawDataAreReadWhereTheyLie) {
+  EXPECT_EQ(run(model(sum_graph().part(5, large("w").text(9, floats(2)))), one()), std::vector<float>(kLarge, 3));
+  EXPECT_EQ(run(model(sum_graph().part(5, Proto().text(9, floats(2)).raw(as_text(large("w").bytes())))), one()),
+            std::vector<float>(kLarge, 3))
+      << "fields in another order";
+}
+
+TEST(OnnxLarge, OfDataGivenTwiceTheLastCount) {
+  EXPECT_EQ(run(model(sum_graph().part(5, large("w").text(9, floats(7)).text(9, floats(2)))), one()), std::vector<float>(kLarge, 3));
+  EXPECT_EQ(run(model(sum_graph().part(5, large("w").text(9, floats(7, 1)).text(9, floats(2)))), one()), std::vector<float>(kLarge, 3));
+  EXPECT_NE(error_of(model(sum_graph().part(5, large("w").text(9, floats(7)).text(9, floats(2, 1))))).find("needs 8192 bytes, but 4"),
+            std::string::npos);
+}
+
+TEST(OnnxLarge, AGraphInSeveralPiecesIsOne) {
+  const Proto rest =
+      Proto().part(5, Proto().number(1, 1).number(2, 1).text(8, "small").text(9, floats(1, 1))).part(5, large("w").text(9, floats(2)));
+  EXPECT_EQ(run(Proto().number(1, 8).part(7, rest).part(7, sum_graph()).part(8, opset("", 17)), one()), std::vector<float>(kLarge, 3));
+}
+
+TEST(OnnxLarge, WrongSizesAreNamed) {
+  EXPECT_EQ(error_of(model(sum_graph().part(5, large("w").text(9, floats(2, kLarge - 1))))),
+            "test.onnx: initialiser 'w': shape [2048] of float32 needs 8192 bytes, but 8188 are given");
+}
+
 // --- functions --------------------------------------------------------------------------------------------------------------
 
 // scaled(x) = leaky(x) + x, with the slope passed on; `inner` is what the first node calls.

@@ -154,7 +154,7 @@ TEST(Onnx, ErrorsNameTheNodeAndTheRemedy) {
   g.inputs[0].shape[1] = std::int64_t{1} << 61;
   EXPECT_NE(import_error(g).find("input 'x'"), std::string::npos) << import_error(g);
   EXPECT_FALSE(import_onnx(as_bytes("this is no model at all"), "text").has_value());
-  EXPECT_FALSE(import_onnx({}, "empty").has_value());
+  EXPECT_FALSE(import_onnx(ByteView{}, "empty").has_value());
 }
 
 TEST(Onnx, ManyTinyPartsAreCountedBeforeMemoryIsTaken) {

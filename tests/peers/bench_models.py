@@ -253,13 +253,19 @@ def torch_step(module, sample, classes, batch, precision, compiled):
     return step
 
 
+def warm_model():
+    """One of each kind of layer, small: what a step of it takes is libraries that wake up, and is taken off both sides."""
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2))
+
+
 def torch_peak_bytes(name, precision):
-    """What training adds to the resident set of a process of its own that has loaded its libraries: as `falaj model bench` counts."""
+    """What training adds to the resident set of a process of its own."""
     done = subprocess.run([sys.executable, __file__, "--peak-of", name, "--peak-precision", precision], capture_output=True, text=True)
     return int(done.stdout) if done.returncode == 0 else None
 
 
 def print_torch_peak(name, precision):
+    torch_step(warm_model(), torch.zeros(2, 3, 8, 8), 2, 2, precision, False)()
     status = lambda key: next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
     before = status("VmRSS")
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
@@ -268,6 +274,12 @@ def print_torch_peak(name, precision):
     for _ in range(5):
         step()
     print(status("VmHWM") - before)
+
+
+def our_peak_bytes(path, batch, precision, folder):
+    warm = exported(warm_model(), torch.zeros(2, 3, 8, 8), folder / "warm.onnx", training=True)
+    peak = lambda model, rows: ours(model, rows, 0.05, "--train", "--precision", precision, figure="peak_bytes")
+    return peak(path, batch) - peak(warm, 2)
 
 
 def row(kind, name, batch, mine, theirs):
@@ -342,7 +354,7 @@ def training(folder, args):
                     yield row(f"train {precision} {threads} thr, {kind}", name, batch, mine, min(times))
             if args.memory:
                 torch.set_num_threads(1)
-                yield row(f"peak KiB {precision}", name, batch, kib(ours(path, batch, min(args.seconds, 0.1), "--train", "--precision", precision, figure="peak_bytes")),
+                yield row(f"peak KiB {precision}", name, batch, kib(our_peak_bytes(path, batch, precision, folder)),
                           kib(torch_peak_bytes(name, precision)))
         torch.set_num_threads(1)
 

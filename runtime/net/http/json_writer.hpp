@@ -103,5 +103,10 @@ class JsonWriter {
 };
 
 void append_json_string(std::string& out, std::string_view text);  // quoted and escaped
+inline std::string json_text(std::string_view text) {
+  std::string out;
+  append_json_string(out, text);
+  return out;
+}
 
 }  // namespace falaj::net

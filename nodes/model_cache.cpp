@@ -1,0 +1,206 @@
+#include "nodes/model_cache.hpp"
+
+#include <fcntl.h>
+#include <link.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "kernels/compiled_file.hpp"
+#include "nodes/model_files.hpp"
+#include "runtime/base/format.hpp"
+#include "storage/digest.hpp"
+
+namespace falaj::nodes {
+namespace {
+
+namespace fs = std::filesystem;
+using kernels::Compiled;
+
+// A file that was changed within this time may be changed again without its times showing it.
+constexpr std::time_t kSettled = 3;  // seconds
+
+// Which file this is, and since when it is as it is.
+struct Identity {
+  std::string text;
+  bool settled = false;
+};
+Result<Identity> identity_of(const std::string& path) {
+  struct stat info{};
+  if (stat(path.c_str(), &info) != 0) return error(ErrorCode::not_found, format("{}: {}", path, std::strerror(errno)));
+  const auto ns = [](const timespec& t) { return format("{}.{:09}", t.tv_sec, t.tv_nsec); };
+  const auto now = std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
+  return Identity{format("{}:{}:{}:{}:{}", info.st_dev, info.st_ino, info.st_size, ns(info.st_mtim), ns(info.st_ctim)),
+                  std::max(info.st_mtim.tv_sec, info.st_ctim.tv_sec) + kSettled <= now};
+}
+
+// Which build this is: packed forms may change with any of them. The linker's digest of the program.
+std::string build_id() {
+  std::string id = "none";
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, std::size_t, void* out) {
+        for (int i = 0; i < info->dlpi_phnum; ++i) {
+          const auto& header = info->dlpi_phdr[i];
+          const auto* at = reinterpret_cast<const std::uint8_t*>(info->dlpi_addr + header.p_vaddr);
+          const auto* const end = at + header.p_memsz;
+          while (header.p_type == PT_NOTE && at + sizeof(ElfW(Nhdr)) <= end) {
+            ElfW(Nhdr) note;
+            std::memcpy(&note, at, sizeof note);
+            const auto* const name = at + sizeof note;
+            const auto* const value = name + (note.n_namesz + 3) / 4 * 4;
+            if (note.n_type == NT_GNU_BUILD_ID) *static_cast<std::string*>(out) = hex({value, note.n_descsz});
+            at = value + (note.n_descsz + 3) / 4 * 4;
+          }
+        }
+        return 1;  // the program itself comes first
+      },
+      &id);
+  return id;
+}
+
+std::string read_small(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return file ? text.str() : std::string();
+}
+
+// Under another name first: whoever finds the file finds all of it.
+class NewFile {
+ public:
+  explicit NewFile(std::string path) : path_(std::move(path)), part_(format("{}.{}.part", path_, getpid())) {
+    fd_ = ::open(part_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  }
+  NewFile(const NewFile&) = delete;
+  NewFile& operator=(const NewFile&) = delete;
+  ~NewFile() {
+    if (fd_ >= 0) close(fd_);
+    if (!done_) unlink(part_.c_str());
+  }
+  Status write(ByteView bytes) {
+    while (fd_ >= 0 && !bytes.empty()) {
+      const auto written = ::write(fd_, bytes.data(), std::min<std::size_t>(bytes.size(), 1U << 30));
+      if (written <= 0) return broken();
+      bytes = bytes.subspan(static_cast<std::size_t>(written));
+    }
+    return fd_ < 0 ? Status(broken()) : Status();
+  }
+  Status finish() {
+    if (fd_ < 0 || fdatasync(fd_) != 0 || rename(part_.c_str(), path_.c_str()) != 0) return broken();
+    done_ = true;
+    return {};
+  }
+
+ private:
+  [[nodiscard]] Error broken() const {
+    return error(ErrorCode::no_space, format("{}: cannot be written: {}", path_, std::strerror(errno)));
+  }
+  std::string path_, part_;
+  int fd_ = -1;
+  bool done_ = false;
+};
+
+Status write_small(const std::string& path, std::string_view text) {
+  NewFile file(path);
+  FALAJ_TRY(file.write(as_bytes(text)));
+  return file.finish();
+}
+
+std::string folder_of(const std::string& path) {
+  const auto folder = fs::path(path).parent_path();
+  return folder.empty() ? "." : folder.string();
+}
+
+}  // namespace
+
+Result<ModelCache> ModelCache::open(const std::string& directory) {
+  std::error_code code;
+  if (fs::create_directories(directory, code)) fs::permissions(directory, fs::perms::owner_all, code);
+  struct stat info{};
+  if (stat(directory.c_str(), &info) != 0 || !S_ISDIR(info.st_mode))
+    return error(ErrorCode::not_found, format("{}: no directory, and none can be made: {}", directory, std::strerror(errno)));
+  if (info.st_uid != geteuid() || (info.st_mode & (S_IWGRP | S_IWOTH)) != 0) {
+    return error(ErrorCode::denied, format("{}: others may write to it, and what lies there would be believed: chmod 700 it, or take a "
+                                           "directory of your own",
+                                           directory));
+  }
+  return ModelCache(directory);
+}
+
+Result<std::string> ModelCache::digest_of(const std::string& path) const {
+  FALAJ_ASSIGN(const auto identity, identity_of(path));
+  const auto memo = format("{}/{}.digest", directory_, storage::sha256(identity.text).hex());
+  if (auto known = read_small(memo); known.size() == 64) return known;
+  FALAJ_ASSIGN(const auto file, map_model(path));
+  auto digest = storage::sha256(file.view).hex();
+  if (identity.settled) FALAJ_TRY(write_small(memo, digest));
+  return digest;
+}
+
+Result<std::string> ModelCache::entry_of(const Wanted& wanted) const {
+  FALAJ_ASSIGN(const auto digest, digest_of(wanted.path));
+  static const std::string kProgram = format("{} / build {}", kernels::backends_version(), build_id());
+  return format("{}/{}-{}", directory_, digest, storage::sha256(format("{} / {}", wanted.options, kProgram)).hex().substr(0, 32));
+}
+
+Result<std::shared_ptr<const Compiled>> ModelCache::find(const Wanted& wanted, const kernels::CompileOptions& options) const {
+  FALAJ_ASSIGN(const auto entry, entry_of(wanted));
+  auto file = map_model(entry + ".model");
+  if (!file) return std::shared_ptr<const Compiled>();
+  std::istringstream others(read_small(entry + ".files"));
+  for (std::string name, identity; std::getline(others, name) && std::getline(others, identity);) {
+    const auto now = identity_of(folder_of(wanted.path) + "/" + name);
+    if (!now || now->text != identity) return std::shared_ptr<const Compiled>();
+  }
+  auto compiled = kernels::read_compiled(std::move(*file), fs::path(entry).filename().string(), options);
+  if (!compiled) return std::shared_ptr<const Compiled>();
+  utimensat(AT_FDCWD, (entry + ".model").c_str(), nullptr, 0);  // used now
+  return compiled;
+}
+
+Status ModelCache::keep(const Wanted& wanted, const Compiled& compiled, const std::vector<std::string>& others) const {
+  FALAJ_ASSIGN(const auto entry, entry_of(wanted));
+  std::string files;
+  for (const auto& name : others) {
+    FALAJ_ASSIGN(const auto identity, identity_of(folder_of(wanted.path) + "/" + name));
+    if (!identity.settled || name.find('\n') != std::string::npos) return {};  // next time
+    files += format("{}\n{}\n", name, identity.text);
+  }
+  FALAJ_TRY(write_small(entry + ".files", files));
+  NewFile file(entry + ".model");
+  FALAJ_TRY(kernels::write_compiled(compiled, fs::path(entry).filename().string(), [&](ByteView part) { return file.write(part); }));
+  FALAJ_TRY(file.finish());
+  make_room(entry);
+  return {};
+}
+
+void ModelCache::make_room(const std::string& kept) const {
+  struct Entry {
+    fs::file_time_type used;
+    std::uintmax_t bytes;
+    fs::path path;
+  };
+  std::vector<Entry> entries;
+  std::uintmax_t total = 0;
+  std::error_code code;
+  for (const auto& file : fs::directory_iterator(directory_, code)) {
+    Entry entry{file.last_write_time(code), file.file_size(code), file.path()};
+    if (code || file.path().string().starts_with(kept)) continue;
+    total += entry.bytes;
+    entries.push_back(std::move(entry));
+  }
+  std::ranges::sort(entries, {}, &Entry::used);
+  for (std::size_t i = 0; i < entries.size() && total > kCacheBytesMax; ++i) {
+    total -= entries[i].bytes;
+    fs::remove(entries[i].path, code);
+  }
+}
+
+}  // namespace falaj::nodes
