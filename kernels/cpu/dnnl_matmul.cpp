@@ -175,7 +175,10 @@ Result<KernelPtr> make(const KernelCall& call, const MatMulSpec& spec, bool bf16
   std::vector<DnnlMatMul::Part> parts;
   for (std::int64_t first = 0; first < spec.m; first += together) {
     const std::int64_t rows = std::min(together, spec.m - first);
-    const memory::desc a = bf16 ? memory::desc({rows, spec.k}, type, memory::format_tag::ab) : plain(rows, spec.k, spec.a_row, spec.a_col);
+    // One that lies column by column is turned first: for such, oneDNN has slower products, which allocate in the run.
+    const bool turned = bf16 || (blocks && spec.a_col != 1);
+    const memory::desc a =
+        turned ? memory::desc({rows, spec.k}, type, memory::format_tag::ab) : plain(rows, spec.k, spec.a_row, spec.a_col);
     const memory::desc y = plain(rows, spec.n, spec.n, 1);
     // All parts take the right operand as the first one wants it.
     const memory::desc& given = parts.empty() ? b : parts[0].pd.weights_desc();
