@@ -23,10 +23,12 @@ constexpr Family kFamilies[] = {
     slice_ops,         // Concat Split Slice
     gather_ops,        // Gather OneHot ArrayFeatureExtractor
     softmax_ops,       // Softmax LogSoftmax
+    attention_ops,     // Attention of ai.falaj
     norm_ops,          // LayerNormalization BatchNormalization
     loss_ops,          // SigmoidCrossEntropy MeanSquare SoftmaxCrossEntropy
-    encoder_ops,       // LabelEncoder OneHotEncoder Scaler Imputer Normalizer ZipMap
+    encoder_ops,       // LabelEncoder CategoryMapper OneHotEncoder Scaler Imputer Normalizer FeatureVectorizer ZipMap
     linear_ops,        // LinearClassifier LinearRegressor
+    svm_ops,           // SVMClassifier SVMRegressor
     math_ops,          // Sin ... Atanh, Round, Softsign Elu Selu Celu HardSigmoid HardSwish Mish ThresholdedRelu Shrink, IsInf PRelu
     bits_ops,          // Mod BitShift BitwiseAnd BitwiseOr BitwiseXor BitwiseNot Xor, Sum Mean
     scatter_ops,       // GatherElements ScatterElements Scatter GatherND ScatterND

@@ -18,6 +18,7 @@ Status use_integers(Graph& graph, std::vector<std::string>& notes);
 Status fold_statistics(Graph& graph);    // BatchNormalization by fixed statistics goes into the convolution before it
 Status use_channels_last(Graph& graph);  // convolutions with known weights, and what is between them, on [N, H, W, C]
 void find_gelus(Graph& graph);           // Gelu as exporters write it becomes one node
+void find_attention(Graph& graph);       // scaled products with softmax between, heads transposed: one node
 Status fuse(Graph& graph);               // product + bias + activation becomes one node
 void remove_dead(Graph& graph);          // nodes and initialisers that no output depends on
 

@@ -178,6 +178,7 @@ Result<std::shared_ptr<const Compiled>> compile(Graph graph, CompileOptions opti
   const bool fast = std::ranges::find(backends, &cpu_backend()) != backends.end() && cpu::has_avx2();
   if (options.fuse && fast) {
     find_gelus(graph);
+    find_attention(graph);
     FALAJ_TRY(use_channels_last(graph));
   }
   if (options.fuse) FALAJ_TRY(fuse(graph));

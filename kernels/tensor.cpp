@@ -15,7 +15,7 @@ namespace {
 
 constexpr std::size_t kAlign = 64;
 // From here on memory is asked for in large pages: to get 50 MB by pages of 4 KiB takes longer than to fill them.
-constexpr std::size_t kLarge = std::size_t{4} << 20;
+constexpr std::size_t kLarge = std::size_t{2} << 20;
 constexpr std::size_t kLargePage = std::size_t{2} << 20;
 
 [[noreturn]] void broken(const std::string& what) { throw std::logic_error(what); }

@@ -18,6 +18,7 @@
 #include "nodes/cli_model_train.hpp"
 #include "nodes/model_cache.hpp"
 #include "nodes/model_files.hpp"
+#include "runtime/base/clock.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/net/http/json_writer.hpp"
 
@@ -174,10 +175,11 @@ Result<Answers> answer_from_file(const Arguments& a, const std::optional<ModelCa
 }
 
 Result<Answers> answers_of(const Arguments& a) {
+  const SystemClock clock;
   std::optional<ModelCache> cache;
   const ModelCache::Wanted wanted{a.model, "run"};
   if (!a.cache.empty()) {
-    FALAJ_ASSIGN(cache, ModelCache::open(a.cache));
+    FALAJ_ASSIGN(cache, ModelCache::open(a.cache, clock));
     FALAJ_ASSIGN(auto compiled, cache->find(wanted, {}));
     if (compiled != nullptr) {
       FALAJ_ASSIGN(const auto inputs, read_inputs(compiled->graph(), a.inputs));

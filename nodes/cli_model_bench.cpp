@@ -240,7 +240,7 @@ Result<Measured> measure_answers(const Arguments& a, const Clock& clock) {
   kernels::set_flush_denormals();
   std::optional<ModelCache> cache;
   if (!a.cache.empty()) {
-    FALAJ_ASSIGN(cache, ModelCache::open(a.cache));
+    FALAJ_ASSIGN(cache, ModelCache::open(a.cache, clock));
   }
   ModelCache::Wanted wanted{a.model, a.precision};
   for (const auto& size : a.sizes) wanted.options += " " + size;
@@ -362,7 +362,7 @@ Status do_bench(Arguments a) {
   const Measured& m = *measured;
   const auto peak = std::max(peak_resident_bytes(), base) - base;  // less what the process held when the command began
   if (a.json) {
-    const auto start = m.start_ms ? format(",\"start_ms\":{:.6g}", *m.start_ms) : std::string();
+    const auto start = m.start_ms && !a.cache.empty() ? format(",\"start_ms\":{:.6g}", *m.start_ms) : std::string();
     print(format("{{\"p50_us\":{:.6g},\"p99_us\":{:.6g},\"rows_per_s\":{:.6g},\"compile_ms\":{:.6g},\"peak_bytes\":{}{}}}", m.p50_us,
                  m.p99_us, m.rows_per_s, m.compile_ms, peak, start));
     return {};
@@ -393,7 +393,8 @@ void add_model_bench_command(CLI::App& model, Cli& cli) {
   bench->add_option("--size", a->sizes, "Another size that the model leaves open, by its name")->type_name("NAME=SIZE");
   bench
       ->add_option("--cache", a->cache,
-                   "Keep the compiled model in this folder, and take it from there the next time (START is load, compile, first answer)")
+                   "Keep the compiled model in this folder, and take it from there the next time; JSON then has start_ms too: load, "
+                   "compile, first answer")
       ->type_name("DIR");
   bench->add_option("--seconds", a->seconds, "How long is measured, after the warm-up")->capture_default_str()->type_name("S");
   bench->add_flag("--train", a->train, "Full training steps: forward, backward, AdamW; cross-entropy, or BCE for one output");

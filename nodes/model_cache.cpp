@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -25,18 +24,18 @@ namespace fs = std::filesystem;
 using kernels::Compiled;
 
 // A file that was changed within this time may be changed again without its times showing it.
-constexpr std::time_t kSettled = 3;  // seconds
+constexpr std::int64_t kSettled = 3;  // seconds
 
 // Which file this is, and since when it is as it is.
 struct Identity {
   std::string text;
   bool settled = false;
 };
-Result<Identity> identity_of(const std::string& path) {
+Result<Identity> identity_of(const std::string& path, const Clock& clock) {
   struct stat info{};
   if (stat(path.c_str(), &info) != 0) return error(ErrorCode::not_found, format("{}: {}", path, std::strerror(errno)));
   const auto ns = [](const timespec& t) { return format("{}.{:09}", t.tv_sec, t.tv_nsec); };
-  const auto now = std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
+  const auto now = clock.wall().unix_ns / 1'000'000'000;
   return Identity{format("{}:{}:{}:{}:{}", info.st_dev, info.st_ino, info.st_size, ns(info.st_mtim), ns(info.st_ctim)),
                   std::max(info.st_mtim.tv_sec, info.st_ctim.tv_sec) + kSettled <= now};
 }
@@ -120,7 +119,7 @@ std::string folder_of(const std::string& path) {
 
 }  // namespace
 
-Result<ModelCache> ModelCache::open(const std::string& directory) {
+Result<ModelCache> ModelCache::open(const std::string& directory, const Clock& clock) {
   std::error_code code;
   if (fs::create_directories(directory, code)) fs::permissions(directory, fs::perms::owner_all, code);
   struct stat info{};
@@ -131,11 +130,11 @@ Result<ModelCache> ModelCache::open(const std::string& directory) {
                                            "directory of your own",
                                            directory));
   }
-  return ModelCache(directory);
+  return ModelCache(directory, clock);
 }
 
 Result<std::string> ModelCache::digest_of(const std::string& path) const {
-  FALAJ_ASSIGN(const auto identity, identity_of(path));
+  FALAJ_ASSIGN(const auto identity, identity_of(path, *clock_));
   const auto memo = format("{}/{}.digest", directory_, storage::sha256(identity.text).hex());
   if (auto known = read_small(memo); known.size() == 64) return known;
   FALAJ_ASSIGN(const auto file, map_model(path));
@@ -156,7 +155,7 @@ Result<std::shared_ptr<const Compiled>> ModelCache::find(const Wanted& wanted, c
   if (!file) return std::shared_ptr<const Compiled>();
   std::istringstream others(read_small(entry + ".files"));
   for (std::string name, identity; std::getline(others, name) && std::getline(others, identity);) {
-    const auto now = identity_of(folder_of(wanted.path) + "/" + name);
+    const auto now = identity_of(folder_of(wanted.path) + "/" + name, *clock_);
     if (!now || now->text != identity) return std::shared_ptr<const Compiled>();
   }
   auto compiled = kernels::read_compiled(std::move(*file), fs::path(entry).filename().string(), options);
@@ -169,7 +168,7 @@ Status ModelCache::keep(const Wanted& wanted, const Compiled& compiled, const st
   FALAJ_ASSIGN(const auto entry, entry_of(wanted));
   std::string files;
   for (const auto& name : others) {
-    FALAJ_ASSIGN(const auto identity, identity_of(folder_of(wanted.path) + "/" + name));
+    FALAJ_ASSIGN(const auto identity, identity_of(folder_of(wanted.path) + "/" + name, *clock_));
     if (!identity.settled || name.find('\n') != std::string::npos) return {};  // next time
     files += format("{}\n{}\n", name, identity.text);
   }

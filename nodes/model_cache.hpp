@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels/plan.hpp"
+#include "runtime/base/clock.hpp"
 #include "runtime/base/result.hpp"
 
 namespace falaj::nodes {
@@ -20,8 +21,8 @@ constexpr std::uint64_t kCacheBytesMax = std::uint64_t{8} << 30;
 
 class ModelCache {
  public:
-  // Makes the directory if there is none.
-  static Result<ModelCache> open(const std::string& directory);
+  // Makes the directory if there is none. `clock` must outlive the cache.
+  static Result<ModelCache> open(const std::string& directory, const Clock& clock);
 
   // A model and how it is compiled; `options` tells options apart that lead to other graphs or packed forms.
   struct Wanted {
@@ -34,12 +35,13 @@ class ModelCache {
   Status keep(const Wanted& wanted, const kernels::Compiled& compiled, const std::vector<std::string>& others) const;
 
  private:
-  explicit ModelCache(std::string directory) : directory_(std::move(directory)) {}
+  ModelCache(std::string directory, const Clock& clock) : directory_(std::move(directory)), clock_(&clock) {}
   [[nodiscard]] Result<std::string> digest_of(const std::string& path) const;
   [[nodiscard]] Result<std::string> entry_of(const Wanted& wanted) const;
   void make_room(const std::string& kept) const;
 
   std::string directory_;
+  const Clock* clock_;
 };
 
 }  // namespace falaj::nodes

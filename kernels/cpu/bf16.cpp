@@ -5,10 +5,12 @@
 // sums otherwise in their last bits. On one machine a row's bits do not depend on its batch. Packed columns are laid out as those of
 // integers, in pairs instead of fours.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
 #include "kernels/convert.hpp"
+#include "kernels/cpu/conv_tiles.hpp"
 #include "kernels/cpu/finish.hpp"
 #include "kernels/cpu/integer.hpp"
 #include "kernels/cpu/isa.hpp"
@@ -40,46 +42,12 @@ std::int32_t pair_at(const std::byte* from) {
   return value;
 }
 
-struct Target {
-  float* y;
-  const float* bias;    // of the tile's columns, padded to whole panels
-  const float* addend;  // null: none
-  std::int64_t row;     // elements from row to row
-  std::int64_t width;   // columns that exist
-  Activation activation;
-  float alpha;
-};
-
-[[gnu::noinline]] FALAJ_AVX2 void finish_rows(const float* sums, std::int64_t rows, std::int64_t columns, const Target& t) {
-  for (std::int64_t c = 0; c < columns && c < t.width; c += 8) {
-    const std::int64_t width = std::min<std::int64_t>(t.width - c, 8);
-    const __m256 bias = _mm256_loadu_ps(t.bias + c);
-    for (std::int64_t r = 0; r < rows; ++r) {
-      __m256 v = _mm256_add_ps(_mm256_load_ps(sums + r * columns + c), bias);
-      alignas(32) float lane[8] = {};
-      if (t.addend != nullptr && width == 8) {
-        v = _mm256_add_ps(v, _mm256_loadu_ps(t.addend + r * t.row + c));
-      } else if (t.addend != nullptr) {
-        std::memcpy(lane, t.addend + r * t.row + c, static_cast<std::size_t>(width) * sizeof(float));
-        v = _mm256_add_ps(v, _mm256_load_ps(lane));
-      }
-      v = activate(v, t.activation, t.alpha);
-      if (width == 8) {
-        _mm256_storeu_ps(t.y + r * t.row + c, v);
-      } else {
-        _mm256_store_ps(lane, v);
-        std::memcpy(t.y + r * t.row + c, lane, static_cast<std::size_t>(width) * sizeof(float));
-      }
-    }
-  }
-}
-
 using Tile = void (*)(const std::byte* const* x, const std::int64_t* offsets, std::int64_t places, std::int64_t pairs, const Half* w,
-                      std::int64_t panel_stride, const Target& target);
+                      std::int64_t panel_stride, const Half* ahead, const ConvTarget& target);
 
 template <int kRows, int kPanels>
 FALAJ_AVX512_BF16 void tile_avx512(const std::byte* const* x, const std::int64_t* offsets, std::int64_t places, std::int64_t pairs,
-                                   const Half* w, std::int64_t panel_stride, const Target& t) {
+                                   const Half* w, std::int64_t panel_stride, const Half* ahead, const ConvTarget& t) {
   __m512 sum[kRows][kPanels];
   FALAJ_UNROLL
   for (auto& row : sum) {
@@ -90,7 +58,8 @@ FALAJ_AVX512_BF16 void tile_avx512(const std::byte* const* x, const std::int64_t
     const std::byte* from[kRows];
     FALAJ_UNROLL
     for (int r = 0; r < kRows; ++r) from[r] = x[r] + offsets[p];
-    for (std::int64_t g = 0; g < pairs; ++g, w += kPanel16 * 2) {
+    for (std::int64_t g = 0; g < pairs; ++g, w += kPanel16 * 2, ahead += kPanel16 * 2) {
+      _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
       __m512bh weights[kPanels];
       FALAJ_UNROLL
       for (int c = 0; c < kPanels; ++c) weights[c] = reinterpret_cast<__m512bh>(_mm512_load_si512(w + c * panel_stride));
@@ -102,19 +71,34 @@ FALAJ_AVX512_BF16 void tile_avx512(const std::byte* const* x, const std::int64_t
       }
     }
   }
+  if (t.activation == Activation::none || t.activation == Activation::relu) {  // nearly all of them
+    const __m512 least = _mm512_set1_ps(t.activation == Activation::relu ? 0.0F : -__builtin_inff());
+    FALAJ_UNROLL
+    for (int c = 0; c < kPanels; ++c) {
+      const __mmask16 mask = some_lanes(t.width - c * kPanel16);
+      const __m512 bias = _mm512_loadu_ps(t.bias + c * kPanel16);
+      FALAJ_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        __m512 value = _mm512_add_ps(sum[r][c], bias);
+        if (t.addend != nullptr) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, t.addend + r * t.row + c * kPanel16));
+        _mm512_mask_storeu_ps(t.y + r * t.row + c * kPanel16, mask, _mm512_max_ps(least, value));  // the second operand where that is NaN
+      }
+    }
+    return;
+  }
   alignas(64) float sums[kRows * kPanels * kPanel16];
   FALAJ_UNROLL
   for (int r = 0; r < kRows; ++r) {
     FALAJ_UNROLL
     for (int c = 0; c < kPanels; ++c) _mm512_store_ps(sums + (r * kPanels + c) * kPanel16, sum[r][c]);
   }
-  finish_rows(sums, kRows, kPanels * kPanel16, t);
+  finish_avx512(sums, kRows, kPanels, t);
 }
 
 // The upper half of a float is a bfloat16.
 template <int kRows>
 FALAJ_AVX2 void tile_avx2(const std::byte* const* x, const std::int64_t* offsets, std::int64_t places, std::int64_t pairs, const Half* w,
-                          std::int64_t, const Target& t) {
+                          std::int64_t, const Half*, const ConvTarget& t) {
   __m256 sum[kRows][2];
   FALAJ_UNROLL
   for (auto& row : sum) row[0] = row[1] = _mm256_setzero_ps();
@@ -145,22 +129,52 @@ FALAJ_AVX2 void tile_avx2(const std::byte* const* x, const std::int64_t* offsets
     _mm256_store_ps(sums + r * kPanel16, sum[r][0]);
     _mm256_store_ps(sums + r * kPanel16 + 8, sum[r][1]);
   }
-  finish_rows(sums, kRows, kPanel16, t);
+  finish_avx2(sums, kRows, 2, t);
+}
+
+// f32 to bf16, to nearest even; NaN stays NaN.
+Half rounded(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  if (value != value) return 0x7FC0;
+  return static_cast<Half>((bits + 0x7FFFU + (bits >> 16 & 1U)) >> 16);
+}
+
+FALAJ_AVX512_BF16 void round_row_avx512(const float* from, std::int64_t n, Half* to) {
+  for (std::int64_t i = 0; i < n; i += 16) {
+    const auto half = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(some_lanes(n - i), from + i)));
+    _mm256_mask_storeu_epi16(to + i, some_lanes(n - i), half);
+  }
+}
+FALAJ_AVX2 void round_row_avx2(const float* from, std::int64_t n, Half* to) {
+  std::int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256 v = _mm256_loadu_ps(from + i);
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
+    rounded = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7FC0), _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)));
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0xD8);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm256_castsi256_si128(words));
+  }
+  for (; i < n; ++i) to[i] = rounded(from[i]);
 }
 
 struct Tiles {
   std::string_view name;
   std::int64_t rows_max, panels_max;
+  void (*round)(const float* from, std::int64_t n, Half* to);
   Tile tiles[3][kRowsMax + 1];  // for 1, 2 and 4 panels
 };
 constexpr Tiles kAvx512 = {
     "avx512-bf16",
     6,
     4,
+    round_row_avx512,
     {{nullptr, tile_avx512<1, 1>, tile_avx512<2, 1>, tile_avx512<3, 1>, tile_avx512<4, 1>, tile_avx512<5, 1>, tile_avx512<6, 1>},
      {nullptr, tile_avx512<1, 2>, tile_avx512<2, 2>, tile_avx512<3, 2>, tile_avx512<4, 2>, tile_avx512<5, 2>, tile_avx512<6, 2>},
      {nullptr, tile_avx512<1, 4>, tile_avx512<2, 4>, tile_avx512<3, 4>, tile_avx512<4, 4>, tile_avx512<5, 4>, tile_avx512<6, 4>}}};
-constexpr Tiles kAvx2 = {"avx2 widened bf16", 4, 1, {{nullptr, tile_avx2<1>, tile_avx2<2>, tile_avx2<3>, tile_avx2<4>}, {}, {}}};
+constexpr Tiles kAvx2 = {
+    "avx2 widened bf16", 4, 1, round_row_avx2, {{nullptr, tile_avx2<1>, tile_avx2<2>, tile_avx2<3>, tile_avx2<4>}, {}, {}}};
 
 // Weights, packed for tiles: for each panel [places, pairs, kPanel16, 2], zeros where there are none.
 template <class W>
@@ -173,26 +187,11 @@ Tensor pack(std::int64_t columns, std::int64_t places, std::int64_t depth, W w) 
     for (std::int64_t p = 0; p < places; ++p) {
       for (std::int64_t d = 0; d < depth; ++d) {
         for (std::int64_t i = 0; i < std::min(kPanel16, columns - first); ++i)
-          to[((p * pairs + d / 2) * kPanel16 + i) * 2 + d % 2] = bfloat16_from_double(static_cast<double>(w(first + i, p, d)));
+          to[((p * pairs + d / 2) * kPanel16 + i) * 2 + d % 2] = rounded(w(first + i, p, d));
       }
     }
   }
   return packed;
-}
-
-// f32 to bf16, to nearest even; NaN stays NaN.
-FALAJ_AVX2 void round_row_avx2(const float* from, std::int64_t n, Half* to) {
-  std::int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m256 v = _mm256_loadu_ps(from + i);
-    const __m256i bits = _mm256_castps_si256(v);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
-    rounded = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7FC0), _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)));
-    const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0xD8);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm256_castsi256_si128(words));
-  }
-  for (; i < n; ++i) to[i] = bfloat16_from_double(static_cast<double>(from[i]));
 }
 
 class Columns {
@@ -223,14 +222,22 @@ class Columns {
       for (std::int64_t t = 0; t < tiles; ++t) {
         const std::int64_t from = first_of(t, tiles, rows);
         const std::int64_t at = from * columns_ + first;
-        const Target target{
-            y + at, bias_.data() + first, addend == nullptr ? nullptr : addend + at, columns_, columns_ - first, activation_, alpha_};
-        tiles_->tiles[kind][first_of(t + 1, tiles, rows) - from](x + from, offsets_.data(), places, pairs_, w, panel_stride, target);
+        const bool more = t < panels && (panels + t) * kPanel16 < columns_ - first;  // the first tiles fetch the next panels
+        const ConvTarget target{.y = y + at,
+                                .addend = addend == nullptr ? nullptr : addend + at,
+                                .bias = bias_.data() + first,
+                                .row = columns_,
+                                .width = columns_ - first,
+                                .activation = activation_,
+                                .alpha = alpha_};
+        tiles_->tiles[kind][first_of(t + 1, tiles, rows) - from](x + from, offsets_.data(), places, pairs_, w, panel_stride,
+                                                                 w + (more ? panels + t : 0) * panel_stride, target);
       }
       w += panels * panel_stride;
       first += panels * kPanel16;
     }
   }
+  void round(const float* from, std::int64_t n, Half* to) const { tiles_->round(from, n, to); }
   [[nodiscard]] std::string_view name() const { return tiles_->name; }
 
  private:
@@ -258,7 +265,7 @@ class Bf16MatMul final : public Kernel {
       const std::int64_t count = std::min(block, spec_.m - first);
       for (std::int64_t i = 0; i < count; ++i) {
         auto* to = reinterpret_cast<Half*>(copies + i * stride_);
-        round_row_avx2(io.input<float>(0) + (first + i) * spec_.k, spec_.k, to);
+        columns_.round(io.input<float>(0) + (first + i) * spec_.k, spec_.k, to);
         if (spec_.k % 2 != 0) to[spec_.k] = 0;
         rows[i] = copies + i * stride_;
       }
@@ -337,7 +344,7 @@ class Bf16Conv final : public Kernel {
       const bool inside = from >= 0 && from < w.in[0];
       std::fill_n(to, inside ? left : row, Half{0});
       if (!inside) continue;
-      round_row_avx2(x + from * kept, kept, to + left);
+      columns_.round(x + from * kept, kept, to + left);
       std::fill_n(to + left + kept, row - left - kept, Half{0});
     }
   }

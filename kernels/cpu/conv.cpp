@@ -225,14 +225,17 @@ Tensor pack_weights(const Tensor& weights, const ConvSpec& s) {
   const std::int64_t depth = s.channels / s.groups;
   const std::int64_t places = s.window.kernel_elements();
   const std::int64_t panels = s.groups * ((share + kMaps - 1) / kMaps);
-  Tensor packed(DType::f32, {panels * places * depth * kMaps});
+  Tensor packed = Tensor::uninitialised(DType::f32, {panels * places * depth * kMaps});
   float* to = packed.mutable_data<float>().data();
   const float* from = weights.data<float>().data();
-  for (std::int64_t m = 0; m < s.maps;) {
+  for (std::int64_t m = 0; m < s.maps; to += places * depth * kMaps) {
     const std::int64_t width = std::min(kMaps, (m / share + 1) * share - m);
-    for (std::int64_t p = 0; p < places; ++p) {
-      for (std::int64_t c = 0; c < depth; ++c, to += kMaps) {
-        for (std::int64_t i = 0; i < width; ++i) to[i] = from[((m + i) * depth + c) * places + p];
+    if (width < kMaps) std::fill_n(to, places * depth * kMaps, 0.0F);
+    // What lies together is read together: a line of sixteen maps is complete before the next ones are begun.
+    for (std::int64_t c = 0; c < depth; ++c) {
+      for (std::int64_t i = 0; i < width; ++i) {
+        const float* w = from + ((m + i) * depth + c) * places;
+        for (std::int64_t p = 0; p < places; ++p) to[(p * depth + c) * kMaps + i] = w[p];
       }
     }
     m += width;

@@ -36,6 +36,9 @@ constexpr ConvLoops kLoops = {"avx512",
 
 }  // namespace
 
+void finish_avx2(const float* sums, int rows, int vectors, const ConvTarget& t) { lanes8::finish_tile(sums, rows, vectors, t); }
+void finish_avx512(const float* sums, int rows, int vectors, const ConvTarget& t) { lanes16::finish_tile(sums, rows, vectors, t); }
+
 const ConvLoops& conv_loops() { return has_avx512() ? lanes16::kLoops : lanes8::kLoops; }
 
 }  // namespace falaj::kernels::cpu

@@ -22,6 +22,10 @@ struct ConvTarget {
   float alpha;
 };
 
+// The end of `rows` times `vectors` whole vectors of sums (aligned): bias, addend, activation.
+void finish_avx2(const float* sums, int rows, int vectors, const ConvTarget& t);
+void finish_avx512(const float* sums, int rows, int vectors, const ConvTarget& t);
+
 struct ConvInput {
   const float* const* places;   // ConvLoops::pixels pointers: one for each pixel
   std::int64_t place_step;      // to those of the next kernel place: 0 where the same are meant

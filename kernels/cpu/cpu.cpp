@@ -56,6 +56,7 @@ constexpr Entry kEntries[] = {
     {kOnnx, "Gelu", make_unary},
     {kOnnx, "Softmax", make_softmax},
     {kOnnx, "LayerNormalization", make_layer_norm},
+    {kFalaj, "Attention", make_attention},
     {kOnnx, "Transpose", make_transpose},
     {kOnnx, "MatMul", make_dnnl_matmul},
     {kOnnx, "Gemm", make_dnnl_matmul},

@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "kernels/cpu/finish.hpp"
-#include "kernels/cpu/lanes.hpp"
+#include "kernels/cpu/turn.hpp"
 
 namespace falaj::kernels::cpu {
 
@@ -12,20 +12,13 @@ std::size_t packed_elements(std::int64_t k, std::int64_t n) { return static_cast
 
 namespace {
 
-// Eight rows and columns of a panel at a time, of an operand that lies column by column.
-FALAJ_AVX2 void pack_turned(const float* b, std::int64_t col_stride, std::int64_t k, std::int64_t n, float* packed) {
-  for (std::int64_t j = 0; j < n; j += kPanel, packed += k * kPanel) {
-    for (std::int64_t half = 0; half < kPanel; half += 8) {
-      const std::int64_t width = std::clamp<std::int64_t>(n - j - half, 0, 8);
-      const float* from = b + (j + half) * col_stride;
-      std::int64_t i = 0;
-      for (; width == 8 && i + 8 <= k; i += 8) turn8(from + i, col_stride, packed + i * kPanel + half, kPanel);
-      if (width == 0) {
-        for (; i < k; ++i) std::fill_n(packed + i * kPanel + half, 8, 0.0F);
-      }
-      for (; i < k; ++i) {
-        for (std::int64_t c = 0; c < 8; ++c) packed[i * kPanel + half + c] = c < width ? from[c * col_stride + i] : 0.0F;
-      }
+// Sixteen columns (or fewer) of k elements, which follow one another: turned, eight by eight.
+FALAJ_AVX2 void pack_turned(const float* b, std::int64_t col_stride, std::int64_t k, std::int64_t width, float* packed) {
+  for (std::int64_t c = 0; c < kPanel; c += 8) {
+    std::int64_t i = 0;
+    for (; c + 8 <= width && i + 8 <= k; i += 8) turn8(b + c * col_stride + i, col_stride, packed + i * kPanel + c, kPanel);
+    for (; i < k; ++i) {
+      for (std::int64_t l = c; l < c + 8; ++l) packed[i * kPanel + l] = l < width ? b[l * col_stride + i] : 0.0F;
     }
   }
 }
@@ -33,9 +26,12 @@ FALAJ_AVX2 void pack_turned(const float* b, std::int64_t col_stride, std::int64_
 }  // namespace
 
 void pack(const float* b, std::int64_t row_stride, std::int64_t col_stride, std::int64_t k, std::int64_t n, float* packed) {
-  if (row_stride == 1 && col_stride != 1) return pack_turned(b, col_stride, k, n, packed);
   for (std::int64_t j = 0; j < n; j += kPanel, packed += k * kPanel) {
     std::int64_t width = std::min(kPanel, n - j);
+    if (row_stride == 1 && col_stride != 1) {
+      pack_turned(b + j * col_stride, col_stride, k, width, packed);
+      continue;
+    }
     for (std::int64_t i = 0; i < k; ++i) {
       const float* from = b + i * row_stride + j * col_stride;
       float* to = packed + i * kPanel;
@@ -50,6 +46,8 @@ void pack(const float* b, std::int64_t row_stride, std::int64_t col_stride, std:
 }
 
 namespace {
+
+std::int64_t row_of(const Finish& f, std::int64_t n) { return f.y_row == 0 ? n : f.y_row; }
 
 struct Left {
   const float* data;
@@ -157,16 +155,18 @@ FALAJ_AVX2 inline void tile(const Left& a, const float* packed, std::int64_t pan
 
 // One row reads each panel once: four panels at a time keep eight chains of additions going.
 FALAJ_AVX2 void one_row(const Left& a, const float* packed, float* y, std::int64_t n, std::int64_t k, std::int64_t i, const Finish& f) {
+  const std::int64_t y_row = row_of(f, n);
   std::int64_t stride = k * kPanel;
   std::int64_t j = 0;
-  for (; j + 3 * kPanel < n; j += 4 * kPanel, packed += 4 * stride) tile<1, 4>(a, packed, stride, y, n, k, i, j, n, f);
-  for (; j + kPanel < n; j += 2 * kPanel, packed += 2 * stride) tile<1, 2>(a, packed, stride, y, n, k, i, j, n, f);
-  if (j < n) tile<1, 1>(a, packed, stride, y, n, k, i, j, n, f);
+  for (; j + 3 * kPanel < n; j += 4 * kPanel, packed += 4 * stride) tile<1, 4>(a, packed, stride, y, y_row, k, i, j, n, f);
+  for (; j + kPanel < n; j += 2 * kPanel, packed += 2 * stride) tile<1, 2>(a, packed, stride, y, y_row, k, i, j, n, f);
+  if (j < n) tile<1, 1>(a, packed, stride, y, y_row, k, i, j, n, f);
 }
 
 template <int kRows>
 FALAJ_AVX2 void some_rows(const Left& a, const float* packed, float* y, std::int64_t n, std::int64_t k, std::int64_t i, const Finish& f) {
-  for (std::int64_t j = 0; j < n; j += kPanel, packed += k * kPanel) tile<kRows, 1>(a, packed, 0, y, n, k, i, j, n, f);
+  const std::int64_t y_row = row_of(f, n);
+  for (std::int64_t j = 0; j < n; j += kPanel, packed += k * kPanel) tile<kRows, 1>(a, packed, 0, y, y_row, k, i, j, n, f);
 }
 
 }  // namespace
@@ -180,10 +180,11 @@ FALAJ_AVX2 void multiply_rows(const Left& left, const float* packed, float* y, s
                               const Finish& finish, std::int64_t i) {
   if (m - i >= 6) {
     // Panel by panel, so that one panel stays in the nearest cache while all rows pass it.
+    const std::int64_t y_row = row_of(finish, n);
     const std::int64_t first = i;
     const float* panel = packed;
     for (std::int64_t j = 0; j < n; j += kPanel, panel += k * kPanel) {
-      for (i = first; i + 6 <= m; i += 6) tile<6, 1>(left, panel, 0, y, n, k, i, j, n, finish);
+      for (i = first; i + 6 <= m; i += 6) tile<6, 1>(left, panel, 0, y, y_row, k, i, j, n, finish);
     }
   }
   switch (m - i) {

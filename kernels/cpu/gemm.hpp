@@ -23,9 +23,10 @@ struct Finish {
   std::int64_t bias_row = 0, bias_col = 0;
   Activation activation = Activation::none;
   float activation_alpha = 0.01F;
+  std::int64_t y_row = 0;  // elements from row to row of the result; 0: n, rows follow one another
 };
 
-// y[m x n] (contiguous) = finish(a * b); a is read through strides, b is packed.
+// y[m x n] = finish(a * b); a is read through strides, b is packed.
 using Multiply = void (*)(const float* a, std::int64_t a_row, std::int64_t a_col, const float* packed, float* y, std::int64_t m,
                           std::int64_t n, std::int64_t k, const Finish& finish);
 void multiply_avx2(const float* a, std::int64_t a_row, std::int64_t a_col, const float* packed, float* y, std::int64_t m, std::int64_t n,

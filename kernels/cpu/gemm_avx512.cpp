@@ -119,6 +119,7 @@ void multiply_rows(const float* a, std::int64_t a_row, std::int64_t a_col, const
   const std::int64_t m = end - first;
   const std::int64_t tiles = (m + kRows - 1) / kRows;  // as even as can be
   const bool wide = m <= kRowsWide;
+  const std::int64_t y_row = finish.y_row == 0 ? n : finish.y_row;
   for (std::int64_t j = 0; j < n;) {
     const std::int64_t left = (n - j + kPanel - 1) / kPanel;
     const std::int64_t panels = wide && left >= 4 ? 4 : (left >= 2 ? 2 : 1);
@@ -127,7 +128,7 @@ void multiply_rows(const float* a, std::int64_t a_row, std::int64_t a_col, const
       const std::int64_t row = first + first_of(t, tiles, m);
       const std::int64_t rows = first + first_of(t + 1, tiles, m) - row;
       const bool more = t < panels && (panels + t) * kPanel < n - j;  // each of the first tiles fetches one of the next panels
-      kind[rows](Place{a + row * a_row, a_row, a_col, packed, stride, y + row * n + j, n, k, row, j, n - j,
+      kind[rows](Place{a + row * a_row, a_row, a_col, packed, stride, y + row * y_row + j, y_row, k, row, j, n - j,
                        packed + (more ? panels + t : 0) * stride},
                  finish);
     }

@@ -1,8 +1,7 @@
-// Eight lanes of f32: turned, rounded to bfloat16, and what they add up to in f64, whatever part of them exists.
+// Eight lanes of f32: rounded to bfloat16, and what they add up to in f64, whatever part of them exists.
 #pragma once
 #include <cstdint>
 
-#include "kernels/cpu/finish.hpp"
 #include "kernels/cpu/vector_math.hpp"
 
 namespace falaj::kernels::cpu {
@@ -54,31 +53,6 @@ FALAJ_AVX2 inline float largest8(__m256 v) {
   __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   m = _mm_max_ps(m, _mm_movehl_ps(m, m));
   return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
-}
-
-// A matrix of eight by eight, turned in registers.
-FALAJ_AVX2 inline void turn8(const float* x, std::int64_t read, float* y, std::int64_t write) {
-  __m256 r[8];
-  FALAJ_UNROLL
-  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(x + i * read);
-  __m256 t[8];
-  FALAJ_UNROLL
-  for (int i = 0; i < 8; i += 2) {
-    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-  }
-  FALAJ_UNROLL
-  for (int i = 0; i < 8; i += 4) {
-    r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-    r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xEE);
-    r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-    r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xEE);
-  }
-  FALAJ_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    _mm256_storeu_ps(y + i * write, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
-    _mm256_storeu_ps(y + (i + 4) * write, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
-  }
 }
 
 // The nearest bfloat16, ties to even; NaN stays.

@@ -18,6 +18,7 @@ Result<KernelPtr> make_layer_norm_grad(const KernelCall& call);
 Result<KernelPtr> make_batch_norm(const KernelCall& call);      // by the batch's statistics, and BatchNormalizationTrainingGrad
 Result<KernelPtr> make_softmax(const KernelCall& call);         // along the last dimension
 Result<KernelPtr> make_layer_norm(const KernelCall& call);      // LayerNormalization without its optional outputs
+Result<KernelPtr> make_attention(const KernelCall& call);       // ai.falaj's Attention
 Result<KernelPtr> make_transpose(const KernelCall& call);       // of elements of four bytes
 Result<KernelPtr> make_trees(const KernelCall& call);           // tree ensembles over f32
 Result<KernelPtr> make_dnnl_conv(const KernelCall& call);       // Conv, ConvDataGrad, ConvWeightGrad by oneDNN

@@ -1,11 +1,14 @@
-// Tree ensembles over f32 columns: one flat array of nodes, eight walks at a time, so that the loads of one hide behind the others'. Many
-// rows walk one tree together, one row walks many trees. Sums are those of the reference, in its order, in double: the same bits.
+// Tree ensembles over f32 columns: small trees by masks of leaves (leaf_masks.hpp); else one flat array of nodes, eight walks at a time, so
+// that the loads of one hide behind the others'. Many rows walk one tree together, one row walks many trees. Sums are those of the
+// reference, in its order, in double: the same bits.
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <optional>
 #include <span>
 
 #include "kernels/cpu/finish.hpp"
+#include "kernels/cpu/leaf_masks.hpp"
 #include "kernels/cpu/makers.hpp"
 #include "kernels/ops/tree.hpp"
 #include "runtime/base/format.hpp"
@@ -50,16 +53,24 @@ class FlatTrees {
       flat.missing_ = flat.missing_ || node.missing_true;
     }
     if (e.features == 0) return refuse("there are no columns");
-    for (const std::size_t root : e.roots) flat.add_tree(e, root);
+    flat.masks_ = LeafMasks::make(e, flat.mode_);
+    for (const std::size_t root : e.roots) {
+      if (!flat.masks_) flat.add_tree(e, root);
+    }
     flat.divisor_ = e.aggregate == TreeAggregate::average ? static_cast<double>(std::max<std::size_t>(e.roots.size(), 1)) : 1.0;
     flat.base_ = e.base;
     return flat;
   }
 
+  [[nodiscard]] std::string_view name() const { return masks_ ? "trees by masks of leaves, avx512" : "flat trees, eight walks"; }
   // sums: targets for each row.
   void scores(const float* x, std::int64_t rows, double* sums) const {
     std::fill_n(sums, static_cast<std::size_t>(rows) * targets_, 0.0);
     std::int64_t row = 0;
+    if (masks_) {
+      masks_->add(x, rows, sums);
+      row = rows;
+    }
     for (; row + static_cast<std::int64_t>(kWalks) <= rows; row += kRowsTogether) {
       const std::int64_t together =
           std::min(kRowsTogether, (rows - row) / static_cast<std::int64_t>(kWalks) * static_cast<std::int64_t>(kWalks));
@@ -165,6 +176,7 @@ class FlatTrees {
     }
   }
 
+  std::optional<LeafMasks> masks_;  // instead of nodes, where trees are small
   std::vector<Flat> nodes_;
   std::vector<Leaf> leaves_;  // by node
   std::vector<std::uint32_t> roots_;
@@ -198,7 +210,7 @@ class TreesKernel final : public Kernel {
   [[nodiscard]] std::size_t scratch_bytes() const override {
     return static_cast<std::size_t>(trees().rows * trees().targets) * sizeof(double);
   }
-  [[nodiscard]] std::string_view implementation() const override { return "flat trees, eight walks"; }
+  [[nodiscard]] std::string_view implementation() const override { return flat_.name(); }
 
  private:
   [[nodiscard]] const Ensemble& trees() const {

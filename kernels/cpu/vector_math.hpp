@@ -60,6 +60,21 @@ FALAJ_AVX2 inline void store(float* to, __m256 v, std::int64_t n) {
   _mm256_maskstore_ps(to, first_lanes(n), v);
 }
 
+FALAJ_AVX2 inline __m256 first_of_lanes(__m256 v, std::int64_t n, __m256 rest) {
+  return _mm256_blendv_ps(rest, v, _mm256_castsi256_ps(first_lanes(n)));
+}
+// Of all lanes together.
+FALAJ_AVX2 inline float largest(__m256 v) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+}
+FALAJ_AVX2 inline double sum_of(__m256 v) {
+  const __m256d s = _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)));
+  const __m128d t = _mm_add_pd(_mm256_castpd256_pd128(s), _mm256_extractf128_pd(s, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(t, _mm_unpackhi_pd(t, t)));
+}
+
 FALAJ_AVX512 inline __m512 all(__m512, float value) { return _mm512_set1_ps(value); }
 FALAJ_AVX512 inline __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
 FALAJ_AVX512 inline __m512 sub(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
@@ -97,6 +112,10 @@ FALAJ_AVX512 inline __m512 load(__m512, const float* from) { return _mm512_loadu
 FALAJ_AVX512 inline __m512 load(__m512, const float* from, std::int64_t n) { return _mm512_maskz_loadu_ps(some_lanes(n), from); }
 FALAJ_AVX512 inline void store(float* to, __m512 v) { _mm512_storeu_ps(to, v); }
 FALAJ_AVX512 inline void store(float* to, __m512 v, std::int64_t n) { _mm512_mask_storeu_ps(to, some_lanes(n), v); }
+
+FALAJ_AVX512 inline __m512 first_of_lanes(__m512 v, std::int64_t n, __m512 rest) { return _mm512_mask_blend_ps(some_lanes(n), rest, v); }
+FALAJ_AVX512 inline float largest(__m512 v) { return largest(_mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1))); }
+FALAJ_AVX512 inline double sum_of(__m512 v) { return sum_of(_mm512_castps512_ps256(v)) + sum_of(_mm512_extractf32x8_ps(v, 1)); }
 
 #define FALAJ_LANES FALAJ_AVX2
 #define FALAJ_V __m256

@@ -126,15 +126,13 @@ Result<Labels> labels(const Node& node) {
   return l;
 }
 
-Status infer_label(InferCall& call) {
-  FALAJ_ASSIGN(auto l, labels(call.node));
+Status infer_labels(InferCall& call, const Labels& l) {
   if (call.in(0).dtype != l.keys.dtype())
     return invalid(
         format("input '{}' is {}, but the keys are {}", call.node.inputs[0], to_string(call.in(0).dtype), to_string(l.keys.dtype())));
   return set_output(call, 0, l.values.dtype(), call.in(0).shape);
 }
-Result<KernelPtr> make_label(const KernelCall& c) {
-  FALAJ_ASSIGN(auto l, labels(c.node));
+Result<KernelPtr> make_labels(const KernelCall& c, const Labels& l) {
   auto n = c.in(0).shape.elements();
   return dispatch<std::string, std::int64_t, float>(l.keys.dtype(), [&]<class K>() -> Result<KernelPtr> {
     return dispatch<std::string, std::int64_t, float>(l.values.dtype(), [&]<class V>() {
@@ -150,6 +148,38 @@ Result<KernelPtr> make_label(const KernelCall& c) {
       });
     });
   });
+}
+
+Status infer_label(InferCall& call) {
+  FALAJ_ASSIGN(auto l, labels(call.node));
+  return infer_labels(call, l);
+}
+Result<KernelPtr> make_label(const KernelCall& c) {
+  FALAJ_ASSIGN(auto l, labels(c.node));
+  return make_labels(c, l);
+}
+
+// --- CategoryMapper ---------------------------------------------------------------------------------------------------------
+
+// One list of texts and one of numbers: each is the other's key.
+Result<Labels> categories_both_ways(const OpCall& call) {
+  FALAJ_ASSIGN(const auto texts, attr_strings(call.node, "cats_strings"));
+  FALAJ_ASSIGN(const auto numbers, attr_ints(call.node, "cats_int64s"));
+  if (texts.size() != numbers.size()) return invalid(format("{} cats_strings and {} cats_int64s", texts.size(), numbers.size()));
+  if (call.in(0).dtype == DType::string) {
+    FALAJ_ASSIGN(const auto other, attr_int(call.node, "default_int64", -1));
+    return Labels{list_tensor(texts), list_tensor(numbers), Tensor::scalar<std::int64_t>(other)};
+  }
+  FALAJ_ASSIGN(const auto other, attr_string(call.node, "default_string", "_Unused"));
+  return Labels{list_tensor(numbers), list_tensor(texts), Tensor::scalar<std::string>(other)};
+}
+Status infer_mapper(InferCall& call) {
+  FALAJ_ASSIGN(auto l, categories_both_ways(call));
+  return infer_labels(call, l);
+}
+Result<KernelPtr> make_mapper(const KernelCall& c) {
+  FALAJ_ASSIGN(auto l, categories_both_ways(c));
+  return make_labels(c, l);
 }
 
 // --- OneHotEncoder ----------------------------------------------------------------------------------------------------------
@@ -301,6 +331,62 @@ Result<KernelPtr> make_normalizer(const KernelCall& c) {
   });
 }
 
+// --- FeatureVectorizer ------------------------------------------------------------------------------------------------------
+
+// Columns side by side: of each input as many as `inputdimensions` says, cut off or filled up with zeros.
+struct Columns {
+  std::int64_t rows = 0, width = 0;
+  struct Part {
+    DType dtype;
+    std::int64_t has, wanted;
+  };
+  std::vector<Part> parts;
+};
+Result<Columns> columns(const OpCall& call) {
+  FALAJ_ASSIGN(const auto dims, attr_ints(call.node, "inputdimensions"));
+  if (dims.size() != call.inputs.size()) return invalid(format("{} inputdimensions for {} inputs", dims.size(), call.inputs.size()));
+  Columns c;
+  for (std::size_t i = 0; i < dims.size(); ++i) {
+    FALAJ_TRY(check_number(call, i));
+    const Shape& in = call.in(i).shape;
+    if (in.rank() != 1 && in.rank() != 2) return invalid(format("input {} is {}; it must be [rows] or [rows, columns]", i, to_string(in)));
+    if (i > 0 && in[0] != c.rows) return invalid(format("input {} has {} rows, the first one {}", i, in[0], c.rows));
+    if (dims[i] < 0 || dims[i] > (std::int64_t{1} << 31)) return invalid(format("inputdimensions has {}", dims[i]));
+    c.rows = in[0];
+    c.width += dims[i];
+    c.parts.push_back({call.in(i).dtype, in.rank() == 1 ? 1 : in[1], dims[i]});
+  }
+  return c;
+}
+Status infer_vectorizer(InferCall& call) {
+  FALAJ_ASSIGN(const auto c, columns(call));
+  return set_output(call, 0, DType::f32, {c.rows, c.width});
+}
+Result<KernelPtr> make_vectorizer(const KernelCall& call) {
+  FALAJ_ASSIGN(auto c, columns(call));
+  for (const auto& part : c.parts) {
+    const bool known = part.dtype == DType::f32 || part.dtype == DType::f64 || part.dtype == DType::i64 || part.dtype == DType::i32;
+    if (!known) return no_kernel(part.dtype);
+  }
+  return make_kernel([c = std::move(c)](const Io& io) {
+    float* to = io.output<float>(0);
+    for (std::size_t i = 0; i < c.parts.size(); ++i) {
+      const auto& part = c.parts[i];
+      const auto copy = [&]<class T>(const T* from) {
+        for (std::int64_t r = 0; r < c.rows; ++r) {
+          for (std::int64_t k = 0; k < part.wanted; ++k)
+            to[r * c.width + k] = k < part.has ? static_cast<float>(from[r * part.has + k]) : 0.0F;
+        }
+      };
+      if (part.dtype == DType::f32) copy(io.input<float>(i));
+      if (part.dtype == DType::f64) copy(io.input<double>(i));
+      if (part.dtype == DType::i64) copy(io.input<std::int64_t>(i));
+      if (part.dtype == DType::i32) copy(io.input<std::int32_t>(i));
+      to += part.wanted;
+    }
+  });
+}
+
 // ZipMap turns rows into maps from class to score. We have no maps: the scores pass through as they are, in the order of its labels.
 Result<KernelPtr> make_zip_map(const KernelCall& c) {
   return dispatch_moving(c.in(0).dtype, [&]<class T>() { return unary_kernel<T>(c, [](const T& x) { return x; }); });
@@ -308,6 +394,8 @@ Result<KernelPtr> make_zip_map(const KernelCall& c) {
 
 constexpr OpDef kOps[] = {
     {kOnnxMl, "LabelEncoder", 1, 1, 1, 1, infer_label, make_label},
+    {kOnnxMl, "CategoryMapper", 1, 1, 1, 1, infer_mapper, make_mapper},
+    {kOnnxMl, "FeatureVectorizer", 1, kVariadic, 1, 1, infer_vectorizer, make_vectorizer},
     {kOnnxMl, "OneHotEncoder", 1, 1, 1, 1, infer_one_hot, make_one_hot},
     {kOnnxMl, "Scaler", 1, 1, 1, 1, infer_scaler, make_scaler},
     {kOnnxMl, "Imputer", 1, 1, 1, 1, infer_imputer, make_imputer},

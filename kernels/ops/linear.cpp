@@ -66,15 +66,6 @@ Result<KernelPtr> make_regressor(const KernelCall& c) {
   });
 }
 
-Result<Tensor> class_labels(const Node& node) {
-  if (node.attributes.contains("classlabels_strings")) {
-    FALAJ_ASSIGN(auto list, attr_strings(node, "classlabels_strings"));
-    return Tensor::of<std::string>({static_cast<std::int64_t>(list.size())}, std::span<const std::string>(list));
-  }
-  FALAJ_ASSIGN(auto list, attr_ints(node, "classlabels_ints"));
-  return Tensor::of<std::int64_t>({static_cast<std::int64_t>(list.size())}, std::span<const std::int64_t>(list));
-}
-
 // One row of coefficients and two labels is a binary model: its score is that of the second label.
 bool is_binary(const LinearModel& m, const Tensor& classes) { return m.targets == 1 && classes.elements() == 2; }
 

@@ -19,6 +19,15 @@ Result<PostTransform> post_transform(const Node& node) {
   return invalid(format("attribute 'post_transform' is '{}'; it must be NONE, SOFTMAX, LOGISTIC, SOFTMAX_ZERO or PROBIT", text));
 }
 
+Result<Tensor> class_labels(const Node& node) {
+  if (node.attributes.contains("classlabels_strings")) {
+    FALAJ_ASSIGN(auto list, attr_strings(node, "classlabels_strings"));
+    return Tensor::of<std::string>({static_cast<std::int64_t>(list.size())}, std::span<const std::string>(list));
+  }
+  FALAJ_ASSIGN(auto list, attr_ints(node, "classlabels_ints"));
+  return Tensor::of<std::int64_t>({static_cast<std::int64_t>(list.size())}, std::span<const std::int64_t>(list));
+}
+
 float logistic(float x) { return x >= 0 ? 1.0F / (1.0F + std::exp(-x)) : std::exp(x) / (1.0F + std::exp(x)); }
 
 // The normal distribution's quantile function, by Newton's method on its cumulative function.

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import onnx
 import pytest
-from conftest import falaj
+from conftest import eventually, falaj
 from onnx import TensorProto, helper, numpy_helper
 
 
@@ -23,9 +23,7 @@ def save(path, factor, **options):
 def settle(path):
     """As a file that was written a minute ago and not since; the time of its last change of state cannot be set, so it is waited for."""
     os.utime(path, (time.time() - 60, time.time() - 60))
-    end = time.monotonic() + 10
-    while time.time() - os.stat(path).st_ctime < 3.5 and time.monotonic() < end:
-        time.sleep(0.1)
+    eventually("the file is old enough", lambda: time.time() - os.stat(path).st_ctime > 4.0)
 
 
 @pytest.fixture

@@ -97,6 +97,8 @@ class Maker : public CaseMaker {
       }
     }
     smooth("Gemm", {t({7, 24}), t({24, 64}), t({64})});
+    add(kFalaj, "Attention", {t({2, 9, 3, 5}), t({2, 21, 3, 5}), t({2, 21, 3, 18})}, {{"scale", 0.5F}});
+    add(kFalaj, "Attention", {t({1, 70, 1, 40}), t({1, 16, 1, 40}), t({1, 16, 1, 9}), t({1})});
     add(kFalaj, "MatMul", {t({9, 5}), t({5, 70}), t({70})}, {{"activation", std::string("Relu")}});
     add(kFalaj, "MatMul", {t({9, 5}), t({5, 3}), t({3})}, {{"activation", std::string("Tanh")}});
     add(kFalaj, "MatMul", {t({9, 5}), t({5, 3})}, {{"activation", std::string("Sigmoid")}});
@@ -176,6 +178,10 @@ class Maker : public CaseMaker {
         {{"keys_strings", Strings{"red", "green"}}, {"values_int64s", Ints{4, 5}}, {"default_int64", std::int64_t{9}}});
     add(kOnnxMl, "LabelEncoder", {words}, {{"keys_strings", Strings{"red"}}, {"values_floats", Floats{0.5F}}});
     add(kOnnxMl, "LabelEncoder", {ints({1, 2, 3})}, {{"keys_int64s", Ints{1, 2}}, {"values_strings", Strings{"a", "b"}}});
+    Attributes both = {{"cats_strings", Strings{"red", "green"}}, {"cats_int64s", Ints{4, 5}}};
+    add(kOnnxMl, "CategoryMapper", {words}, both);
+    add(kOnnxMl, "CategoryMapper", {ints({5, 7})}, both);
+    add(kOnnxMl, "FeatureVectorizer", {as_f32(t({3, 2})), t({3, 1}), ints({1, 2, 3})}, {{"inputdimensions", Ints{1, 2, 1}}});
     add(kOnnxMl, "OneHotEncoder", {words}, {{"cats_strings", Strings{"green", "red"}}});
     add(kOnnxMl, "OneHotEncoder", {ints({1, 7})}, {{"cats_int64s", Ints{7, 8}}});
     add(kOnnxMl, "Scaler", {t({3, 2})}, {{"offset", Floats{1, 2}}, {"scale", Floats{0.5F, 3}}});
@@ -189,6 +195,30 @@ class Maker : public CaseMaker {
     add(kOnnxMl, "LinearClassifier", {t({3, 2})}, classifier, 2);
     classifier["post_transform"] = std::string("SOFTMAX");
     add(kOnnxMl, "LinearClassifier", {t({3, 2})}, classifier, 2);
+    svms();
+  }
+
+  void svms() {
+    Attributes regressor = {{"coefficients", Floats{1, -2}}, {"rho", Floats{0.5F}}};
+    add(kOnnxMl, "SVMRegressor", {t({3, 2})}, regressor);
+    regressor["support_vectors"] = Floats{1, 2, -1, 0.5F};
+    regressor["n_supports"] = std::int64_t{2};
+    regressor["kernel_params"] = Floats{0.3F, 0.1F, 2};
+    for (const char* kind : {"LINEAR", "POLY", "RBF", "SIGMOID"}) {
+      regressor["kernel_type"] = std::string(kind);
+      add(kOnnxMl, "SVMRegressor", {t({3, 2})}, regressor);
+    }
+    Attributes classifier = {{"coefficients", Floats{1, -1, 0.5F, 0.25F, -0.5F, -1}},
+                             {"support_vectors", Floats{1, 2, -1, 0.5F, 0, -2}},
+                             {"vectors_per_class", Ints{1, 1, 1}},
+                             {"rho", Floats{0.1F, -0.2F, 0.3F}},
+                             {"kernel_type", std::string("RBF")},
+                             {"kernel_params", Floats{0.3F, 0, 3}},
+                             {"classlabels_strings", Strings{"a", "b", "c"}}};
+    add(kOnnxMl, "SVMClassifier", {t({3, 2})}, classifier, 2);
+    classifier["prob_a"] = Floats{-1, -2, -1.5F};
+    classifier["prob_b"] = Floats{0.1F, 0, -0.1F};
+    add(kOnnxMl, "SVMClassifier", {t({3, 2})}, classifier, 2);
   }
 };
 

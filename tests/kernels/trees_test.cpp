@@ -1,8 +1,9 @@
-// Random tree ensembles: the flat kernel gives the reference's bits for every comparison, number of rows, and place of a missing value.
+// Random tree ensembles: both fast kernels give the reference's bits for every comparison, number of rows, and place of a missing value.
 #include <gtest/gtest.h>
 
 #include <limits>
 
+#include "kernels/cpu/isa.hpp"
 #include "kernels/plan.hpp"
 #include "runtime/base/format.hpp"
 #include "tests/kernels/op_cases.hpp"
@@ -22,14 +23,14 @@ struct Forest {
   Floats splits, leaf_values;
   Strings modes;
 
-  Forest(Random& random, std::string_view mode, bool with_missing, std::int64_t targets) {
+  Forest(Random& random, std::string_view mode, bool with_missing, std::int64_t targets, std::int64_t columns = kColumns) {
     for (std::int64_t t = 0; t < 21; ++t) {
       std::int64_t made = 1;
       for (std::int64_t at = 0; at < made; ++at) {
         const bool leaf = made > 60 || (made > at + 1 ? random.chance(0.45) : random.chance(0.1));
         trees.push_back(t);
         nodes.push_back(at);
-        features.push_back(static_cast<std::int64_t>(random.below(kColumns)));
+        features.push_back(static_cast<std::int64_t>(random.below(static_cast<std::uint64_t>(columns))));
         splits.push_back(static_cast<float>(random.below(9)) / 4 - 1);  // values meet splits
         modes.emplace_back(leaf ? "LEAF" : mode);
         missing.push_back(with_missing && random.chance(0.5) ? 1 : 0);
@@ -63,18 +64,23 @@ class Trees : public ::testing::Test {
   Trees() : seed_(testing::test_seed()), random_(seed_) { RecordProperty("seed", std::to_string(seed_)); }
 
   Tensor rows(std::int64_t count) {
-    Tensor x(DType::f32, {count, kColumns});
+    Tensor x(DType::f32, {count, columns_});
     for (float& v : x.mutable_data<float>())
       v = random_.chance(0.1) ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(random_.below(9)) / 4 - 1;
     return x;
   }
   void agree(const Graph& g, const std::string& what) {
+    agree(g, what, cpu::has_avx512() ? "trees by masks of leaves" : "flat trees, eight walks");
+    const cpu::WithoutAvx512 limit;
+    agree(g, what, "flat trees, eight walks");
+  }
+  void agree(const Graph& g, const std::string& what, std::string_view kernel) {
     auto fast = compile(g);
     auto plain = compile(g, {.backends = {&reference_backend()}});
     ASSERT_TRUE(fast.has_value() && plain.has_value());
     const auto why = (*fast)->why(1);
     ASSERT_TRUE(why.has_value());
-    EXPECT_NE(why->find("flat trees, eight walks"), std::string::npos) << what << "\n" << *why;
+    EXPECT_NE(why->find(kernel), std::string::npos) << what << "\n" << *why;
     Executor one(*fast);
     Executor other(*plain);
     for (const std::int64_t count : {1, 7, 8, 9, 64, 71, 137}) {
@@ -90,6 +96,7 @@ class Trees : public ::testing::Test {
 
   std::uint64_t seed_;
   Random random_;
+  std::int64_t columns_ = kColumns;
 };
 
 TEST_F(Trees, FlatOnesGiveTheReferencesBits) {
@@ -107,6 +114,20 @@ TEST_F(Trees, FlatOnesGiveTheReferencesBits) {
         agree(g, format("regressor {} {} {}", mode, missing, targets));
       }
     }
+  }
+}
+
+// More columns than registers hold.
+TEST_F(Trees, WideRowsGiveTheReferencesBits) {
+  for (const std::int64_t columns : {17, 32, 33, 70}) {
+    Attributes a = Forest(random_, "BRANCH_LEQ", true, 1, columns).attributes("target");
+    a["n_targets"] = std::int64_t{1};
+    Graph g;
+    g.add_input("x", DType::f32, {-1, columns});
+    g.add(kOnnxMl, "TreeEnsembleRegressor", {"x"}, a, "y");
+    g.outputs.push_back({"y", DType::f32, {}, {}, false});
+    columns_ = columns;
+    agree(g, format("{} columns", columns));
   }
 }
 

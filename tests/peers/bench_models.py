@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Models here and in onnxruntime, training here and in PyTorch: one table, all measured in this run on this machine.
+"""Models here and in onnxruntime and OpenVINO, training here and in PyTorch: one table, all measured in this run on this machine.
 
     FALAJ=build/release/falaj tests/peers/bench_models.py [--only NAME ...] [--skip PART ...] [--seconds S] [--json]
 
-Needs onnx, onnxruntime, numpy and torch from PyPI; lightgbm and onnxmltools for the tree ensemble, which is left out without them. Both sides
-run on one thread, in turns, and each keeps its best median: a busy machine slows one turn, not one side. What a call of
-onnxruntime costs from Python is measured on a graph of one Identity and taken off; `falaj model bench` measures within the process.
+Needs onnx, onnxruntime, numpy and torch from PyPI; lightgbm and onnxmltools for the tree ensemble, openvino for its columns: what is missing is
+left out. All sides run on one thread, in turns, and each keeps its best median: a busy machine slows one turn, not one side. What a call of
+onnxruntime or OpenVINO costs from Python is measured on a graph of one Identity and taken off; `falaj model bench` measures within the
+process. f32 is compared with onnxruntime (OpenVINO stands beside it), bf16 with OpenVINO, for onnxruntime has none on processors, and INT8
+with the better of both.
 """
 import argparse
 import json
@@ -26,6 +28,11 @@ import onnxruntime  # noqa: E402
 import torch  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
 from torch import nn  # noqa: E402
+
+try:
+    import openvino
+except ImportError:
+    openvino = None
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FALAJ = os.environ.get("FALAJ", str(ROOT / "build/release/falaj"))
@@ -181,6 +188,7 @@ def median_us(call, seconds):
 def session(model):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # a warning in each call would be part of what is measured
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
@@ -210,11 +218,50 @@ def runtime_us(s, batch, seconds, bound=True):
     return median_us(lambda: s.run_with_iobinding(binding), seconds)
 
 
-def overhead_us(batch, seconds, bound=True):
+def empty_graph():
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 1]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "empty", ends[:1], ends[1:])
-    empty = session(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString())
-    return runtime_us(empty, batch, seconds, bound)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+def overhead_us(batch, seconds, bound=True):
+    return runtime_us(session(empty_graph()), batch, seconds, bound)
+
+
+def remainder(call, empty):
+    """What is left of a call; None where that is too little to be told from noise."""
+    return call - empty if call - empty > 0.1 * call else None
+
+
+def net_us(s, batch, seconds):
+    """Of a call of onnxruntime, without what Python costs."""
+    return remainder(runtime_us(s, batch, seconds, can_bind(s)), overhead_us(batch, min(seconds, 0.3), can_bind(s)))
+
+
+def vino(model, batch, precision, values):
+    """A request of OpenVINO with its input bound, sizes fixed: dynamic ones are slower there."""
+    core = openvino.Core()
+    read = core.read_model(model)
+    read.reshape({name: value.shape for name, value in values.items()})
+    compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1,
+                                                "PERFORMANCE_HINT": "LATENCY"})
+    request = compiled.create_infer_request()
+    for name, value in values.items():
+        request.set_tensor(name, openvino.Tensor(value, shared_memory=True))
+    return request
+
+
+def vino_us(path, s, batch, precision, seconds):
+    """None where there is no OpenVINO, or it does not take the model; `s` says what the model takes."""
+    if openvino is None:
+        return None
+    try:
+        request = vino(str(path), batch, precision, feed(s, batch))
+        empty = vino(empty_graph(), batch, precision, {"x": np.zeros((batch, 1), np.float32)})
+    except RuntimeError as e:
+        print(f"OpenVINO leaves {path.name} out: {str(e).splitlines()[0]}", file=sys.stderr)
+        return None
+    return remainder(median_us(request.infer, seconds), median_us(empty.infer, min(seconds, 0.3)))
 
 
 def ours(path, batch, seconds, *extra, figure="p50_us"):
@@ -286,14 +333,33 @@ def row(kind, name, batch, mine, theirs):
     return {"kind": kind, "model": name, "batch": batch, "ours_us": mine, "theirs_us": theirs, "ratio": theirs / mine if mine and theirs else None}
 
 
+def in_turns(*measures):
+    """The best of each, None where it has none."""
+    turns = [[measure() for measure in measures] for _ in range(TURNS)]
+    return [min((v for v in values if v is not None), default=None) for values in zip(*turns)]
+
+
 def inference(folder, args):
     for name, path in models(folder, args.only):
         s = session(str(path))
         for batch in args.batch:
-            theirs = lambda: max(runtime_us(s, batch, args.seconds, can_bind(s)) - overhead_us(batch, min(args.seconds, 0.3), can_bind(s)), 0.01)
-            pairs = [(ours(path, batch, args.seconds), theirs()) for _ in range(TURNS)]
-            mine = [a for a, _ in pairs if a is not None]
-            yield row("inference", name, batch, min(mine) if mine else None, min(b for _, b in pairs))
+            mine, theirs, vinos = in_turns(lambda: ours(path, batch, args.seconds), lambda: net_us(s, batch, args.seconds),
+                                           lambda: None if "trees" in name else vino_us(path, s, batch, "f32", args.seconds))
+            yield row("inference", name, batch, mine, theirs)
+            if vinos:
+                yield row("to OpenVINO", name, batch, mine, vinos)
+
+
+def halves(folder, args):
+    for name, path in models(folder, args.only):
+        if "trees" in name:
+            continue
+        s = session(str(path))
+        for batch in args.batch:
+            mine, theirs, own = in_turns(lambda: ours(path, batch, args.seconds, "--precision", "bf16"),
+                                         lambda: vino_us(path, s, batch, "bf16", args.seconds), lambda: ours(path, batch, args.seconds))
+            yield row("bf16", name, batch, mine, theirs)
+            yield row("bf16 to own f32", name, batch, mine, own)
 
 
 class Samples:
@@ -318,11 +384,12 @@ def integers(folder, args):
                         weight_type=QuantType.QInt8)
         s = session(str(quantised))
         for batch in args.batch:
-            theirs = lambda: max(runtime_us(s, batch, args.seconds) - overhead_us(batch, min(args.seconds, 0.3)), 0.01)
-            pairs = [(ours(path, batch, args.seconds, "--precision", "int8"), theirs(), ours(path, batch, args.seconds)) for _ in range(TURNS)]
-            mine = [a for a, _, _ in pairs if a is not None]
-            yield row("int8", name, batch, min(mine) if mine else None, min(b for _, b, _ in pairs))
-            yield row("int8 to own f32", name, batch, min(mine) if mine else None, min(c for _, _, c in pairs))
+            mine, theirs, vinos, own = in_turns(lambda: ours(path, batch, args.seconds, "--precision", "int8"), lambda: net_us(s, batch, args.seconds),
+                                                lambda: vino_us(quantised, s, batch, "f32", args.seconds), lambda: ours(path, batch, args.seconds))
+            yield row("int8", name, batch, mine, min((v for v in (theirs, vinos) if v), default=None))
+            yield row("int8, onnxruntime", name, batch, mine, theirs)
+            yield row("int8, OpenVINO", name, batch, mine, vinos)
+            yield row("int8 to own f32", name, batch, mine, own)
 
 
 TRAINED = {  # module, sample of its input, classes (1: BCE), batch
@@ -368,7 +435,7 @@ def main():
     parser.add_argument("--only", nargs="*", help="models whose name holds one of these")
     parser.add_argument("--batch", nargs="*", type=int, default=[1, 64])
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
-    parser.add_argument("--skip", nargs="*", default=[], choices=["inference", "integers", "training"])
+    parser.add_argument("--skip", nargs="*", default=[], choices=["inference", "halves", "integers", "training"])
     parser.add_argument("--compile", action="store_true", help="beside torch.compile too (needs a C++ compiler)")
     parser.add_argument("--threads", nargs="*", type=int, default=[1], help="of training steps, on both sides")
     parser.add_argument("--precision", nargs="*", default=["f32"], choices=["f32", "bf16"], help="of training steps; PyTorch's bf16 is its autocast")
@@ -382,7 +449,7 @@ def main():
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for part in (inference, integers, training):
+        for part in (inference, halves, integers, training):
             if part.__name__ in args.skip:
                 continue
             for r in part(pathlib.Path(folder), args):
@@ -393,7 +460,7 @@ def main():
                     text = lambda v, digits: "-" if v is None else f"{v:.{digits}f}"
                     print(f"{r['kind']:<28} {r['model']:<22} {r['batch']:>5}  ours {text(r['ours_us'], 2):>12} us  theirs {text(r['theirs_us'], 2):>12} us  "
                           f"ratio {text(r['ratio'], 2):>7}", flush=True)
-    for kind in ("inference", "int8"):
+    for kind in ("inference", "bf16", "int8"):
         ratios = [r["ratio"] for r in rows if r["kind"] == kind and r["ratio"]]
         if not ratios or args.json:
             continue
