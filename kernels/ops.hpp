@@ -30,6 +30,7 @@
 namespace falaj::kernels {
 
 class PackedWeights;
+class Team;
 
 struct ValueType {
   DType dtype = DType::undefined;  // undefined: an optional input that is absent
@@ -57,6 +58,7 @@ struct Io {
   void* const* out;
   std::byte* scratch;  // Kernel::scratch_bytes() of it, 64-byte aligned
   std::string* failure;
+  Team* team = nullptr;  // threads that a kernel may share its work with (kernels/parallel.hpp); null: the caller's alone
 
   template <class T>
   [[nodiscard]] const T* input(std::size_t i) const {
@@ -84,6 +86,7 @@ struct KernelCall : OpCall {
   std::span<const ValueType> outputs;
   PackedWeights* packed = nullptr;  // null: do not keep derived weights
   bool batch_invariant = false;     // refuse what may give a row other bits in another batch
+  std::size_t threads = 1;          // parts that will run at a time at most, for who gives each a scratch of its own
 };
 
 // What a gradient function sees: the forward node, which gradients flow in, which are wanted; it appends nodes.

@@ -9,6 +9,7 @@
 #include "kernels/cpu/isa.hpp"
 #include "kernels/optimise.hpp"
 #include "kernels/plan_impl.hpp"
+#include "kernels/team.hpp"
 #include "runtime/base/format.hpp"
 
 namespace falaj::kernels {
@@ -235,6 +236,7 @@ struct Executor::Impl {
   Tensor arena;
   std::string failure;
   ExecutorStats stats;
+  std::unique_ptr<Team> team;  // none: the calling thread alone
   static constexpr std::size_t kBoundMax = 128;
 
   Status select(std::span<const Shape> shapes) {
@@ -281,12 +283,16 @@ struct Executor::Impl {
   }
 };
 
-Executor::Executor(std::shared_ptr<const Compiled> compiled) : impl_(std::make_unique<Impl>()) { impl_->compiled = std::move(compiled); }
+Executor::Executor(std::shared_ptr<const Compiled> compiled, std::size_t threads) : impl_(std::make_unique<Impl>()) {
+  impl_->compiled = std::move(compiled);
+  if (threads > 1) impl_->team = std::make_unique<Team>(threads, "executor");
+}
 Executor::~Executor() = default;
 Executor::Executor(Executor&&) noexcept = default;
 Executor& Executor::operator=(Executor&&) noexcept = default;
 const Compiled& Executor::compiled() const { return *impl_->compiled; }
 ExecutorStats Executor::stats() const { return impl_->stats; }
+Team* Executor::team() const { return impl_->team.get(); }
 
 Status Executor::prepare(std::span<const Shape> input_shapes) { return impl_->select(input_shapes); }
 Status Executor::prepare(std::int64_t batch) { return impl_->select(shapes_for(impl_->compiled->inputs(), batch)); }
@@ -313,7 +319,7 @@ Status Executor::run(std::span<const Tensor> inputs, std::vector<Tensor>& output
   auto* arena = static_cast<std::byte*>(self.arena.mutable_raw());
   for (const Launch& launch : plan.launches) {
     void* const* arguments = bound.arguments.data() + launch.first_argument;
-    launch.kernel->run(Io{arguments, arguments + launch.inputs, arena + launch.scratch, &self.failure});
+    launch.kernel->run(Io{arguments, arguments + launch.inputs, arena + launch.scratch, &self.failure, self.team.get()});
     if (!self.failure.empty()) [[unlikely]] {
       Error error = within(launch.node, invalid(std::move(self.failure)));
       self.failure.clear();

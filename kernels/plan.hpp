@@ -11,8 +11,10 @@
 // Outputs: a tensor in `outputs` that has the right type and shape is written where it is, borrowed ones included (gradients
 // straight into a bucket); anything else is replaced by a new one. Inputs may be borrowed (parameters).
 //
-// Determinism: the same Compiled, shapes and bytes give the same bits on the same machine. With batch_invariant (the default
-// for graphs that are compiled for inference) a row's bits do not depend on the batch it came in.
+// Threads: an Executor may own helpers, which the kernels of a run share their work with. They are made with it, and sleep between runs.
+//
+// Determinism: the same Compiled, shapes and bytes give the same bits on the same machine, on any number of threads. With batch_invariant
+// (the default for graphs that are compiled for inference) a row's bits do not depend on the batch it came in.
 //
 // Ways to get hurt: an Executor is not thread-safe; an output must not overlap an input; call set_flush_denormals() once on each
 // compute thread, or denormal values make layers several times slower.
@@ -36,9 +38,10 @@ struct Backend {
   std::string_view name;
   Result<KernelPtr> (*make)(const OpDef&, const KernelCall&);
 };
-const Backend& cpu_backend();        // AVX2 and oneDNN, chosen at run time
-const Backend& bf16_backend();       // products and convolutions by known weights, operands rounded to bfloat16: for who asks for it
-const Backend& reference_backend();  // plain loops for every op
+const Backend& cpu_backend();            // AVX2 and oneDNN, chosen at run time
+const Backend& bf16_backend();           // products and convolutions by known weights, operands rounded to bfloat16: for who asks for it
+const Backend& bf16_training_backend();  // likewise whatever the operands are, gradients included
+const Backend& reference_backend();      // plain loops for every op
 std::span<const Backend* const> default_backends();
 std::string backends_version();  // what the packed forms of weights depend on, beside this program: the processor's instructions, oneDNN
 
@@ -59,6 +62,7 @@ struct CompileOptions {
   bool fold = true;                            // evaluate what does not depend on inputs
   bool fuse = true;                            // MatMul/Gemm + bias + activation
   bool batch_invariant = true;                 // see above; training sets it to false to allow oneDNN's blocked products
+  std::size_t threads = 1;                     // that its executors will have: what is set aside for them, nothing else
   std::size_t plans_max = 128;                 // shapes kept; the least recently made goes first
   std::shared_ptr<PackedWeights> packed = {};  // share packed weights with other Compileds of the same weights
 };
@@ -99,7 +103,7 @@ struct ExecutorStats {
 
 class Executor {
  public:
-  explicit Executor(std::shared_ptr<const Compiled> compiled);
+  explicit Executor(std::shared_ptr<const Compiled> compiled, std::size_t threads = 1);  // the caller's is one of them
   ~Executor();
   Executor(Executor&&) noexcept;
   Executor& operator=(Executor&&) noexcept;
@@ -111,6 +115,7 @@ class Executor {
   Status prepare(std::int64_t batch);  // every unknown size = batch
   [[nodiscard]] const Compiled& compiled() const;
   [[nodiscard]] ExecutorStats stats() const;
+  [[nodiscard]] Team* team() const;  // for other work of the thread that runs this; null: there are no helpers
 
  private:
   struct Impl;

@@ -168,7 +168,7 @@ class Planner {
   }
 
   Result<Launch> choose_kernel(const Node& node, const OpDef& op, std::span<const ValueType> inputs, std::span<const ValueType> outputs) {
-    KernelCall call{{node, inputs, graph_.opset(node.domain)}, outputs, packed_, options_.batch_invariant};
+    KernelCall call{{node, inputs, graph_.opset(node.domain)}, outputs, packed_, options_.batch_invariant, options_.threads};
     std::string refusals;
     for (const Backend* backend : backends_) {
       auto kernel = backend->make(op, call);

@@ -15,6 +15,7 @@
 #include "kernels/train/steps.hpp"
 #include "nodes/model_cache.hpp"
 #include "nodes/model_files.hpp"
+#include "nodes/model_training.hpp"
 #include "runtime/base/clock.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/process.hpp"
@@ -201,6 +202,7 @@ struct Start {
 kernels::CompileOptions options_of(const Arguments& a) {
   kernels::CompileOptions options;
   if (a.precision == "bf16") options.backends = {&kernels::bf16_backend(), &kernels::cpu_backend(), &kernels::reference_backend()};
+  options.threads = a.threads;
   return options;
 }
 
@@ -253,7 +255,7 @@ Result<Measured> measure_answers(const Arguments& a, const Clock& clock) {
   if (start.compiled == nullptr) {
     FALAJ_ASSIGN(start.compiled, kernels::compile(std::move(start.graph), options_of(a)));
   }
-  kernels::Executor executor(start.compiled);
+  kernels::Executor executor(start.compiled, a.threads);
   std::vector<Shape> shapes;
   for (const Tensor& input : inputs) shapes.push_back(input.shape());
   FALAJ_TRY(executor.prepare(shapes));
@@ -309,6 +311,7 @@ Result<Measured> measure_steps(const Arguments& a, const Clock& clock) {
   FALAJ_ASSIGN(auto graph, load_model(a.model));
   FALAJ_ASSIGN(const auto sizes, open_sizes(a.sizes));
   FALAJ_TRY(close_sizes(graph, sizes));
+  graph.origin.reset();  // nothing is exported: the file is no part of a step
   Random random(1);
   std::int64_t row_bytes = 1;
   for (const ValueInfo& info : graph.inputs) {
@@ -324,7 +327,8 @@ Result<Measured> measure_steps(const Arguments& a, const Clock& clock) {
   }
   FALAJ_ASSIGN(auto target, random_target(graph, rows, random));
   const Instant began = clock.now();
-  FALAJ_ASSIGN(const auto trainer, kernels::Trainer::make(std::move(graph), {.objective = target.objective, .batch_statistics = true}));
+  kernels::TrainTarget how{.objective = target.objective, .batch_statistics = true, .bf16 = a.precision == "bf16", .threads = a.threads};
+  FALAJ_ASSIGN(const auto trainer, kernels::Trainer::make(std::move(graph), std::move(how)));
   FALAJ_ASSIGN(const auto data, trainer->prepare(std::move(inputs), target.labels));
   const Duration compiling = clock.now() - began;
   kernels::StepsSpec spec;
@@ -343,14 +347,12 @@ Result<Measured> measure_steps(const Arguments& a, const Clock& clock) {
   return figures(repeats, a.batch, compiling);
 }
 
-Status do_bench(const Arguments& a) {
+Status do_bench(Arguments a) {
   const auto base = resident_bytes();
   const SystemClock clock;
-  if (a.precision != "f32" && a.train)
-    return Error{ErrorCode::unimplemented, format("--precision {} --train: models train in f32 so far; leave it out", a.precision)};
-  if (a.threads != 1)
-    return Error{ErrorCode::unimplemented,
-                 format("--threads {}: a model runs on one thread so far; more rows a second come from more replicas", a.threads)};
+  if (a.precision == "int8" && a.train)
+    return Error{ErrorCode::unimplemented, "--precision int8 --train: models train in f32 or bf16; train first, then `model quantize`"};
+  FALAJ_ASSIGN(a.threads, usable_threads(a.threads));
   if (a.batch < 1 || a.batch > kBatchMax) return invalid(format("--batch is {}; it must be 1 to {}", a.batch, kBatchMax));
   if (!(a.seconds > 0 && a.seconds <= 3600)) return invalid("--seconds must be larger than 0 and at most 3600");
   if (!a.cache.empty() && (a.train || a.precision == "int8"))
@@ -381,11 +383,11 @@ void add_model_bench_command(CLI::App& model, Cli& cli) {
   bench->add_option("--batch,-b", a->batch, "Rows at a time: the size of the first dimension where the model leaves it open")
       ->capture_default_str()
       ->type_name("N");
-  bench->add_option("--threads", a->threads, "Threads of the processor (so far: 1)")->capture_default_str()->type_name("T");
+  bench->add_option("--threads", a->threads, "Threads of the processor; 0: as many as there are")->capture_default_str()->type_name("T");
   bench
       ->add_option("--precision", a->precision,
-                   "f32; for answers bf16 too (products and convolutions by known weights), and int8 (every layer is quantised by the "
-                   "random inputs)")
+                   "f32; bf16 (operands of products and convolutions are rounded; for answers, those by known weights); for answers int8 "
+                   "too (every layer is quantised by the random inputs)")
       ->capture_default_str()
       ->check(CLI::IsMember({"f32", "bf16", "int8"}));
   bench->add_option("--size", a->sizes, "Another size that the model leaves open, by its name")->type_name("NAME=SIZE");

@@ -77,7 +77,8 @@ Result<kernels::Graph> learn(const Arguments& a, TrainingData data, const Tensor
   row.erase(0);
   FALAJ_ASSIGN(const auto objective, kernels::distilled(data.objective, a.how, row));
   FALAJ_ASSIGN(const auto labels, kernels::distilled_labels(data.objective, taught, data.labels));
-  FALAJ_ASSIGN(auto trainer, kernels::Trainer::make(std::move(data.graph), train_target(a, objective)));
+  FALAJ_ASSIGN(auto target, train_target(a, objective));
+  FALAJ_ASSIGN(auto trainer, kernels::Trainer::make(std::move(data.graph), std::move(target)));
   FALAJ_ASSIGN(const kernels::DataSet rows, trainer->prepare(std::move(data.inputs), labels));
   Progress progress("training", spec.steps);
   const auto trained = kernels::train_steps(*trainer, rows, spec, [&](const kernels::StepReport& report) -> Status {

@@ -47,7 +47,8 @@ Result<Pruned> prune(const Arguments& a, const Graph& graph) {
 Status fine_tune(const Arguments& a, TrainingData data, Pruned& pruned, TrainingLog& log) {
   FALAJ_ASSIGN(const auto spec, steps_spec(a));
   data.graph = pruned.graph;
-  FALAJ_ASSIGN(auto trainer, kernels::Trainer::make(std::move(data.graph), train_target(a, data.objective)));
+  FALAJ_ASSIGN(auto target, train_target(a, data.objective));
+  FALAJ_ASSIGN(auto trainer, kernels::Trainer::make(std::move(data.graph), std::move(target)));
   FALAJ_ASSIGN(const kernels::DataSet rows, trainer->prepare(std::move(data.inputs), data.labels));
   std::vector<std::size_t> zeros;
   for (const auto& mask : pruned.masks) {

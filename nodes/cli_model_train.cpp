@@ -38,7 +38,8 @@ Status do_train(const Arguments& a) {
   for (const auto* path : {&a.log, &a.output, &a.checkpoints.file}) FALAJ_TRY(check_writable(*path));
   FALAJ_TRY(check(a.checkpoints));
   FALAJ_ASSIGN(TrainingData data, read_training_data(a));
-  FALAJ_ASSIGN(auto trainer, kernels::Trainer::make(std::move(data.graph), train_target(a, data.objective)));
+  FALAJ_ASSIGN(auto target, train_target(a, data.objective));
+  FALAJ_ASSIGN(auto trainer, kernels::Trainer::make(std::move(data.graph), std::move(target)));
   FALAJ_ASSIGN(TrainCheckpoints checkpoints, TrainCheckpoints::open(a.checkpoints, a, data, *trainer));
   FALAJ_ASSIGN(const kernels::DataSet rows, trainer->prepare(std::move(data.inputs), data.labels));
   TrainingLog log;

@@ -16,6 +16,7 @@
 #include "nodes/model_files.hpp"
 #include "nodes/progress.hpp"
 #include "runtime/base/format.hpp"
+#include "runtime/base/thread.hpp"
 
 namespace falaj::nodes {
 
@@ -117,8 +118,20 @@ Result<kernels::StepsSpec> steps_spec(const TrainingArguments& a) {
   return spec;
 }
 
-kernels::TrainTarget train_target(const TrainingArguments& a, const kernels::Objective& objective) {
-  return {.logits = a.logits, .frozen = a.freeze, .objective = objective, .batch_statistics = !a.fixed_statistics, .dropout = a.dropout};
+Result<unsigned> usable_threads(unsigned threads) {
+  if (threads > kThreadsMax) return invalid(format("--threads is {}; it must be at most {}", threads, kThreadsMax));
+  return threads > 0 ? threads : std::min(static_cast<unsigned>(hardware_threads()), kThreadsMax);
+}
+
+Result<kernels::TrainTarget> train_target(const TrainingArguments& a, const kernels::Objective& objective) {
+  FALAJ_ASSIGN(const unsigned threads, usable_threads(a.threads));
+  return kernels::TrainTarget{.logits = a.logits,
+                              .frozen = a.freeze,
+                              .objective = objective,
+                              .batch_statistics = !a.fixed_statistics,
+                              .dropout = a.dropout,
+                              .bf16 = a.precision == "bf16",
+                              .threads = threads};
 }
 
 Status check_writable(const std::string& path) {
@@ -163,6 +176,14 @@ void add_step_options(CLI::App& command, TrainingArguments& a) {
   command.add_option("--beta2", a.beta2, "Of adam, adamw, lamb (0.999)")->type_name("X");
   command.add_option("--epsilon", a.epsilon, "Of adam, adamw (1e-8), lamb (1e-6)")->type_name("X");
   command.add_option("--clip-norm", a.clip_norm, "Largest norm of all gradients together; 0: any")->capture_default_str()->type_name("X");
+  command
+      .add_option("--precision", a.precision,
+                  "f32, or bf16: products and convolutions take their operands rounded to bfloat16; sums, parameters and all else stay f32")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"f32", "bf16"}));
+  command.add_option("--threads", a.threads, "0: as many as there are; the trained model does not depend on it")
+      ->capture_default_str()
+      ->type_name("T");
   command.add_option("--accumulate", a.accumulate, "Batches of one step")->capture_default_str()->type_name("N");
   command.add_option("--schedule", a.schedule, "Of the learning rate: constant, cosine (to 0 at the last step), step, plateau")
       ->capture_default_str()

@@ -32,6 +32,8 @@ struct TrainingArguments {
   std::uint64_t steps = 0;
   std::uint64_t seed = 0;
   bool no_shuffle = false, dropout = false, fixed_statistics = false;
+  std::string precision = "f32";
+  unsigned threads = 1;
   std::vector<std::string> freeze;
   std::string log, output;
 };
@@ -39,8 +41,10 @@ struct TrainingArguments {
 // Options that read data: model, --input, --labels, --loss, ...; and those of the steps: --optimizer, --lr, --steps, --seed, ...
 void add_data_options(CLI::App& command, TrainingArguments& a);
 void add_step_options(CLI::App& command, TrainingArguments& a);
+constexpr unsigned kThreadsMax = 256;
+Result<unsigned> usable_threads(unsigned threads);  // of --threads: 1 to kThreadsMax, 0 for as many as the machine has
 Result<kernels::StepsSpec> steps_spec(const TrainingArguments& a);
-kernels::TrainTarget train_target(const TrainingArguments& a, const kernels::Objective& objective);
+Result<kernels::TrainTarget> train_target(const TrainingArguments& a, const kernels::Objective& objective);
 
 // The model, with the sizes that its inputs leave open filled in from the arrays (all but the rows), and the arrays.
 struct TrainingData {

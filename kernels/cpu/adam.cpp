@@ -27,8 +27,11 @@ __attribute__((target("avx2"))) std::size_t eights(const AdamStep& s, const std:
   const __m256 beta2_rest = _mm256_set1_ps(s.beta2_rest);
   std::size_t i = 0;
   for (; i + 8 <= count; i += 8) {
-    const __m128i flags = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(decay + i));
-    const __m256 spared = _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_cvtepu8_epi32(flags), _mm256_setzero_si256()));
+    __m256 spared = _mm256_setzero_ps();
+    if (decay != nullptr) {
+      const __m128i flags = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(decay + i));
+      spared = _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_cvtepu8_epi32(flags), _mm256_setzero_si256()));
+    }
     const __m256 p = _mm256_loadu_ps(parameters + i);
     __m256 g = _mm256_loadu_ps(gradients + i);
     if (s.added != 0.0F) g = _mm256_blendv_ps(_mm256_add_ps(g, _mm256_mul_ps(added, p)), g, spared);
@@ -45,12 +48,34 @@ __attribute__((target("avx2"))) std::size_t eights(const AdamStep& s, const std:
   return i;
 }
 
+__attribute__((target("avx2"))) std::size_t squares(const float* values, std::size_t count, double* sums) {
+  __m256d low = _mm256_setzero_pd();
+  __m256d high = _mm256_setzero_pd();
+  std::size_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    const __m256d a = _mm256_cvtps_pd(_mm_loadu_ps(values + i));
+    const __m256d b = _mm256_cvtps_pd(_mm_loadu_ps(values + i + 4));
+    low = _mm256_add_pd(low, _mm256_mul_pd(a, a));
+    high = _mm256_add_pd(high, _mm256_mul_pd(b, b));
+  }
+  _mm256_storeu_pd(sums, low);
+  _mm256_storeu_pd(sums + 4, high);
+  return i;
+}
+
 }  // namespace
+
+double sum_of_squares(std::span<const float> values) noexcept {
+  double sums[8] = {};
+  std::size_t i = has_avx2() ? squares(values.data(), values.size(), sums) : 0;
+  for (; i < values.size(); ++i) sums[i % 8] += static_cast<double>(values[i]) * static_cast<double>(values[i]);
+  return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+}
 
 void adam(const AdamStep& step, const std::uint8_t* decay, const float* gradients, float* first, float* second, float* parameters,
           std::size_t count) {
   std::size_t i = has_avx2() ? eights(step, decay, gradients, first, second, parameters, count) : 0;
-  for (; i < count; ++i) one(step, decay[i] != 0, gradients[i], first[i], second[i], parameters[i]);
+  for (; i < count; ++i) one(step, decay == nullptr || decay[i] != 0, gradients[i], first[i], second[i], parameters[i]);
 }
 
 }  // namespace falaj::kernels::cpu

@@ -1,8 +1,9 @@
-// The loop of Adam and AdamW, eight parameters at a time where there is AVX2: the same bits as one at a time, for each lane does the same
-// IEEE operations in the same order, and none is contracted.
+// The loops over all parameters. That of Adam and AdamW takes eight of them at a time where there is AVX2: the same bits as one at a
+// time, for each lane does the same IEEE operations in the same order, and none is contracted.
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 namespace falaj::kernels::cpu {
 
@@ -14,8 +15,11 @@ struct AdamStep {
   float root_scale, epsilon;  // of the second moment's root
   float rate;
 };
-// decay[i] != 0: parameter i decays.
+// decay[i] != 0: parameter i decays; null: all do.
 void adam(const AdamStep& step, const std::uint8_t* decay, const float* gradients, float* first, float* second, float* parameters,
           std::size_t count);
+
+// In double, eight sums side by side: value i goes to sum i % 8, and these are added pairwise.
+double sum_of_squares(std::span<const float> values) noexcept;
 
 }  // namespace falaj::kernels::cpu

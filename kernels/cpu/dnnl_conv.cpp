@@ -1,12 +1,16 @@
 // Conv and its gradients by oneDNN, on ONNX's own layout, for weights that change from run to run: training. Each primitive asks for the
 // layouts it likes best; what differs is reordered in the run, into scratch memory.
 //
-// For graphs that are compiled to be batch-invariant a primitive is made for one image and run for each.
+// A primitive is made for a part of the work and run for each, by as many threads as there are: a few images, or one where the graph is
+// compiled to be batch-invariant; of the gradient of weights some of the maps, for a sum over images is no one's part. How large a part is
+// follows from shapes alone. Scratch memory is that of the parts which run at a time.
 #include <unordered_map>
 
+#include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/makers.hpp"
 #include "kernels/cpu/onednn.hpp"
 #include "kernels/ops/conv.hpp"
+#include "kernels/parallel.hpp"
 
 namespace falaj::kernels::cpu {
 namespace {
@@ -19,8 +23,8 @@ std::size_t aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
 struct Side {
   memory::desc own, wanted;
   int role = 0;            // DNNL_ARG_...
-  std::size_t offset = 0;  // of the reordered copy in the scratch
-  std::size_t step = 0;    // bytes from image to image, where images go one by one
+  std::size_t step = 0;    // bytes from part to part; 0: the same for all
+  std::size_t offset = 0;  // of the reordered copy in the scratch, or in a slot of it
   dnnl::reorder reorder;   // in: own to wanted; of the result: the other way round
   [[nodiscard]] bool differs() const { return own != wanted; }
 };
@@ -28,14 +32,21 @@ struct Side {
 class DnnlConv final : public Kernel {
  public:
   // Sides: two inputs, the result; then, where there is one, the bias.
-  DnnlConv(dnnl::primitive primitive, std::vector<Side> sides, const memory::desc& scratch, std::string_view name, std::int64_t images)
-      : primitive_(std::move(primitive)), sides_(std::move(sides)), scratch_(scratch), images_(images), name_(format("oneDNN {}", name)) {
-    bytes_ = aligned(scratch.get_size());
+  DnnlConv(dnnl::primitive primitive, std::vector<Side> sides, const memory::desc& scratch, std::string_view name, std::int64_t parts,
+           std::size_t threads)
+      : primitive_(std::move(primitive)),
+        sides_(std::move(sides)),
+        scratch_(scratch),
+        parts_(parts),
+        slots_(std::min(parts, static_cast<std::int64_t>(threads))),
+        name_(format("oneDNN {}{}", name, parts > 1 ? format(", {} parts", parts) : "")) {
+    slot_bytes_ = aligned(scratch.get_size());
     for (std::size_t i = 0; i < sides_.size(); ++i) {
       Side& side = sides_[i];
       if (!side.differs()) continue;
-      side.offset = bytes_;
-      bytes_ += aligned(side.wanted.get_size());
+      std::size_t& end = side.step == 0 && i != kResult ? shared_bytes_ : slot_bytes_;
+      side.offset = end;
+      end += aligned(side.wanted.get_size());
       const bool result = i == kResult;
       side.reorder = dnnl::reorder(
           dnnl::reorder::primitive_desc(engine(), result ? side.wanted : side.own, engine(), result ? side.own : side.wanted));
@@ -43,40 +54,52 @@ class DnnlConv final : public Kernel {
   }
   void run(const Io& io) const override {
     dnnl::stream work = stream();
-    for (std::int64_t n = 0; n < images_; ++n) {
-      std::unordered_map<int, memory> arguments;
-      for (std::size_t i = 0; i < sides_.size(); ++i) {
-        const Side& side = sides_[i];
-        memory own = at(io, i, n);
-        memory wanted = side.differs() ? memory(side.wanted, engine(), io.scratch + side.offset) : own;
-        // Weights are the same for each image.
-        if (side.differs() && i != kResult && (n == 0 || side.step > 0)) side.reorder.execute(work, own, wanted);
-        arguments.emplace(side.role, wanted);
-      }
-      if (scratch_.get_size() > 0) arguments.emplace(DNNL_ARG_SCRATCHPAD, memory(scratch_, engine(), io.scratch));
-      primitive_.execute(work, arguments);
-      const Side& result = sides_[kResult];
-      memory own = at(io, kResult, n);
-      if (result.differs()) result.reorder.execute(work, arguments.at(result.role), own);
+    for (std::size_t i = 0; i < sides_.size(); ++i) {
+      const Side& side = sides_[i];
+      if (!side.differs() || side.step > 0 || i == kResult) continue;
+      memory own = at(io, i, 0);
+      memory wanted(side.wanted, engine(), io.scratch + side.offset);
+      side.reorder.execute(work, own, wanted);
     }
     work.wait();
+    in_slots(io, parts_, slots_, [&](std::int64_t part, std::int64_t slot) {
+      run_part(io, part, io.scratch + shared_bytes_ + static_cast<std::size_t>(slot) * slot_bytes_);
+    });
   }
-  [[nodiscard]] std::size_t scratch_bytes() const override { return bytes_; }
+  [[nodiscard]] std::size_t scratch_bytes() const override { return shared_bytes_ + static_cast<std::size_t>(slots_) * slot_bytes_; }
   [[nodiscard]] std::string_view implementation() const override { return name_; }
 
  private:
   static constexpr std::size_t kResult = 2;
-  memory at(const Io& io, std::size_t i, std::int64_t n) const {
+  memory at(const Io& io, std::size_t i, std::int64_t part) const {
     void* data = i == kResult ? io.out[0] : io.in[i == 3 ? 2 : i];
-    return memory(sides_[i].own, engine(), static_cast<std::byte*>(data) + static_cast<std::size_t>(n) * sides_[i].step);
+    return memory(sides_[i].own, engine(), static_cast<std::byte*>(data) + static_cast<std::size_t>(part) * sides_[i].step);
+  }
+  void run_part(const Io& io, std::int64_t part, std::byte* slot) const {
+    dnnl::stream work = stream();
+    std::unordered_map<int, memory> arguments;
+    for (std::size_t i = 0; i < sides_.size(); ++i) {
+      const Side& side = sides_[i];
+      memory own = at(io, i, part);
+      const bool shared = side.step == 0 && i != kResult;
+      memory wanted = side.differs() ? memory(side.wanted, engine(), (shared ? io.scratch : slot) + side.offset) : own;
+      if (side.differs() && !shared && i != kResult) side.reorder.execute(work, own, wanted);
+      arguments.emplace(side.role, wanted);
+    }
+    if (scratch_.get_size() > 0) arguments.emplace(DNNL_ARG_SCRATCHPAD, memory(scratch_, engine(), slot));
+    primitive_.execute(work, arguments);
+    const Side& result = sides_[kResult];
+    memory own = at(io, kResult, part);
+    if (result.differs()) result.reorder.execute(work, arguments.at(result.role), own);
+    work.wait();
   }
 
   dnnl::primitive primitive_;
   std::vector<Side> sides_;
   memory::desc scratch_;
-  std::int64_t images_;
+  std::int64_t parts_, slots_;
   std::string name_;
-  std::size_t bytes_ = 0;
+  std::size_t shared_bytes_ = 0, slot_bytes_ = 0;
 };
 
 memory::desc plain(const memory::dims& dims) {
@@ -84,19 +107,32 @@ memory::desc plain(const memory::dims& dims) {
   for (std::size_t i = dims.size() - 1; i-- > 0;) strides[i] = strides[i + 1] * dims[i + 1];
   return memory::desc(dims, memory::data_type::f32, strides);
 }
-memory::desc any(const memory::dims& dims) { return memory::desc(dims, memory::data_type::f32, memory::format_tag::any); }
-
 struct Problem {
   memory::dims x, w, y, strides, dilations, pad_begin, pad_end;
-  std::int64_t images = 1;  // runs of one image each
+  std::int64_t images = 1;  // parts by image
+  std::int64_t maps = 1;    // or by maps
 };
-Problem problem(const ConvSpec& s, bool one_by_one) {
+// The largest of 8, 4, 2 and 1 that divides n.
+std::int64_t equal_parts(std::int64_t n) { return n % 8 == 0 ? 8 : n % 4 == 0 ? 4 : n % 2 == 0 ? 2 : 1; }
+
+Problem problem(const ConvSpec& s, bool one_by_one, bool of_weights) {
   Problem p;
   const Window& v = s.window;
-  p.images = one_by_one ? s.batch : 1;
-  p.x = {one_by_one ? 1 : s.batch, s.channels};
-  p.y = {one_by_one ? 1 : s.batch, s.maps};
-  p.w = {s.maps / s.groups, s.channels / s.groups};
+  constexpr std::int64_t kWorkOfParts = std::int64_t{1} << 24;
+  constexpr std::int64_t kMapsMin = 16;  // of a part: what the widest vectors hold
+  const std::int64_t work = conv_shape(s).elements() * (s.channels / s.groups) * v.kernel_elements();
+  if (one_by_one) {
+    p.images = s.batch;
+  } else if (of_weights) {
+    if (work >= kWorkOfParts && s.groups == 1)
+      p.maps = std::min<std::int64_t>(equal_parts(s.maps / kMapsMin), s.maps % kMapsMin == 0 ? 4 : 1);
+  } else if (work >= kWorkOfParts) {
+    p.images = equal_parts(s.batch);
+  }
+  p.maps = std::max<std::int64_t>(p.maps, 1);
+  p.x = {s.batch / p.images, s.channels};
+  p.y = {s.batch / p.images, s.maps / p.maps};
+  p.w = {s.maps / s.groups / p.maps, s.channels / s.groups};
   if (s.groups > 1) p.w.insert(p.w.begin(), s.groups);
   p.x.insert(p.x.end(), v.in.begin(), v.in.end());
   p.y.insert(p.y.end(), v.out.begin(), v.out.end());
@@ -112,51 +148,67 @@ Problem problem(const ConvSpec& s, bool one_by_one) {
 
 std::size_t bytes_of(const memory::dims& dims) { return plain(dims).get_size(); }
 
-Result<KernelPtr> make(const KernelCall& call, const ConvSpec& spec) {
+// Some of the maps of a tensor that has `maps` of them: images lie as far apart as before.
+memory::desc some_maps(const memory::dims& dims, std::int64_t maps) {
+  memory::dims whole = dims;
+  whole[1] = maps;
+  return plain(whole).submemory_desc(dims, memory::dims(dims.size(), 0));
+}
+
+Result<KernelPtr> make(const KernelCall& call, const ConvSpec& spec, bool bf16) {
   one_thread();
-  const Problem p = problem(spec, call.batch_invariant);
+  const std::string& op = call.node.op;
+  const Problem p = problem(spec, call.batch_invariant, op == "ConvWeightGrad");
   const std::size_t x_step = p.images > 1 ? bytes_of(p.x) : 0;
   const std::size_t y_step = p.images > 1 ? bytes_of(p.y) : 0;
   dnnl::primitive_attr attributes;
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-  const bool bias = call.node.op == "Conv" && call.has(2);
+  const auto operand = bf16 ? memory::data_type::bf16 : memory::data_type::f32;
+  const auto any = [](const memory::dims& dims, memory::data_type type) { return memory::desc(dims, type, memory::format_tag::any); };
+  const bool bias = op == "Conv" && call.has(2);
   const memory::desc bias_desc = bias ? memory::desc({spec.maps}, memory::data_type::f32, memory::format_tag::a) : memory::desc();
   const auto algorithm = dnnl::algorithm::convolution_direct;
   using forward = dnnl::convolution_forward;
   const auto kind = call.batch_invariant ? dnnl::prop_kind::forward_inference : dnnl::prop_kind::forward_training;
-  const auto forward_desc =
-      bias ? forward::desc(kind, algorithm, any(p.x), any(p.w), bias_desc, any(p.y), p.strides, p.dilations, p.pad_begin, p.pad_end)
-           : forward::desc(kind, algorithm, any(p.x), any(p.w), any(p.y), p.strides, p.dilations, p.pad_begin, p.pad_end);
+  const memory::desc x = any(p.x, operand);
+  const memory::desc w = any(p.w, operand);
+  const memory::desc y = any(p.y, op == "Conv" ? memory::data_type::f32 : operand);
+  const auto forward_desc = bias ? forward::desc(kind, algorithm, x, w, bias_desc, y, p.strides, p.dilations, p.pad_begin, p.pad_end)
+                                 : forward::desc(kind, algorithm, x, w, y, p.strides, p.dilations, p.pad_begin, p.pad_end);
   const forward::primitive_desc pd(forward_desc, attributes, engine());
-  if (call.node.op == "Conv") {
-    std::vector<Side> sides = {{plain(p.x), pd.src_desc(), DNNL_ARG_SRC, 0, x_step, {}},
-                               {plain(p.w), pd.weights_desc(), DNNL_ARG_WEIGHTS, 0, 0, {}},
-                               {plain(p.y), pd.dst_desc(), DNNL_ARG_DST, 0, y_step, {}}};
-    if (bias) sides.push_back({bias_desc, bias_desc, DNNL_ARG_BIAS, 0, 0, {}});
-    return std::make_unique<DnnlConv>(forward(pd), std::move(sides), pd.scratchpad_desc(), pd.impl_info_str(), p.images);
+  if (op == "Conv") {
+    std::vector<Side> sides = {{plain(p.x), pd.src_desc(), DNNL_ARG_SRC, x_step},
+                               {plain(p.w), pd.weights_desc(), DNNL_ARG_WEIGHTS},
+                               {plain(p.y), pd.dst_desc(), DNNL_ARG_DST, y_step}};
+    if (bias) sides.push_back({bias_desc, bias_desc, DNNL_ARG_BIAS});
+    return std::make_unique<DnnlConv>(forward(pd), std::move(sides), pd.scratchpad_desc(), pd.impl_info_str(), p.images, call.threads);
   }
-  if (call.node.op == "ConvDataGrad") {
+  if (op == "ConvDataGrad") {
     using backward = dnnl::convolution_backward_data;
     const backward::primitive_desc back(
-        backward::desc(algorithm, any(p.x), any(p.w), any(p.y), p.strides, p.dilations, p.pad_begin, p.pad_end), attributes, engine(), pd);
-    std::vector<Side> sides = {{plain(p.y), back.diff_dst_desc(), DNNL_ARG_DIFF_DST, 0, y_step, {}},
-                               {plain(p.w), back.weights_desc(), DNNL_ARG_WEIGHTS, 0, 0, {}},
-                               {plain(p.x), back.diff_src_desc(), DNNL_ARG_DIFF_SRC, 0, x_step, {}}};
-    return std::make_unique<DnnlConv>(backward(back), std::move(sides), back.scratchpad_desc(), back.impl_info_str(), p.images);
+        backward::desc(algorithm, any(p.x, memory::data_type::f32), w, y, p.strides, p.dilations, p.pad_begin, p.pad_end), attributes,
+        engine(), pd);
+    std::vector<Side> sides = {{plain(p.y), back.diff_dst_desc(), DNNL_ARG_DIFF_DST, y_step},
+                               {plain(p.w), back.weights_desc(), DNNL_ARG_WEIGHTS},
+                               {plain(p.x), back.diff_src_desc(), DNNL_ARG_DIFF_SRC, x_step}};
+    return std::make_unique<DnnlConv>(backward(back), std::move(sides), back.scratchpad_desc(), back.impl_info_str(), p.images,
+                                      call.threads);
   }
   if (p.images > 1) return refuse("a gradient of weights sums over the batch");
   using backward = dnnl::convolution_backward_weights;
   const backward::primitive_desc back(
-      backward::desc(algorithm, any(p.x), any(p.w), any(p.y), p.strides, p.dilations, p.pad_begin, p.pad_end), attributes, engine(), pd);
-  std::vector<Side> sides = {{plain(p.y), back.diff_dst_desc(), DNNL_ARG_DIFF_DST, 0, 0, {}},
-                             {plain(p.x), back.src_desc(), DNNL_ARG_SRC, 0, 0, {}},
-                             {plain(p.w), back.diff_weights_desc(), DNNL_ARG_DIFF_WEIGHTS, 0, 0, {}}};
-  return std::make_unique<DnnlConv>(backward(back), std::move(sides), back.scratchpad_desc(), back.impl_info_str(), 1);
+      backward::desc(algorithm, x, any(p.w, memory::data_type::f32), y, p.strides, p.dilations, p.pad_begin, p.pad_end), attributes,
+      engine(), pd);
+  const bool parts = p.maps > 1;
+  memory::dims maps_of_one = p.y;
+  maps_of_one[0] = 1;
+  std::vector<Side> sides = {{some_maps(p.y, spec.maps), back.diff_dst_desc(), DNNL_ARG_DIFF_DST, parts ? bytes_of(maps_of_one) : 0},
+                             {plain(p.x), back.src_desc(), DNNL_ARG_SRC},
+                             {plain(p.w), back.diff_weights_desc(), DNNL_ARG_DIFF_WEIGHTS, parts ? bytes_of(p.w) : 0}};
+  return std::make_unique<DnnlConv>(backward(back), std::move(sides), back.scratchpad_desc(), back.impl_info_str(), p.maps, call.threads);
 }
 
-}  // namespace
-
-Result<KernelPtr> make_dnnl_conv(const KernelCall& call) {
+Result<KernelPtr> make_if_fit(const KernelCall& call, bool bf16) {
   if (call.in(0).dtype != DType::f32) return refuse(format("only float32, not {}", to_string(call.in(0).dtype)));
   // Conv: x, w; the gradients: dy, w, x and dy, x, w, the last for its shape.
   const std::string& op = call.node.op;
@@ -167,10 +219,20 @@ Result<KernelPtr> make_dnnl_conv(const KernelCall& call) {
   if (conv_shape(spec).elements() == 0 || call.outputs[0].shape.elements() == 0 || call.in(0).shape.elements() == 0)
     return refuse("nothing to compute");
   try {
-    return make(call, spec);
+    return make(call, spec, bf16);
   } catch (const dnnl::error& e) {
     return refuse(format("{} (status {})", e.what(), static_cast<int>(e.status)));
   }
+}
+
+}  // namespace
+
+Result<KernelPtr> make_dnnl_conv(const KernelCall& call) { return make_if_fit(call, false); }
+
+Result<KernelPtr> make_bf16_conv(const KernelCall& call) {
+  if (!has_avx512_bf16()) return refuse("this CPU has no AVX512_BF16");
+  if (call.batch_invariant) return refuse("sums depend on the batch, and this graph is compiled to be invariant");
+  return make_if_fit(call, true);
 }
 
 }  // namespace falaj::kernels::cpu

@@ -9,6 +9,7 @@
 #include "kernels/cpu/makers.hpp"
 #include "kernels/cpu/onednn.hpp"
 #include "kernels/ops/matmul.hpp"
+#include "kernels/parallel.hpp"
 #include "kernels/plan.hpp"
 
 namespace falaj::kernels::cpu {
@@ -47,38 +48,88 @@ Status add_activation(const MatMulSpec& spec, dnnl::post_ops& ops) {
   return {};
 }
 
+// A product's rows in parts, each a primitive's, which threads may share. Operands that the primitives want otherwise (rounded to
+// bfloat16, in blocks, not turned) are reordered in the run, into scratch memory: the right one for all parts, the left one part by part.
 class DnnlMatMul final : public Kernel {
  public:
-  DnnlMatMul(const MatMulSpec& spec, const dnnl::matmul::primitive_desc& pd, std::shared_ptr<const Tensor> packed)
-      : pd_(pd),
-        primitive_(pd),
+  struct Part {
+    dnnl::matmul::primitive_desc pd;
+    std::int64_t first = 0, rows = 0;
+  };
+  DnnlMatMul(const MatMulSpec& spec, std::vector<Part> parts, std::shared_ptr<const Tensor> packed, std::size_t threads)
+      : spec_(spec),
+        parts_(std::move(parts)),
+        right_(plain(spec.k, spec.n, spec.b_row, spec.b_col)),
         packed_(std::move(packed)),
-        has_bias_(spec.has_bias),
-        scratch_(pd.scratchpad_desc().get_size()),
-        name_(format("oneDNN {}", pd.impl_info_str())) {}
+        slots_(std::min(threads, parts_.size())),
+        name_(format("oneDNN {}{}", parts_[0].pd.impl_info_str(), parts_.size() > 1 ? format(", {} parts", parts_.size()) : "")) {
+    const memory::desc& blocks = parts_[0].pd.weights_desc();
+    if (packed_ == nullptr && blocks != right_) {
+      turn_b_ = dnnl::reorder(dnnl::reorder::primitive_desc(engine(), right_, engine(), blocks));
+      b_bytes_ = aligned(blocks.get_size());
+    }
+    for (const Part& part : parts_) {
+      primitives_.emplace_back(part.pd);
+      const bool turns = part.pd.src_desc() != left(part);
+      turn_a_.push_back(turns ? dnnl::reorder(dnnl::reorder::primitive_desc(engine(), left(part), engine(), part.pd.src_desc()))
+                              : dnnl::reorder());
+      if (turns) a_bytes_ = std::max(a_bytes_, aligned(part.pd.src_desc().get_size()));
+      work_bytes_ = std::max(work_bytes_, aligned(part.pd.scratchpad_desc().get_size()));
+    }
+  }
 
   void run(const Io& io) const override {
-    const dnnl::engine& e = engine();
-    dnnl::stream work = stream();
-    memory a(pd_.src_desc(), e, io.in[0]);
-    memory b(pd_.weights_desc(), e, packed_ == nullptr ? io.in[1] : const_cast<void*>(packed_->raw()));
-    memory y(pd_.dst_desc(), e, io.out[0]);
-    std::unordered_map<int, memory> arguments = {{DNNL_ARG_SRC, a}, {DNNL_ARG_WEIGHTS, b}, {DNNL_ARG_DST, y}};
-    if (has_bias_) arguments.emplace(DNNL_ARG_BIAS, memory(pd_.bias_desc(), e, io.in[2]));
-    if (scratch_ > 0) arguments.emplace(DNNL_ARG_SCRATCHPAD, memory(pd_.scratchpad_desc(), e, io.scratch));
-    primitive_.execute(work, arguments);
-    work.wait();
+    void* b = packed_ == nullptr ? io.in[1] : const_cast<void*>(packed_->raw());
+    if (b_bytes_ > 0) {
+      dnnl::stream work = stream();
+      memory from(right_, engine(), b);
+      memory to(parts_[0].pd.weights_desc(), engine(), io.scratch);
+      turn_b_.execute(work, from, to);
+      work.wait();
+      b = io.scratch;
+    }
+    in_slots(io, static_cast<std::int64_t>(parts_.size()), static_cast<std::int64_t>(slots_), [&](std::int64_t i, std::int64_t slot) {
+      run_part(io, b, static_cast<std::size_t>(i), io.scratch + b_bytes_ + static_cast<std::size_t>(slot) * (a_bytes_ + work_bytes_));
+    });
   }
-  [[nodiscard]] std::size_t scratch_bytes() const override { return scratch_; }
+  [[nodiscard]] std::size_t scratch_bytes() const override { return b_bytes_ + slots_ * (a_bytes_ + work_bytes_); }
   [[nodiscard]] std::string_view implementation() const override { return name_; }
 
  private:
-  dnnl::matmul::primitive_desc pd_;
-  dnnl::matmul primitive_;
+  static std::size_t aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
+  [[nodiscard]] memory::desc left(const Part& part) const { return plain(part.rows, spec_.k, spec_.a_row, spec_.a_col); }
+
+  void run_part(const Io& io, void* right, std::size_t i, std::byte* scratch) const {
+    const dnnl::engine& e = engine();
+    dnnl::stream work = stream();
+    const Part& part = parts_[i];
+    void* rows = static_cast<float*>(io.in[0]) + part.first * spec_.a_row;
+    if (turn_a_[i]) {
+      memory from(left(part), e, rows);
+      memory to(part.pd.src_desc(), e, scratch);
+      turn_a_[i].execute(work, from, to);
+      rows = scratch;
+    }
+    memory a(part.pd.src_desc(), e, rows);
+    memory b(part.pd.weights_desc(), e, right);
+    memory y(part.pd.dst_desc(), e, static_cast<float*>(io.out[0]) + part.first * spec_.n);
+    std::unordered_map<int, memory> arguments = {{DNNL_ARG_SRC, a}, {DNNL_ARG_WEIGHTS, b}, {DNNL_ARG_DST, y}};
+    if (spec_.has_bias) arguments.emplace(DNNL_ARG_BIAS, memory(part.pd.bias_desc(), e, io.in[2]));
+    if (work_bytes_ > 0) arguments.emplace(DNNL_ARG_SCRATCHPAD, memory(part.pd.scratchpad_desc(), e, scratch + a_bytes_));
+    primitives_[i].execute(work, arguments);
+    work.wait();
+  }
+
+  MatMulSpec spec_;
+  std::vector<Part> parts_;
+  memory::desc right_;
+  std::vector<dnnl::matmul> primitives_;
+  dnnl::reorder turn_b_;
+  std::vector<dnnl::reorder> turn_a_;  // empty: a is taken as it comes
   std::shared_ptr<const Tensor> packed_;
-  bool has_bias_;
-  std::size_t scratch_;
+  std::size_t slots_;
   std::string name_;
+  std::size_t a_bytes_ = 0, b_bytes_ = 0, work_bytes_ = 0;
 };
 
 std::shared_ptr<const Tensor> packed_weights(const KernelCall& call, const MatMulSpec& spec, const memory::desc& wanted,
@@ -96,32 +147,50 @@ std::shared_ptr<const Tensor> packed_weights(const KernelCall& call, const MatMu
   });
 }
 
-Result<KernelPtr> make(const KernelCall& call, const MatMulSpec& spec) {
+// Rows of a part: the shape alone decides, so that sums have one order on any number of threads.
+std::int64_t rows_of_part(const MatMulSpec& spec) {
+  constexpr std::int64_t kWorkOfParts = std::int64_t{1} << 23;
+  constexpr std::int64_t kRows = 64;
+  constexpr std::int64_t kPartsMax = 4;
+  if (spec.m * spec.n * spec.k < kWorkOfParts || spec.m < 2 * kRows) return spec.m;
+  const std::int64_t parts = std::min(kPartsMax, spec.m / kRows);
+  return (spec.m + parts * kRows - 1) / (parts * kRows) * kRows;
+}
+
+Result<KernelPtr> make(const KernelCall& call, const MatMulSpec& spec, bool bf16) {
   one_thread();
-  memory::desc a = plain(spec.m, spec.k, spec.a_row, spec.a_col);
-  memory::desc own = plain(spec.k, spec.n, spec.b_row, spec.b_col);
-  memory::desc y = plain(spec.m, spec.n, spec.n, 1);
-  bool constant = call.in(1).constant != nullptr && call.packed != nullptr && !call.in(1).constant->borrowed();
-  memory::desc b = constant ? memory::desc({spec.k, spec.n}, memory::data_type::f32, memory::format_tag::any) : own;
+  const auto type = bf16 ? memory::data_type::bf16 : memory::data_type::f32;
+  const bool constant = !bf16 && call.in(1).constant != nullptr && call.packed != nullptr && !call.in(1).constant->borrowed();
+  const std::int64_t together = rows_of_part(spec);
   dnnl::primitive_attr attributes;
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   if (spec.alpha != 1.0) attributes.set_output_scales(0, {static_cast<float>(spec.alpha)});
   dnnl::post_ops ops;
   FALAJ_TRY(add_activation(spec, ops));
   attributes.set_post_ops(ops);
-  auto describe_product = [&] {
-    if (!spec.has_bias) return dnnl::matmul::desc(a, b, y);
-    return dnnl::matmul::desc(a, b, memory::desc({1, spec.n}, memory::data_type::f32, memory::format_tag::ab), y);
-  };
-  dnnl::matmul::primitive_desc pd(describe_product(), attributes, engine());
+  const memory::desc own = plain(spec.k, spec.n, spec.b_row, spec.b_col);
+  const bool blocks = constant || bf16 || together < spec.m;  // parts would arrange it each for itself
+  const memory::desc b = blocks ? memory::desc({spec.k, spec.n}, type, memory::format_tag::any) : own;
+  const memory::desc bias({1, spec.n}, memory::data_type::f32, memory::format_tag::ab);
+  std::vector<DnnlMatMul::Part> parts;
+  for (std::int64_t first = 0; first < spec.m; first += together) {
+    const std::int64_t rows = std::min(together, spec.m - first);
+    // One that lies column by column is turned first: for such, oneDNN has slower products, which allocate in the run.
+    const bool turned = bf16 || (blocks && spec.a_col != 1);
+    const memory::desc a =
+        turned ? memory::desc({rows, spec.k}, type, memory::format_tag::ab) : plain(rows, spec.k, spec.a_row, spec.a_col);
+    const memory::desc y = plain(rows, spec.n, spec.n, 1);
+    // All parts take the right operand as the first one wants it.
+    const memory::desc& given = parts.empty() ? b : parts[0].pd.weights_desc();
+    const auto product = spec.has_bias ? dnnl::matmul::desc(a, given, bias, y) : dnnl::matmul::desc(a, given, y);
+    parts.push_back({dnnl::matmul::primitive_desc(product, attributes, engine()), first, rows});
+  }
   std::shared_ptr<const Tensor> packed;
-  if (constant && pd.weights_desc() != own) packed = packed_weights(call, spec, pd.weights_desc(), own);
-  return std::make_unique<DnnlMatMul>(spec, pd, std::move(packed));
+  if (constant && parts[0].pd.weights_desc() != own) packed = packed_weights(call, spec, parts[0].pd.weights_desc(), own);
+  return std::make_unique<DnnlMatMul>(spec, std::move(parts), std::move(packed), call.threads);
 }
 
-}  // namespace
-
-Result<KernelPtr> make_dnnl_matmul(const KernelCall& call) {
+Result<KernelPtr> make_if_fit(const KernelCall& call, bool bf16) {
   if (call.batch_invariant) return refuse("its sums depend on the batch, and this graph is compiled to be invariant");
   if (call.in(0).dtype != DType::f32) return refuse(format("only float32, not {}", to_string(call.in(0).dtype)));
   FALAJ_ASSIGN(auto spec, matmul_spec(call));
@@ -131,10 +200,19 @@ Result<KernelPtr> make_dnnl_matmul(const KernelCall& call) {
   if (spec.has_bias && (spec.bias_row != 0 || spec.bias_col != 1 || spec.beta != 1.0 || spec.alpha != 1.0))
     return refuse("the bias is no plain row, or alpha or beta is not 1");
   try {
-    return make(call, spec);
+    return make(call, spec, bf16);
   } catch (const dnnl::error& e) {
     return refuse(format("{} (status {})", e.what(), static_cast<int>(e.status)));
   }
+}
+
+}  // namespace
+
+Result<KernelPtr> make_dnnl_matmul(const KernelCall& call) { return make_if_fit(call, false); }
+
+Result<KernelPtr> make_bf16_product(const KernelCall& call) {
+  if (!has_avx512_bf16()) return refuse("this CPU has no AVX512_BF16");
+  return make_if_fit(call, true);
 }
 
 }  // namespace falaj::kernels::cpu

@@ -1,4 +1,4 @@
-// Vectorised f32 element-wise kernels and sums over rows. Every element is computed by the same instructions wherever it lies in the
+// Vectorised f32 element-wise kernels. Every element is computed by the same instructions wherever it lies in the
 // vector, so that results do not depend on the batch: tails go through the same eight lanes.
 #include <algorithm>
 #include <cstring>
@@ -7,6 +7,7 @@
 #include "kernels/cpu/makers.hpp"
 #include "kernels/cpu/vector_math.hpp"
 #include "kernels/ops/common.hpp"
+#include "kernels/parallel.hpp"
 
 namespace falaj::kernels::cpu {
 namespace {
@@ -79,25 +80,16 @@ Status check(const KernelCall& call) {
 template <class F>
 class Loop final : public Kernel {
  public:
-  Loop(F f, std::size_t scratch) : f_(std::move(f)), scratch_(scratch) {}
+  explicit Loop(F f) : f_(std::move(f)) {}
   void run(const Io& io) const override { f_(io); }
-  [[nodiscard]] std::size_t scratch_bytes() const override { return scratch_; }
   [[nodiscard]] std::string_view implementation() const override { return "avx2 loop"; }
 
  private:
   F f_;
-  std::size_t scratch_;
 };
 template <class F>
-KernelPtr loop(F f, std::size_t scratch = 0) {
-  return std::make_unique<Loop<F>>(std::move(f), scratch);
-}
-
-// x in f32 added to sums in f64, element by element.
-FALAJ_AVX2 void add_row(const float* x, double* sum, std::int64_t n) {
-  std::int64_t i = 0;
-  for (; i + 4 <= n; i += 4) _mm256_storeu_pd(sum + i, _mm256_add_pd(_mm256_loadu_pd(sum + i), _mm256_cvtps_pd(_mm_loadu_ps(x + i))));
-  for (; i < n; ++i) sum[i] += static_cast<double>(x[i]);
+KernelPtr loop(F f) {
+  return std::make_unique<Loop<F>>(std::move(f));
 }
 
 }  // namespace
@@ -122,7 +114,10 @@ Result<KernelPtr> make_binary(const KernelCall& call) {
   }
   return loop([walk = Walk<3>(out, {row_major(out), a, b}), run](const Io& io) {
     walk([&](const auto& at, std::int64_t n, const auto& step) {
-      run(io.input<float>(0) + at[1], step[1] == 0, io.input<float>(1) + at[2], step[2] == 0, io.output<float>(0) + at[0], n);
+      in_ranges(io, n, kPartWork, [&](std::int64_t first, std::int64_t last) {
+        run(io.input<float>(0) + at[1] + first * step[1], step[1] == 0, io.input<float>(1) + at[2] + first * step[2], step[2] == 0,
+            io.output<float>(0) + at[0] + first, last - first);
+      });
     });
   });
 }
@@ -142,7 +137,10 @@ Result<KernelPtr> make_unary(const KernelCall& call) {
                  : op == "Erf"     ? unary_run<Unary::erf>
                  : op == "Gelu"    ? unary_run<Unary::gelu>
                                    : unary_run<Unary::neg>;
-  return loop([run, n = call.in(0).shape.elements()](const Io& io) { run(io.input<float>(0), io.output<float>(0), n); });
+  return loop([run, n = call.in(0).shape.elements()](const Io& io) {
+    in_ranges(io, n, kPartWork,
+              [&](std::int64_t first, std::int64_t last) { run(io.input<float>(0) + first, io.output<float>(0) + first, last - first); });
+  });
 }
 
 Result<KernelPtr> make_slope(const KernelCall& call) {
@@ -152,32 +150,10 @@ Result<KernelPtr> make_slope(const KernelCall& call) {
                   : op == "SigmoidGrad" ? binary_run<Binary::sigmoid_slope>
                                         : binary_run<Binary::tanh_slope>;
   return loop([run, n = call.in(0).shape.elements()](const Io& io) {
-    run(io.input<float>(0), false, io.input<float>(1), false, io.output<float>(0), n);
+    in_ranges(io, n, kPartWork, [&](std::int64_t first, std::int64_t last) {
+      run(io.input<float>(0) + first, false, io.input<float>(1) + first, false, io.output<float>(0) + first, last - first);
+    });
   });
-}
-
-Result<KernelPtr> make_reduce_like(const KernelCall& call) {
-  FALAJ_TRY(check(call));
-  const Shape& in = call.in(0).shape;
-  const Shape& out = call.outputs[0].shape;
-  std::int64_t width = out.elements();
-  // Only a trailing block that is kept as it is, after leading dimensions that all go: a bias's gradient.
-  std::int64_t kept = 1;
-  std::size_t d = in.rank();
-  while (d > 0 && kept < width) kept *= in[--d];
-  Strides strides = broadcast_strides(out, in);
-  bool leading = kept == width && width > 0;
-  for (std::size_t i = 0; i < d; ++i) leading = leading && (strides[i] == 0 || in[i] == 1);
-  for (std::size_t i = d; i < in.rank(); ++i) leading = leading && (in[i] == 1 || strides[i] != 0);
-  if (!leading) return Error{ErrorCode::unimplemented, "avx2 loop: only sums over leading dimensions"};
-  return loop(
-      [rows = in.elements() / width, width](const Io& io) {
-        auto* sum = reinterpret_cast<double*>(io.scratch);
-        std::fill_n(sum, width, 0.0);
-        for (std::int64_t r = 0; r < rows; ++r) add_row(io.input<float>(0) + r * width, sum, width);
-        std::copy_n(sum, width, io.output<float>(0));
-      },
-      static_cast<std::size_t>(width) * sizeof(double));
 }
 
 }  // namespace falaj::kernels::cpu

@@ -5,17 +5,25 @@
 namespace falaj::kernels::cpu {
 
 Result<KernelPtr> make_small_matmul(const KernelCall& call);    // own AVX2
+Result<KernelPtr> make_rounded_matmul(const KernelCall& call);  // the same, of operands rounded to bfloat16
 Result<KernelPtr> make_dnnl_matmul(const KernelCall& call);     // oneDNN
 Result<KernelPtr> make_binary(const KernelCall& call);          // Add Sub Mul Div
 Result<KernelPtr> make_unary(const KernelCall& call);           // Relu Sigmoid Tanh Exp Sqrt Neg Erf Gelu
 Result<KernelPtr> make_slope(const KernelCall& call);           // ReluGrad SigmoidGrad TanhGrad
 Result<KernelPtr> make_reduce_like(const KernelCall& call);     // sums over leading dimensions
+Result<KernelPtr> make_gelu_grad(const KernelCall& call);       // of the exact Gelu
+Result<KernelPtr> make_softmax_grad(const KernelCall& call);    // SoftmaxGrad LogSoftmaxGrad, along the last dimension
+Result<KernelPtr> make_cross_entropy(const KernelCall& call);   // SoftmaxCrossEntropy SoftmaxCrossEntropyGrad
+Result<KernelPtr> make_layer_norm_grad(const KernelCall& call);
+Result<KernelPtr> make_batch_norm(const KernelCall& call);      // by the batch's statistics, and BatchNormalizationTrainingGrad
 Result<KernelPtr> make_softmax(const KernelCall& call);         // along the last dimension
 Result<KernelPtr> make_layer_norm(const KernelCall& call);      // LayerNormalization without its optional outputs
 Result<KernelPtr> make_attention(const KernelCall& call);       // ai.falaj's Attention
 Result<KernelPtr> make_transpose(const KernelCall& call);       // of elements of four bytes
 Result<KernelPtr> make_trees(const KernelCall& call);           // tree ensembles over f32
 Result<KernelPtr> make_dnnl_conv(const KernelCall& call);       // Conv, ConvDataGrad, ConvWeightGrad by oneDNN
+Result<KernelPtr> make_bf16_product(const KernelCall& call);    // MatMul and Gemm by oneDNN, operands rounded to bfloat16 in the run
+Result<KernelPtr> make_bf16_conv(const KernelCall& call);       // Conv and its gradients, likewise
 Result<KernelPtr> make_winograd(const KernelCall& call);        // ai.falaj's Conv, 3 x 3 at stride 1: channels last, weights known
 Result<KernelPtr> make_conv(const KernelCall& call);            // any of ai.falaj's Conv, likewise
 Result<KernelPtr> make_pool(const KernelCall& call);            // ai.falaj's pools: channels last

@@ -10,6 +10,7 @@
 #include "kernels/cpu/makers.hpp"
 #include "kernels/cpu/turn.hpp"
 #include "kernels/ops/common.hpp"
+#include "kernels/parallel.hpp"
 
 namespace falaj::kernels::cpu {
 namespace {
@@ -131,8 +132,10 @@ Result<KernelPtr> make_softmax(const KernelCall& call) {
   const auto split = split_at(in, axis);
   if (call.opset < 13 || split.inner != 1 || split.size == 0) return refuse("only along the last dimension, of opset 13 and newer");
   return rows([split, row = softmax_row()](const Io& io) {
-    for (std::int64_t r = 0; r < split.outer; ++r)
-      row(io.input<float>(0) + r * split.size, io.output<float>(0) + r * split.size, split.size);
+    in_ranges(io, split.outer, part_rows(split.size), [&](std::int64_t first, std::int64_t last) {
+      for (std::int64_t r = first; r < last; ++r)
+        row(io.input<float>(0) + r * split.size, io.output<float>(0) + r * split.size, split.size);
+    });
   });
 }
 
@@ -148,9 +151,11 @@ Result<KernelPtr> make_layer_norm(const KernelCall& call) {
   }
   if (norm.width == 0) return refuse("rows of nothing");
   return rows([norm, bias = call.has(2), norm_row = has_avx512() ? lanes16::norm_row : lanes8::norm_row](const Io& io) {
-    for (std::int64_t r = 0; r < norm.rows; ++r)
-      norm_row(io.input<float>(0) + r * norm.width, io.input<float>(1), bias ? io.input<float>(2) : nullptr,
-               io.output<float>(0) + r * norm.width, norm);
+    in_ranges(io, norm.rows, part_rows(norm.width), [&](std::int64_t first, std::int64_t last) {
+      for (std::int64_t r = first; r < last; ++r)
+        norm_row(io.input<float>(0) + r * norm.width, io.input<float>(1), bias ? io.input<float>(2) : nullptr,
+                 io.output<float>(0) + r * norm.width, norm);
+    });
   });
 }
 

@@ -1,11 +1,13 @@
 #include "kernels/train/optimizer.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numbers>
 
 #include "kernels/collective/float_mode.hpp"
 #include "kernels/cpu/adam.hpp"
+#include "kernels/team.hpp"
 #include "runtime/base/format.hpp"
 
 namespace falaj::kernels {
@@ -15,6 +17,14 @@ struct Name {
   OptimizerKind kind;
   std::string_view text;
 };
+constexpr std::size_t kPiece = std::size_t{1} << 14;  // elements that are worth a thread's turn
+
+template <class Part>
+void shared(Team* team, std::size_t parts, Part part) {
+  if (team != nullptr) return team->run(parts, part);
+  for (std::size_t i = 0; i < parts; ++i) part(i);
+}
+
 constexpr Name kNames[] = {
     {OptimizerKind::adamw, "adamw"}, {OptimizerKind::sgd, "sgd"}, {OptimizerKind::adam, "adam"}, {OptimizerKind::lamb, "lamb"}};
 }  // namespace
@@ -70,15 +80,22 @@ void Plateau::update(double loss) {
   }
 }
 
-double global_norm(std::span<const float> values) noexcept {
+double global_norm(std::span<const float> values, Team* team) noexcept {
+  // Pieces of equal length, each summed apart; so many at most that their sums fit here.
+  constexpr std::size_t kPiecesMax = 64;
+  const std::size_t length = std::max<std::size_t>((values.size() + kPiecesMax - 1) / kPiecesMax, kPiece);
+  const std::size_t pieces = (values.size() + length - 1) / length;
+  std::array<double, kPiecesMax> sums{};
+  shared(team, pieces, [&](std::size_t i) {
+    sums[i] = cpu::sum_of_squares(values.subspan(i * length).first(std::min(length, values.size() - i * length)));
+  });
   double sum = 0;
-  for (const float x : values) sum += static_cast<double>(x) * static_cast<double>(x);
+  for (const double s : sums) sum += s;
   return std::sqrt(sum);
 }
 
 Optimizer::Optimizer(OptimizerSpec spec, std::size_t parameters, std::vector<std::uint8_t> decay, std::vector<std::size_t> tensors)
     : spec_(spec), size_(parameters), decay_(std::move(decay)), tensors_(std::move(tensors)) {
-  if (decay_.empty()) decay_.assign(size_, 1);
   if (tensors_.empty()) tensors_ = {size_};
   if (spec_.kind != OptimizerKind::sgd) {
     state_.assign(2 * size_, 0.0F);
@@ -87,9 +104,9 @@ Optimizer::Optimizer(OptimizerSpec spec, std::size_t parameters, std::vector<std
   }
 }
 
-double Optimizer::step(std::span<float> parameters, std::span<float> gradients, double factor) {
+double Optimizer::step(std::span<float> parameters, std::span<float> gradients, double factor, Team* team) {
   const FlushDenormals mode;
-  const double norm = global_norm(gradients);
+  const double norm = global_norm(gradients, team);
   if (!std::isfinite(norm)) return norm;
   if (spec_.clip_norm > 0) {
     const double scale = spec_.clip_norm / (norm + 1e-6);  // PyTorch's clip_grad_norm_
@@ -102,7 +119,7 @@ double Optimizer::step(std::span<float> parameters, std::span<float> gradients, 
   switch (spec_.kind) {
     case OptimizerKind::adamw:
     case OptimizerKind::adam:
-      adamw(parameters, gradients, rate);
+      adamw(parameters, gradients, rate, team);
       break;
     case OptimizerKind::sgd:
       sgd(parameters, gradients, rate);
@@ -114,7 +131,7 @@ double Optimizer::step(std::span<float> parameters, std::span<float> gradients, 
   return norm;
 }
 
-void Optimizer::adamw(std::span<float> parameters, std::span<const float> gradients, double rate) {
+void Optimizer::adamw(std::span<float> parameters, std::span<const float> gradients, double rate, Team* team) {
   const auto steps = static_cast<double>(steps_);
   const double correction1 = 1.0 - std::pow(spec_.beta1, steps);
   const double correction2 = std::sqrt(1.0 - std::pow(spec_.beta2, steps));
@@ -127,7 +144,12 @@ void Optimizer::adamw(std::span<float> parameters, std::span<const float> gradie
                            .root_scale = static_cast<float>(1.0 / correction2),
                            .epsilon = static_cast<float>(spec_.epsilon),
                            .rate = static_cast<float>(rate / correction1)};
-  cpu::adam(step, decay_.data(), gradients.data(), state_.data(), state_.data() + size_, parameters.data(), size_);
+  const std::size_t length = std::max(kPiece, (size_ / 64 + 63) / 64 * 64);
+  shared(team, (size_ + length - 1) / length, [&](std::size_t piece) {
+    const std::size_t at = piece * length;
+    cpu::adam(step, decay_.empty() ? nullptr : decay_.data() + at, gradients.data() + at, state_.data() + at, state_.data() + size_ + at,
+              parameters.data() + at, std::min(length, size_ - at));
+  });
 }
 
 // Each tensor moves by its own size: the step of Adam, with decay, scaled by |parameters| / |step|.
@@ -147,7 +169,7 @@ void Optimizer::lamb(std::span<float> parameters, std::span<const float> gradien
       first[i] += (g - first[i]) * static_cast<float>(1.0 - spec_.beta1);
       second[i] = second[i] * static_cast<float>(spec_.beta2) + g * g * static_cast<float>(1.0 - spec_.beta2);
       const double root = std::sqrt(static_cast<double>(second[i])) / correction2;
-      const double decay = decay_[i] != 0 ? spec_.weight_decay * static_cast<double>(parameters[i]) : 0.0;
+      const double decay = decays(i) ? spec_.weight_decay * static_cast<double>(parameters[i]) : 0.0;
       move[k] = static_cast<float>(static_cast<double>(first[i]) / correction1 / (root + spec_.epsilon) + decay);
     }
     const double size = global_norm(parameters.subspan(begin, count));
@@ -164,7 +186,7 @@ void Optimizer::sgd(std::span<float> parameters, std::span<const float> gradient
   const auto step_size = static_cast<float>(rate);
   for (std::size_t i = 0; i < size_; ++i) {
     float g = gradients[i];
-    if (decay_[i] != 0) g += decay * parameters[i];
+    if (decays(i)) g += decay * parameters[i];
     if (!state_.empty()) {
       state_[i] = steps_ == 1 ? g : momentum * state_[i] + g;
       g = spec_.nesterov ? g + momentum * state_[i] : state_[i];

@@ -11,6 +11,8 @@
 
 namespace falaj::kernels {
 
+class Team;
+
 enum class OptimizerKind : std::uint8_t { adamw, sgd, adam, lamb };
 std::string_view to_string(OptimizerKind kind) noexcept;
 Result<OptimizerKind> optimizer_kind(std::string_view text);
@@ -64,7 +66,8 @@ class Optimizer {
 
   // gradients are means over the batch; they are clipped in place first. Returns their norm before clipping. A norm that is not
   // finite changes nothing but the returned value: the caller decides (skip the batch, or fail).
-  double step(std::span<float> parameters, std::span<float> gradients, double factor = 1.0);
+  // Threads of `team` (null: none but the caller's) share the work, and change no bit of it.
+  double step(std::span<float> parameters, std::span<float> gradients, double factor = 1.0, Team* team = nullptr);
 
   [[nodiscard]] std::uint64_t steps() const noexcept { return steps_; }
   [[nodiscard]] const OptimizerSpec& spec() const noexcept { return spec_; }
@@ -73,9 +76,11 @@ class Optimizer {
   Status load(std::uint64_t steps, std::span<const float> state);
 
  private:
-  void adamw(std::span<float> parameters, std::span<const float> gradients, double rate);  // and adam
+  void adamw(std::span<float> parameters, std::span<const float> gradients, double rate, Team* team);  // and adam
   void lamb(std::span<float> parameters, std::span<const float> gradients, double rate);
   void sgd(std::span<float> parameters, std::span<const float> gradients, double rate);
+
+  [[nodiscard]] bool decays(std::size_t i) const noexcept { return decay_.empty() || decay_[i] != 0; }
 
   OptimizerSpec spec_;
   std::size_t size_;
@@ -85,7 +90,7 @@ class Optimizer {
   std::uint64_t steps_ = 0;
 };
 
-// The Euclidean norm, summed in double in a fixed order.
-double global_norm(std::span<const float> values) noexcept;
+// The Euclidean norm, summed in double in an order that depends on nothing but the number of values.
+double global_norm(std::span<const float> values, Team* team = nullptr) noexcept;
 
 }  // namespace falaj::kernels

@@ -72,7 +72,8 @@ class Run {
   Result<StepReport> step() {
     double loss = 0;
     double count = 0;
-    for (std::uint32_t k = 0; k < spec_.accumulate; ++k) FALAJ_TRY(add_batch(k, loss, count));
+    Batch last;
+    for (std::uint32_t k = 0; k < spec_.accumulate; ++k) FALAJ_TRY(add_batch(k, loss, count, last));
     if (count == 0) return invalid(format("step {}: no label of its rows counts", state_.step + 1));
     StepReport report{state_.step + 1, loss / count, 0, 0};
     {
@@ -82,7 +83,8 @@ class Run {
     }
     const double factor = spec_.schedule.factor(state_.step) * state_.plateau.factor;
     report.learning_rate = spec_.optimizer.learning_rate * factor;
-    report.gradient_norm = optimizer_.step(trainer_.parameters(), sum_, factor);
+    report.gradient_norm = optimizer_.step(trainer_.parameters(), sum_, factor, trainer_.team());
+    if (!std::isfinite(report.gradient_norm)) return not_finite(trainer_, data_, last.rows, last.key, state_.step + 1);
     ++state_.step;
     return report;
   }
@@ -95,14 +97,21 @@ class Run {
     return rows;
   }
 
-  Status add_batch(std::uint32_t k, double& loss, double& count) {
+  struct Batch {
+    std::span<const std::uint32_t> rows;  // of the sampler, until it is asked for the next
+    std::uint64_t key = 0;
+  };
+
+  Status add_batch(std::uint32_t k, double& loss, double& count, Batch& now) {
     const std::uint64_t batch = state_.step * spec_.accumulate + k;
-    const std::uint64_t key = spec_.sampler.seed + batch;
-    const auto taken = sampler_.batch(batch);
+    now = {sampler_.batch(batch), spec_.sampler.seed + batch};
+    const auto& [taken, key] = now;
     FALAJ_ASSIGN(const double share, trainer_.gradient(data_, taken, k == 0 ? std::span(sum_) : std::span(part_), key));
     const FlushDenormals mode;
     for (std::size_t i = 0; k > 0 && i < sum_.size(); ++i) sum_[i] += part_[i];
-    if (!std::isfinite(share) || !std::isfinite(global_norm(sum_))) return not_finite(trainer_, data_, taken, key, state_.step + 1);
+    // The last sum's norm is looked at by the optimizer, which changes nothing where it is no number.
+    const bool whole = std::isfinite(share) && (k + 1 == spec_.accumulate || std::isfinite(global_norm(sum_, trainer_.team())));
+    if (!whole) return not_finite(trainer_, data_, taken, key, state_.step + 1);
     const double here = trainer_.compared(data_, taken);
     loss += share;
     count += here;

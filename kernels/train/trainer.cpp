@@ -7,6 +7,7 @@
 #include <set>
 
 #include "kernels/collective/float_mode.hpp"
+#include "kernels/optimise.hpp"
 #include "kernels/plan.hpp"
 #include "kernels/train/columns.hpp"
 #include "kernels/train/cut.hpp"
@@ -124,6 +125,7 @@ Result<std::unique_ptr<Trainer>> Trainer::make(Graph graph, TrainTarget target) 
 Status Trainer::Impl::set_up(TrainTarget wanted) {
   target = std::move(wanted.spec);
   FALAJ_ASSIGN(TrainableForm form, trainable_form(graph));
+  find_gelus(form.graph);  // one node has a simpler gradient, and keeps less for it, than the five that exporters write
   ties = std::move(form.ties);
   FALAJ_ASSIGN(Cut cut, cut_for_training(form.graph, wanted.logits, wanted.trainable, wanted.frozen));
   boundary = cut.boundary;
@@ -150,15 +152,23 @@ Status Trainer::Impl::set_up(TrainTarget wanted) {
   FALAJ_ASSIGN([[maybe_unused]] const std::vector<Tensor> same, promote_to_inputs(forward_graph, order));
 
   if (comparison) source = with_gradients;
-  const CompileOptions options{.batch_invariant = false};
-  FALAJ_ASSIGN(auto compiled_training, compile(std::move(with_gradients), options));
-  training.emplace(std::move(compiled_training));
+  CompileOptions options{.batch_invariant = false, .threads = wanted.threads};
+  if (wanted.bf16) {
+    const auto rest_of_them = default_backends();
+    options.backends.assign(rest_of_them.begin(), rest_of_them.end());
+    options.backends.insert(options.backends.begin(), &bf16_training_backend());
+  }
+  FALAJ_ASSIGN(auto compiled_training, compile(std::move(with_gradients), std::move(options)));
+  training.emplace(std::move(compiled_training), wanted.threads);
   FALAJ_ASSIGN(auto compiled_forward, compile(std::move(forward_graph), {}));
   forward.emplace(std::move(compiled_forward));
   if (!cut.prefix.outputs.empty()) {
     FALAJ_ASSIGN(auto compiled_prefix, compile(std::move(cut.prefix), {}));
     prefix.emplace(std::move(compiled_prefix));
   }
+  // The model's own copies of them would be twice the memory for nothing.
+  for (const Parameter& parameter : layout)
+    graph.initializers.find(parameter.name)->second = Tensor::view(DType::f32, parameter.shape, parameters.data() + parameter.offset);
   return {};
 }
 
@@ -498,6 +508,7 @@ std::span<float> Trainer::parameters() noexcept { return impl_->parameters; }
 std::span<const float> Trainer::parameters() const noexcept { return impl_->parameters; }
 const std::vector<Parameter>& Trainer::layout() const noexcept { return impl_->layout; }
 const TargetSpec& Trainer::target() const noexcept { return impl_->target; }
+Team* Trainer::team() const noexcept { return impl_->training->team(); }
 std::size_t Trainer::outputs() const noexcept { return impl_->outputs; }
 
 Status Trainer::load(std::span<const float> parameters) {

@@ -30,6 +30,8 @@
 
 namespace falaj::kernels {
 
+class Team;
+
 struct TrainTarget {
   TargetSpec spec;
   std::string logits = {};                  // value to train; empty: metadata, else what feeds the last Sigmoid or Softmax, else output 0
@@ -38,6 +40,8 @@ struct TrainTarget {
   std::optional<Objective> objective = {};  // instead of the spec's task
   bool batch_statistics = false;            // BatchNormalization by the batch, moving its running statistics
   bool dropout = false;                     // Dropout nodes drop while training
+  bool bf16 = false;                        // products and convolutions take their operands rounded to bfloat16; parameters stay f32
+  std::size_t threads = 1;                  // of a run with gradients: the same bits on any number
 };
 
 // Rows ready for training: the values at the cut, and the labels. Made by Trainer::prepare, for that trainer's graph only (trainers of
@@ -128,6 +132,7 @@ class Trainer {
 
   [[nodiscard]] Graph export_graph() const;
   [[nodiscard]] const TargetSpec& target() const noexcept;
+  [[nodiscard]] Team* team() const noexcept;           // the threads, for the rest of a step; null: one
   [[nodiscard]] std::size_t outputs() const noexcept;  // floats for each row of predict()
 
  private:

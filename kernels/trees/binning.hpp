@@ -13,9 +13,9 @@
 #include <string>
 #include <vector>
 
+#include "kernels/team.hpp"
 #include "kernels/train/preprocess.hpp"
 #include "kernels/trees/spec.hpp"
-#include "kernels/trees/team.hpp"
 
 namespace falaj::kernels::trees {
 

@@ -35,7 +35,7 @@ struct Booster::Impl {
   double validation_loss = std::numeric_limits<double>::quiet_NaN();
   std::vector<std::uint32_t> in_bag, out_of_bag;
 
-  explicit Impl(std::size_t threads) : team(threads) {}
+  explicit Impl(std::size_t threads) : team(threads, "trees") {}
 
   [[nodiscard]] std::uint32_t rounds() const { return static_cast<std::uint32_t>(trees.size() / problem.outputs); }
   [[nodiscard]] double* scores_of(std::size_t output) { return scores.data() + output * matrix.rows(); }

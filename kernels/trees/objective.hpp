@@ -4,8 +4,8 @@
 #include <span>
 #include <vector>
 
+#include "kernels/team.hpp"
 #include "kernels/train/families.hpp"
-#include "kernels/trees/team.hpp"
 
 namespace falaj::kernels::trees {
 

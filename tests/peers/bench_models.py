@@ -69,18 +69,21 @@ class Block(nn.Module):
         return torch.relu(y + self.skip(x))
 
 
-def resnet18():
-    layers = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+def resnet18(small=False):
+    """For 224x224 and 1000 classes; small: for 32x32 and 10, with the stem that keeps such images' size."""
+    stem = nn.Conv2d(3, 64, 3, 1, 1, bias=False) if small else nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+    layers = [stem, nn.BatchNorm2d(64), nn.ReLU()] + ([] if small else [nn.MaxPool2d(3, 2, 1)])
     width = 64
     for outputs in (64, 128, 256, 512):
         layers += [Block(width, outputs, 1 if outputs == 64 else 2), Block(outputs, outputs, 1)]
         width = outputs
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10 if small else 1000))
 
 
 class EncoderLayer(nn.Module):
-    def __init__(self, width, heads):
+    def __init__(self, width, heads, mask=None):
         super().__init__()
+        self.mask = mask
         self.norm1, self.norm2, self.heads = nn.LayerNorm(width), nn.LayerNorm(width), heads
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
@@ -88,7 +91,8 @@ class EncoderLayer(nn.Module):
     def forward(self, x):
         n, t, w = x.shape
         q, k, v = (part.view(n, t, self.heads, w // self.heads).transpose(1, 2) for part in self.qkv(self.norm1(x)).split(w, dim=2))
-        weights = torch.softmax(q @ k.transpose(-2, -1) * (w // self.heads) ** -0.5, dim=-1)
+        scores = q @ k.transpose(-2, -1) * (w // self.heads) ** -0.5
+        weights = torch.softmax(scores if self.mask is None else scores + self.mask, dim=-1)
         x = x + self.out((weights @ v).transpose(1, 2).reshape(n, t, w))
         return x + self.mlp(self.norm2(x))
 
@@ -106,15 +110,30 @@ class Encoder(nn.Module):
         return self.head(self.norm(self.layers(self.tokens(tokens) + self.places)).mean(dim=1))
 
 
-def exported(module, sample, path):
-    """The model as PyTorch writes it; BatchNorm gets statistics that are not the ones it starts with."""
+class Gpt(nn.Module):
+    """Two layers of width 128 over 128 tokens, of which each predicts the next."""
+
+    def __init__(self, width=128, length=128, words=256):
+        super().__init__()
+        mask = torch.full((length, length), -1e9).triu(1)
+        self.tokens, self.places = nn.Embedding(words, width), nn.Parameter(torch.randn(length, width) * 0.1)
+        self.layers = nn.Sequential(*(EncoderLayer(width, 4, mask) for _ in range(2)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, words, bias=False)
+
+    def forward(self, tokens):
+        return self.head(self.norm(self.layers(self.tokens(tokens) + self.places)))
+
+
+def exported(module, sample, path, training=False):
+    """The model as PyTorch writes it; BatchNorm gets statistics that are not the ones it starts with, or stays to be trained."""
     generator = torch.Generator().manual_seed(1)
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.running_mean.copy_(torch.randn(part.running_mean.shape, generator=generator) * 0.1)
             part.running_var.copy_(torch.rand(part.running_var.shape, generator=generator) + 0.5)
-    torch.onnx.export(module.eval(), (sample,), str(path), input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "N"}, "y": {0: "N"}},
-                      opset_version=17, do_constant_folding=True, **({"dynamo": False} if "dynamo" in torch.onnx.export.__code__.co_varnames else {}))
+    mode = {"training": torch.onnx.TrainingMode.PRESERVE} if training else {}
+    torch.onnx.export(module.train(training), (sample,), str(path), input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "N"}, "y": {0: "N"}},
+                      opset_version=17, **mode, do_constant_folding=not training, **({"dynamo": False} if "dynamo" in torch.onnx.export.__code__.co_varnames else {}))
     return path
 
 
@@ -245,33 +264,69 @@ def vino_us(path, s, batch, precision, seconds):
     return remainder(median_us(request.infer, seconds), median_us(empty.infer, min(seconds, 0.3)))
 
 
-def ours(path, batch, seconds, *extra):
-    command = [FALAJ, "model", "bench", str(path), "--batch", str(batch), "--threads", "1", "--seconds", str(seconds), "--json", *extra]
+def ours(path, batch, seconds, *extra, figure="p50_us"):
+    command = [FALAJ, "model", "bench", str(path), "--batch", str(batch), "--seconds", str(seconds), "--json", *extra]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         print(done.stderr, end="", file=sys.stderr)
         return None
-    return json.loads(done.stdout)["p50_us"]
+    return json.loads(done.stdout)[figure]
 
 
-def torch_step_us(module, inputs, outputs, batch, seconds, compiled):
-    x = torch.randn(batch, inputs)
-    y = torch.randint(0, outputs, (batch,)) if outputs > 1 else torch.randint(0, 2, (batch, 1)).float()
-    loss = nn.CrossEntropyLoss() if outputs > 1 else nn.BCEWithLogitsLoss()
+def training_loss(module, x, classes):
+    """Random labels, and the loss that `falaj model bench --train` takes: BCE of one output, otherwise cross-entropy."""
+    with torch.no_grad():
+        shape = module(x).shape
+    if classes == 1:
+        y = torch.randint(0, 2, shape).float()
+        return lambda logits: nn.functional.binary_cross_entropy_with_logits(logits.float(), y)
+    y = torch.randint(0, classes, shape[:-1])
+    return lambda logits: nn.functional.cross_entropy(logits.float().flatten(0, -2), y.flatten())
+
+
+def torch_step(module, sample, classes, batch, precision, compiled):
+    x = torch.randn(batch, *sample.shape[1:]) if sample.is_floating_point() else torch.randint(0, classes, (batch, *sample.shape[1:]))
+    loss = training_loss(module, x, classes)
     optimizer = torch.optim.AdamW(module.parameters())
     forward = torch.compile(module) if compiled else module
 
     def step():
         optimizer.zero_grad()
-        loss(forward(x), y).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            value = loss(forward(x))
+        value.backward()
         optimizer.step()
 
-    return median_us(step, seconds)
+    return step
 
 
-def best(measure):
-    values = [v for v in (measure() for _ in range(TURNS)) if v is not None]
-    return min(values) if values else None
+def warm_model():
+    """One of each kind of layer, small: what a step of it takes is libraries that wake up, and is taken off both sides."""
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2))
+
+
+def torch_peak_bytes(name, precision):
+    """What training adds to the resident set of a process of its own."""
+    done = subprocess.run([sys.executable, __file__, "--peak-of", name, "--peak-precision", precision], capture_output=True, text=True)
+    return int(done.stdout) if done.returncode == 0 else None
+
+
+def print_torch_peak(name, precision):
+    torch_step(warm_model(), torch.zeros(2, 3, 8, 8), 2, 2, precision, False)()
+    status = lambda key: next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+    before = status("VmRSS")
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    make, sample, classes, batch = TRAINED[name]
+    step = torch_step(make().train(), sample, classes, batch, precision, False)
+    for _ in range(5):
+        step()
+    print(status("VmHWM") - before)
+
+
+def our_peak_bytes(path, batch, precision, folder):
+    warm = exported(warm_model(), torch.zeros(2, 3, 8, 8), folder / "warm.onnx", training=True)
+    peak = lambda model, rows: ours(model, rows, 0.05, "--train", "--precision", precision, figure="peak_bytes")
+    return peak(path, batch) - peak(warm, 2)
 
 
 def row(kind, name, batch, mine, theirs):
@@ -337,17 +392,42 @@ def integers(folder, args):
             yield row("int8 to own f32", name, batch, mine, own)
 
 
+TRAINED = {  # module, sample of its input, classes (1: BCE), batch
+    "mlp 24-64-64-2": (lambda: mlp(24, 64, 64, 2), torch.zeros(2, 24), 2, 64),
+    "mlp 64-512-512-256-1": (lambda: mlp(64, 512, 512, 256, 1), torch.zeros(2, 64), 1, 1024),
+    "resnet-18 32x32": (lambda: resnet18(small=True), torch.zeros(2, 3, 32, 32), 10, 32),
+    "gpt 2x128, 128 tokens": (lambda: Gpt(), torch.zeros(2, 128, dtype=torch.int64), 256, 8),
+}
+
+
 def training(folder, args):
-    for name, sizes, batch in (("mlp 24-64-64-2", (24, 64, 64, 2), 64), ("mlp 64-512-512-256-1", (64, 512, 512, 256, 1), 1024)):
+    for name, (make, sample, classes, batch) in TRAINED.items():
         if args.only and not any(w in name for w in args.only):
             continue
-        module = mlp(*sizes)
-        path = exported(module, torch.randn(2, sizes[0]), folder / f"train_{name.replace(' ', '_')}.onnx")
-        theirs = best(lambda: torch_step_us(module.train(), sizes[0], sizes[-1], batch, args.seconds, False))
-        yield row("training, eager", name, batch, best(lambda: ours(path, batch, args.seconds, "--train")), theirs)
-        if args.compile:
-            theirs = best(lambda: torch_step_us(module, sizes[0], sizes[-1], batch, args.seconds, True))
-            yield row("training, compiled", name, batch, best(lambda: ours(path, batch, args.seconds, "--train")), theirs)
+        torch.manual_seed(1)
+        path = exported(make(), sample, folder / f"train_{name.replace(' ', '_')}.onnx", training=True)
+        for precision in args.precision:
+            for threads in args.threads:
+                torch.set_num_threads(threads)
+                extra = ["--train", "--threads", str(threads)] + (["--precision", precision] if precision != "f32" else [])
+                steps = [torch_step(make().train(), sample, classes, batch, precision, compiled) for compiled in ([False, True] if args.compile else [False])]
+                mine, theirs = [], [[] for _ in steps]
+                for _ in range(TURNS):
+                    mine.append(ours(path, batch, args.seconds, *extra))
+                    for step, times in zip(steps, theirs):
+                        times.append(median_us(step, args.seconds))
+                mine = min((m for m in mine if m is not None), default=None)
+                for kind, times in zip(("eager", "compiled"), theirs):
+                    yield row(f"train {precision} {threads} thr, {kind}", name, batch, mine, min(times))
+            if args.memory:
+                torch.set_num_threads(1)
+                yield row(f"peak KiB {precision}", name, batch, kib(our_peak_bytes(path, batch, precision, folder)),
+                          kib(torch_peak_bytes(name, precision)))
+        torch.set_num_threads(1)
+
+
+def kib(value):
+    return None if value is None else value / 1024
 
 
 def main():
@@ -357,8 +437,16 @@ def main():
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     parser.add_argument("--skip", nargs="*", default=[], choices=["inference", "halves", "integers", "training"])
     parser.add_argument("--compile", action="store_true", help="beside torch.compile too (needs a C++ compiler)")
+    parser.add_argument("--threads", nargs="*", type=int, default=[1], help="of training steps, on both sides")
+    parser.add_argument("--precision", nargs="*", default=["f32"], choices=["f32", "bf16"], help="of training steps; PyTorch's bf16 is its autocast")
+    parser.add_argument("--memory", action="store_true", help="what a training step takes at its peak, too, in KiB")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    parser.add_argument("--peak-precision", default="f32", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="one object a line")
     args = parser.parse_args()
+    if args.peak_of:
+        print_torch_peak(args.peak_of, args.peak_precision)
+        return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for part in (inference, halves, integers, training):
@@ -370,7 +458,7 @@ def main():
                     print(json.dumps(r), flush=True)
                 else:
                     text = lambda v, digits: "-" if v is None else f"{v:.{digits}f}"
-                    print(f"{r['kind']:<20} {r['model']:<22} {r['batch']:>5}  ours {text(r['ours_us'], 2):>12} us  theirs {text(r['theirs_us'], 2):>12} us  "
+                    print(f"{r['kind']:<28} {r['model']:<22} {r['batch']:>5}  ours {text(r['ours_us'], 2):>12} us  theirs {text(r['theirs_us'], 2):>12} us  "
                           f"ratio {text(r['ratio'], 2):>7}", flush=True)
     for kind in ("inference", "bf16", "int8"):
         ratios = [r["ratio"] for r in rows if r["kind"] == kind and r["ratio"]]

@@ -1,5 +1,7 @@
-// Threads that share one piece of work after another, with little time lost between them: growing a tree is thousands of short pieces.
-// Who does which part is chance, so parts must write to different places, and what they write must not depend on the order.
+// Threads that share one piece of work after another, with little time lost between them: growing a tree, or a run of a plan, is thousands
+// of short pieces. Between two of them a thread looks for a moment whether there is more, then sleeps. Nothing is allocated.
+// Who does which part is chance, so parts must write to different places, and what they write must not depend on the order. Helpers
+// compute in the caller's float mode (denormals).
 //
 // Ways to get hurt: run() is for one thread at a time, is not re-entrant, and its parts must not throw.
 #pragma once
@@ -7,16 +9,17 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
 #include <type_traits>
 #include <vector>
 
 #include "runtime/base/thread.hpp"
 
-namespace falaj::kernels::trees {
+namespace falaj::kernels {
 
 class Team {
  public:
-  explicit Team(std::size_t threads);  // the caller is one of them
+  explicit Team(std::size_t threads, std::string_view name = "team");  // the caller is one of them
   ~Team();
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
@@ -52,6 +55,7 @@ class Team {
   Call call_ = nullptr;
   void* work_ = nullptr;
   std::size_t parts_ = 0;
+  unsigned float_mode_ = 0;
   bool stop_ = false;
   std::atomic<std::uint32_t> round_ = 0;
   alignas(64) std::atomic<std::size_t> next_ = 0;
@@ -61,4 +65,4 @@ class Team {
 // Threads that are worth it for so many cells (rows x columns), of `most`.
 std::size_t threads_for(std::size_t cells, std::size_t most) noexcept;
 
-}  // namespace falaj::kernels::trees
+}  // namespace falaj::kernels

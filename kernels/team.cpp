@@ -1,18 +1,16 @@
-#include "kernels/trees/team.hpp"
+#include "kernels/team.hpp"
+
+#include <immintrin.h>
 
 #include <algorithm>
 #include <string>
 
-namespace falaj::kernels::trees {
+namespace falaj::kernels {
 namespace {
 
 constexpr int kLooks = 4000;  // before a thread sleeps: some 50 us, longer than most gaps between two pieces of work
 
-void relax() noexcept {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#endif
-}
+void relax() noexcept { _mm_pause(); }
 
 // Until `value` is no longer `old`.
 void wait_for_change(const std::atomic<std::uint32_t>& value, std::uint32_t old) noexcept {
@@ -25,8 +23,8 @@ void wait_for_change(const std::atomic<std::uint32_t>& value, std::uint32_t old)
 
 }  // namespace
 
-Team::Team(std::size_t threads) {
-  for (std::size_t i = 1; i < threads; ++i) helpers_.emplace_back("trees-" + std::to_string(i), [this] { help(); });
+Team::Team(std::size_t threads, std::string_view name) {
+  for (std::size_t i = 1; i < threads; ++i) helpers_.emplace_back(std::string(name) + "-" + std::to_string(i), [this] { help(); });
 }
 
 Team::~Team() {
@@ -40,6 +38,7 @@ void Team::share(std::size_t parts, void* work, Call call) {
   call_ = call;
   work_ = work;
   parts_ = parts;
+  float_mode_ = _mm_getcsr();
   next_.store(0, std::memory_order_relaxed);
   busy_.store(static_cast<std::uint32_t>(helpers_.size()), std::memory_order_relaxed);
   round_.fetch_add(1, std::memory_order_release);
@@ -60,6 +59,7 @@ void Team::help() {
     wait_for_change(round_, seen);
     seen = round_.load(std::memory_order_acquire);
     if (stop_) return;
+    _mm_setcsr(float_mode_);
     take_parts();
     busy_.fetch_sub(1, std::memory_order_acq_rel);
     busy_.notify_one();
@@ -71,4 +71,4 @@ std::size_t threads_for(std::size_t cells, std::size_t most) noexcept {
   return std::clamp<std::size_t>(cells / kCellsEach, 1, std::max<std::size_t>(most, 1));
 }
 
-}  // namespace falaj::kernels::trees
+}  // namespace falaj::kernels
