@@ -222,7 +222,7 @@ class Columns {
       for (std::int64_t t = 0; t < tiles; ++t) {
         const std::int64_t from = first_of(t, tiles, rows);
         const std::int64_t at = from * columns_ + first;
-        const bool more = t < panels && (panels + t) * kPanel16 < columns_ - first;  // the first tiles fetch the next panels
+        const bool more = tiles > 1 && t < panels && (panels + t) * kPanel16 < columns_ - first;  // the first tiles fetch the next panels
         const ConvTarget target{.y = y + at,
                                 .addend = addend == nullptr ? nullptr : addend + at,
                                 .bias = bias_.data() + first,

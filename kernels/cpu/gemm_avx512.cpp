@@ -127,7 +127,8 @@ void multiply_rows(const float* a, std::int64_t a_row, std::int64_t a_col, const
     for (std::int64_t t = 0; t < tiles; ++t) {
       const std::int64_t row = first + first_of(t, tiles, m);
       const std::int64_t rows = first + first_of(t + 1, tiles, m) - row;
-      const bool more = t < panels && (panels + t) * kPanel < n - j;  // each of the first tiles fetches one of the next panels
+      // Each of the first tiles fetches one of the next panels. A tile that is alone waits for memory as it is.
+      const bool more = tiles > 1 && t < panels && (panels + t) * kPanel < n - j;
       kind[rows](Place{a + row * a_row, a_row, a_col, packed, stride, y + row * y_row + j, y_row, k, row, j, n - j,
                        packed + (more ? panels + t : 0) * stride},
                  finish);

@@ -256,8 +256,9 @@ def vino_us(path, s, batch, precision, seconds):
     if openvino is None:
         return None
     try:
-        request = vino(str(path), batch, precision, feed(s, batch))
-        empty = vino(empty_graph(), batch, precision, {"x": np.zeros((batch, 1), np.float32)})
+        values, nothing = feed(s, batch), {"x": np.zeros((batch, 1), np.float32)}  # which requests read, and do not keep
+        request = vino(str(path), batch, precision, values)
+        empty = vino(empty_graph(), batch, precision, nothing)
     except RuntimeError as e:
         print(f"OpenVINO leaves {path.name} out: {str(e).splitlines()[0]}", file=sys.stderr)
         return None
