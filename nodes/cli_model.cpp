@@ -163,32 +163,36 @@ Result<Answers> answer(kernels::Session& session, std::span<const Value> inputs)
   return Answers{session.graph().outputs, std::move(values), session.interpreted()};
 }
 
-Result<Answers> answer_from_file(const Arguments& a, const std::optional<ModelCache>& cache, const ModelCache::Wanted& wanted) {
+// In the cache, if there is one: `entry`.
+struct CachePlace {
+  ModelCache cache;
+  ModelCache::Entry entry;
+};
+
+Result<Answers> answer_from_file(const Arguments& a, const std::optional<CachePlace>& place) {
   std::vector<std::string> others;
   FALAJ_ASSIGN(auto graph, load_model(a.model, &others));
   FALAJ_ASSIGN(const auto inputs, read_inputs(graph, a.inputs));
   FALAJ_ASSIGN(auto session, kernels::Session::make(std::move(graph)));
   auto answers = answer(session, inputs);
-  const bool keeps = answers && cache && session.compiled() != nullptr && session.interpreted().empty();
-  if (keeps) FALAJ_TRY(cache->keep(wanted, *session.compiled(), others));
+  const bool keeps = answers && place && session.compiled() != nullptr && session.interpreted().empty();
+  if (keeps) FALAJ_TRY(place->cache.keep(place->entry, {session.compiled(), others}));
   return answers;
 }
 
 Result<Answers> answers_of(const Arguments& a) {
+  if (a.cache.empty()) return answer_from_file(a, {});
   const SystemClock clock;
-  std::optional<ModelCache> cache;
-  const ModelCache::Wanted wanted{a.model, "run"};
-  if (!a.cache.empty()) {
-    FALAJ_ASSIGN(cache, ModelCache::open(a.cache, clock));
-    FALAJ_ASSIGN(auto compiled, cache->find(wanted, {}));
-    if (compiled != nullptr) {
-      FALAJ_ASSIGN(const auto inputs, read_inputs(compiled->graph(), a.inputs));
-      kernels::Session session(std::move(compiled));
-      auto answers = answer(session, inputs);
-      if (answers || answers.error().code != ErrorCode::unimplemented) return answers;
-    }
+  FALAJ_ASSIGN(auto cache, ModelCache::open(a.cache, clock));
+  FALAJ_ASSIGN(auto entry, cache.entry(a.model, "run"));
+  FALAJ_ASSIGN(auto kept, cache.find(entry, {}));
+  if (kept.compiled != nullptr) {
+    FALAJ_ASSIGN(const auto inputs, read_inputs(kept.compiled->graph(), a.inputs));
+    kernels::Session session(std::move(kept.compiled));
+    auto answers = answer(session, inputs);
+    if (answers || answers.error().code != ErrorCode::unimplemented) return answers;
   }
-  return answer_from_file(a, cache, wanted);
+  return answer_from_file(a, CachePlace{std::move(cache), std::move(entry)});
 }
 
 Status do_run(const Arguments& a) {

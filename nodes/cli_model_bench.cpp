@@ -193,10 +193,9 @@ Measured figures(Repeats& repeats, std::int64_t rows, Duration compiling) {
 
 // What is measured, made ready: out of the cache, if one is given and it is there, else out of the file.
 struct Start {
-  std::shared_ptr<const kernels::Compiled> compiled;  // null: `graph` is to be compiled
+  ModelCache::Kept model;  // not compiled: `graph` is to be
   Graph graph;
-  std::vector<std::string> others;  // files of the model's folder
-  std::optional<std::size_t> kept;  // bytes of packed weights that the cache had; none: it had nothing
+  std::optional<std::size_t> packed;  // bytes of packed weights that the cache had; none: it had nothing
 };
 
 kernels::CompileOptions options_of(const Arguments& a) {
@@ -206,16 +205,16 @@ kernels::CompileOptions options_of(const Arguments& a) {
   return options;
 }
 
-Result<Start> load(const Arguments& a, const std::optional<ModelCache>& cache, const ModelCache::Wanted& wanted) {
+Result<Start> load(const Arguments& a, const std::optional<ModelCache>& cache, const ModelCache::Entry& entry) {
   Start start;
   if (cache) {
-    FALAJ_ASSIGN(start.compiled, cache->find(wanted, options_of(a)));
+    FALAJ_ASSIGN(start.model, cache->find(entry, options_of(a)));
   }
-  if (start.compiled != nullptr) {
-    start.kept = start.compiled->packed()->bytes();
+  if (start.model.compiled != nullptr) {
+    start.packed = start.model.compiled->packed()->bytes();
     return start;
   }
-  FALAJ_ASSIGN(start.graph, load_model(a.model, &start.others));
+  FALAJ_ASSIGN(start.graph, load_model(a.model, &start.model.others));
   FALAJ_ASSIGN(const auto sizes, open_sizes(a.sizes));
   FALAJ_TRY(close_sizes(start.graph, sizes));
   return start;
@@ -239,23 +238,26 @@ Result<std::vector<Tensor>> random_inputs(const Graph& graph, std::int64_t batch
 Result<Measured> measure_answers(const Arguments& a, const Clock& clock) {
   kernels::set_flush_denormals();
   std::optional<ModelCache> cache;
-  if (!a.cache.empty()) {
-    FALAJ_ASSIGN(cache, ModelCache::open(a.cache, clock));
-  }
-  ModelCache::Wanted wanted{a.model, a.precision};
-  for (const auto& size : a.sizes) wanted.options += " " + size;
+  ModelCache::Entry entry;
   const Instant began = clock.now();
-  FALAJ_ASSIGN(auto start, load(a, cache, wanted));
+  if (!a.cache.empty()) {
+    std::string options = a.precision;
+    for (const auto& size : a.sizes) options += " " + size;
+    FALAJ_ASSIGN(cache, ModelCache::open(a.cache, clock));
+    FALAJ_ASSIGN(entry, cache->entry(a.model, options));
+  }
+  FALAJ_ASSIGN(auto start, load(a, cache, entry));
+  auto& model = start.model.compiled;
   const Instant loaded = clock.now();
-  FALAJ_ASSIGN(const auto inputs, random_inputs(start.compiled != nullptr ? start.compiled->graph() : start.graph, a.batch));
+  FALAJ_ASSIGN(const auto inputs, random_inputs(model != nullptr ? model->graph() : start.graph, a.batch));
   if (a.precision == "int8") {
     FALAJ_ASSIGN(start.graph, kernels::quantize_all(start.graph, inputs));
   }
   const Instant compiling = clock.now();
-  if (start.compiled == nullptr) {
-    FALAJ_ASSIGN(start.compiled, kernels::compile(std::move(start.graph), options_of(a)));
+  if (model == nullptr) {
+    FALAJ_ASSIGN(model, kernels::compile(std::move(start.graph), options_of(a)));
   }
-  kernels::Executor executor(start.compiled, a.threads);
+  kernels::Executor executor(model, a.threads);
   std::vector<Shape> shapes;
   for (const Tensor& input : inputs) shapes.push_back(input.shape());
   FALAJ_TRY(executor.prepare(shapes));
@@ -269,7 +271,7 @@ Result<Measured> measure_answers(const Arguments& a, const Clock& clock) {
     FALAJ_TRY(executor.run(inputs, outputs));
     repeats.add();
   }
-  if (cache && start.compiled->packed()->bytes() != start.kept) FALAJ_TRY(cache->keep(wanted, *start.compiled, start.others));
+  if (cache && model->packed()->bytes() != start.packed) FALAJ_TRY(cache->keep(entry, start.model));
   auto measured = figures(repeats, a.batch, compiled - compiling);
   measured.start_ms = std::chrono::duration<double, std::milli>(starting).count();
   return measured;

@@ -117,6 +117,8 @@ std::string folder_of(const std::string& path) {
   return folder.empty() ? "." : folder.string();
 }
 
+std::string key_of(const ModelCache::Entry& entry) { return fs::path(entry.name).filename().string(); }
+
 }  // namespace
 
 Result<ModelCache> ModelCache::open(const std::string& directory, const Clock& clock) {
@@ -133,72 +135,73 @@ Result<ModelCache> ModelCache::open(const std::string& directory, const Clock& c
   return ModelCache(directory, clock);
 }
 
-Result<std::string> ModelCache::digest_of(const std::string& path) const {
+Result<ModelCache::Entry> ModelCache::entry(const std::string& path, std::string_view options) const {
   FALAJ_ASSIGN(const auto identity, identity_of(path, *clock_));
   const auto memo = format("{}/{}.digest", directory_, storage::sha256(identity.text).hex());
-  if (auto known = read_small(memo); known.size() == 64) return known;
-  FALAJ_ASSIGN(const auto file, map_model(path));
-  auto digest = storage::sha256(file.view).hex();
-  if (identity.settled) FALAJ_TRY(write_small(memo, digest));
-  return digest;
-}
-
-Result<std::string> ModelCache::entry_of(const Wanted& wanted) const {
-  FALAJ_ASSIGN(const auto digest, digest_of(wanted.path));
-  static const std::string kProgram = format("{} / build {}", kernels::backends_version(), build_id());
-  return format("{}/{}-{}", directory_, digest, storage::sha256(format("{} / {}", wanted.options, kProgram)).hex().substr(0, 32));
-}
-
-Result<std::shared_ptr<const Compiled>> ModelCache::find(const Wanted& wanted, const kernels::CompileOptions& options) const {
-  FALAJ_ASSIGN(const auto entry, entry_of(wanted));
-  auto file = map_model(entry + ".model");
-  if (!file) return std::shared_ptr<const Compiled>();
-  std::istringstream others(read_small(entry + ".files"));
-  for (std::string name, identity; std::getline(others, name) && std::getline(others, identity);) {
-    const auto now = identity_of(folder_of(wanted.path) + "/" + name, *clock_);
-    if (!now || now->text != identity) return std::shared_ptr<const Compiled>();
+  auto digest = read_small(memo);
+  if (digest.size() != 64) {
+    FALAJ_ASSIGN(const auto file, map_model(path));
+    digest = storage::sha256(file.view).hex();
+    if (identity.settled) FALAJ_TRY(write_small(memo, digest));
   }
-  auto compiled = kernels::read_compiled(std::move(*file), fs::path(entry).filename().string(), options);
-  if (!compiled) return std::shared_ptr<const Compiled>();
-  utimensat(AT_FDCWD, (entry + ".model").c_str(), nullptr, 0);  // used now
-  return compiled;
+  static const std::string kProgram = format("{} / build {}", kernels::backends_version(), build_id());
+  const auto variant = storage::sha256(format("{} / {}", options, kProgram)).hex().substr(0, 32);
+  return Entry{path, identity.text, format("{}/{}-{}", directory_, digest, variant)};
 }
 
-Status ModelCache::keep(const Wanted& wanted, const Compiled& compiled, const std::vector<std::string>& others) const {
-  FALAJ_ASSIGN(const auto entry, entry_of(wanted));
+Result<ModelCache::Kept> ModelCache::find(const Entry& entry, const kernels::CompileOptions& options) const {
+  auto file = map_model(entry.name + ".model");
+  if (!file) return Kept{};
+  Kept kept;
+  std::istringstream others(read_small(entry.name + ".files"));
+  for (std::string name, identity; std::getline(others, name) && std::getline(others, identity);) {
+    const auto now = identity_of(folder_of(entry.path) + "/" + name, *clock_);
+    if (!now || now->text != identity) return Kept{};
+    kept.others.push_back(name);
+  }
+  auto compiled = kernels::read_compiled(std::move(*file), key_of(entry), options);
+  if (!compiled) return Kept{};
+  kept.compiled = std::move(*compiled);
+  utimensat(AT_FDCWD, (entry.name + ".model").c_str(), nullptr, 0);  // used now
+  return kept;
+}
+
+Status ModelCache::keep(const Entry& entry, const Kept& kept) const {
+  FALAJ_ASSIGN(const auto now, identity_of(entry.path, *clock_));
+  if (now.text != entry.identity) return {};  // next time
   std::string files;
-  for (const auto& name : others) {
-    FALAJ_ASSIGN(const auto identity, identity_of(folder_of(wanted.path) + "/" + name, *clock_));
-    if (!identity.settled || name.find('\n') != std::string::npos) return {};  // next time
+  for (const auto& name : kept.others) {
+    FALAJ_ASSIGN(const auto identity, identity_of(folder_of(entry.path) + "/" + name, *clock_));
+    if (!identity.settled || name.find('\n') != std::string::npos) return {};  // likewise
     files += format("{}\n{}\n", name, identity.text);
   }
-  FALAJ_TRY(write_small(entry + ".files", files));
-  NewFile file(entry + ".model");
-  FALAJ_TRY(kernels::write_compiled(compiled, fs::path(entry).filename().string(), [&](ByteView part) { return file.write(part); }));
+  FALAJ_TRY(write_small(entry.name + ".files", files));
+  NewFile file(entry.name + ".model");
+  FALAJ_TRY(kernels::write_compiled(*kept.compiled, key_of(entry), [&](ByteView part) { return file.write(part); }));
   FALAJ_TRY(file.finish());
-  make_room(entry);
+  make_room(entry.name);
   return {};
 }
 
 void ModelCache::make_room(const std::string& kept) const {
-  struct Entry {
+  struct File {
     fs::file_time_type used;
     std::uintmax_t bytes;
     fs::path path;
   };
-  std::vector<Entry> entries;
+  std::vector<File> files;
   std::uintmax_t total = 0;
   std::error_code code;
   for (const auto& file : fs::directory_iterator(directory_, code)) {
-    Entry entry{file.last_write_time(code), file.file_size(code), file.path()};
+    File one{file.last_write_time(code), file.file_size(code), file.path()};
     if (code || file.path().string().starts_with(kept)) continue;
-    total += entry.bytes;
-    entries.push_back(std::move(entry));
+    total += one.bytes;
+    files.push_back(std::move(one));
   }
-  std::ranges::sort(entries, {}, &Entry::used);
-  for (std::size_t i = 0; i < entries.size() && total > kCacheBytesMax; ++i) {
-    total -= entries[i].bytes;
-    fs::remove(entries[i].path, code);
+  std::ranges::sort(files, {}, &File::used);
+  for (std::size_t i = 0; i < files.size() && total > kCacheBytesMax; ++i) {
+    total -= files[i].bytes;
+    fs::remove(files[i].path, code);
   }
 }
 

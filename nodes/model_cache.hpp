@@ -9,6 +9,7 @@
 #pragma once
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernels/plan.hpp"
@@ -24,20 +25,25 @@ class ModelCache {
   // Makes the directory if there is none. `clock` must outlive the cache.
   static Result<ModelCache> open(const std::string& directory, const Clock& clock);
 
-  // A model and how it is compiled; `options` tells options apart that lead to other graphs or packed forms.
-  struct Wanted {
+  // A model's file as it was when it was looked at, and how it is compiled. Made before the file is read.
+  struct Entry {
     std::string path;
-    std::string options;
+    std::string identity;  // of the file
+    std::string name;      // of the entry, the directory with it
   };
-  // Null: it is not there, or is out of date or damaged (which keep() mends).
-  [[nodiscard]] Result<std::shared_ptr<const kernels::Compiled>> find(const Wanted& wanted, const kernels::CompileOptions& options) const;
-  // `others`: as load_model gives them.
-  Status keep(const Wanted& wanted, const kernels::Compiled& compiled, const std::vector<std::string>& others) const;
+  // `options` tells options apart that lead to other graphs or packed forms.
+  [[nodiscard]] Result<Entry> entry(const std::string& path, std::string_view options) const;
+
+  struct Kept {
+    std::shared_ptr<const kernels::Compiled> compiled;  // null: it is not there, or is out of date or damaged (which keep() mends)
+    std::vector<std::string> others;                    // files of the model's folder, as load_model gives them
+  };
+  [[nodiscard]] Result<Kept> find(const Entry& entry, const kernels::CompileOptions& options) const;
+  // Not if a file has changed since the entry was made, or may have.
+  Status keep(const Entry& entry, const Kept& kept) const;
 
  private:
   ModelCache(std::string directory, const Clock& clock) : directory_(std::move(directory)), clock_(&clock) {}
-  [[nodiscard]] Result<std::string> digest_of(const std::string& path) const;
-  [[nodiscard]] Result<std::string> entry_of(const Wanted& wanted) const;
   void make_room(const std::string& kept) const;
 
   std::string directory_;
