@@ -86,12 +86,6 @@ FALAJ_AVX2 inline void store8(float* to, __m256 value, std::int64_t width) {
   }
 }
 
-// Most tiles end so simply that it can be done where the sums are: whole, with one bias for all rows or none, and no activation or Relu.
-inline bool ends_simply(const Finish& f, std::int64_t width, std::int64_t wanted) {
-  return width >= wanted && (f.activation == Activation::none || f.activation == Activation::relu) &&
-         (f.bias == nullptr || (f.bias_row == 0 && f.bias_col == 1 && f.beta == 1.0F));
-}
-
 // Bias, scale and activation of a tile's sums: rows of `vectors` times eight. Apart from the sums' loop, whose registers it would take.
 [[gnu::noinline]] FALAJ_AVX2 void finish_tile(const float* sums, int rows, int vectors, float* y, std::int64_t y_row, std::int64_t i,
                                               std::int64_t j, std::int64_t n, const Finish& f) {
@@ -132,7 +126,7 @@ FALAJ_AVX2 inline void tile(const Left& a, const float* packed, std::int64_t pan
       for (int c = 0; c < 2 * kPanels; ++c) sum[r][c] = _mm256_fmadd_ps(value, b[c], sum[r][c]);
     }
   }
-  if (ends_simply(f, n - j, kPanels * kPanel)) {
+  if (n - j >= kPanels * kPanel && f.is_simple()) {
     const __m256 alpha = _mm256_set1_ps(f.alpha);
     const __m256 least = f.activation == Activation::relu ? _mm256_setzero_ps() : _mm256_set1_ps(-__builtin_inff());
     FALAJ_UNROLL

@@ -24,6 +24,11 @@ struct Finish {
   Activation activation = Activation::none;
   float activation_alpha = 0.01F;
   std::int64_t y_row = 0;  // elements from row to row of the result; 0: n, rows follow one another
+  // So simply that it can be done where the sums are: one bias for all rows or none, and no activation or Relu. Most are.
+  [[nodiscard]] bool is_simple() const {
+    return (activation == Activation::none || activation == Activation::relu) &&
+           (bias == nullptr || (bias_row == 0 && bias_col == 1 && beta == 1.0F));
+  }
 };
 
 // y[m x n] = finish(a * b); a is read through strides, b is packed.

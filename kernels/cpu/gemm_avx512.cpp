@@ -81,9 +81,7 @@ FALAJ_AVX512 void tile(const Place& p, const Finish& f) {
       for (int c = 0; c < kPanels; ++c) sum[r][c] = _mm512_fmadd_ps(value, b[c], sum[r][c]);
     }
   }
-  const bool simple = (f.activation == Activation::none || f.activation == Activation::relu) &&
-                      (f.bias == nullptr || (f.bias_row == 0 && f.bias_col == 1 && f.beta == 1.0F));
-  if (simple) {
+  if (f.is_simple()) {
     const __m512 alpha = _mm512_set1_ps(f.alpha);
     const __m512 least = f.activation == Activation::relu ? _mm512_setzero_ps() : _mm512_set1_ps(-__builtin_inff());
     FALAJ_UNROLL

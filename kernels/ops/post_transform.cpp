@@ -19,12 +19,12 @@ Result<PostTransform> post_transform(const Node& node) {
   return invalid(format("attribute 'post_transform' is '{}'; it must be NONE, SOFTMAX, LOGISTIC, SOFTMAX_ZERO or PROBIT", text));
 }
 
-Result<Tensor> class_labels(const Node& node) {
+Result<Tensor> class_labels(const Node& node, std::string_view numbers) {
   if (node.attributes.contains("classlabels_strings")) {
     FALAJ_ASSIGN(auto list, attr_strings(node, "classlabels_strings"));
     return Tensor::of<std::string>({static_cast<std::int64_t>(list.size())}, std::span<const std::string>(list));
   }
-  FALAJ_ASSIGN(auto list, attr_ints(node, "classlabels_ints"));
+  FALAJ_ASSIGN(auto list, attr_ints(node, numbers));
   return Tensor::of<std::int64_t>({static_cast<std::int64_t>(list.size())}, std::span<const std::int64_t>(list));
 }
 

@@ -164,13 +164,7 @@ Result<KernelPtr> make_regressor(const KernelCall& c) {
 
 Result<Classifier> classifier(const OpCall& call) {
   Classifier c;
-  if (call.node.attributes.contains("classlabels_strings")) {
-    FALAJ_ASSIGN(auto list, attr_strings(call.node, "classlabels_strings"));
-    c.labels = Tensor::of<std::string>({static_cast<std::int64_t>(list.size())}, std::span<const std::string>(list));
-  } else {
-    FALAJ_ASSIGN(auto list, attr_ints(call.node, "classlabels_int64s"));
-    c.labels = Tensor::of<std::int64_t>({static_cast<std::int64_t>(list.size())}, std::span<const std::int64_t>(list));
-  }
+  FALAJ_ASSIGN(c.labels, class_labels(call.node, "classlabels_int64s"));
   auto classes = static_cast<std::int64_t>(c.labels.elements());
   if (classes < 1) return invalid("there are no classes");
   FALAJ_ASSIGN(c.trees, old_ensemble(call, "class", classes));
