@@ -58,9 +58,7 @@ class AttentionKernel final : public Kernel {
 }  // namespace
 
 Result<KernelPtr> make_attention(const KernelCall& call) {
-  if (!has_avx2()) return Error{ErrorCode::unimplemented, "attention: this CPU has no AVX2"};
-  if (call.in(0).dtype != DType::f32)
-    return Error{ErrorCode::unimplemented, format("attention: only float32, not {}", to_string(call.in(0).dtype))};
+  FALAJ_TRY(check_f32(call, "attention"));
   if (call.in(1).shape.elements() == 0 || call.in(2).shape.elements() == 0) return Error{ErrorCode::unimplemented, "attention: to nothing"};
   FALAJ_ASSIGN(const double scale, attr_float(call.node, "scale", 1.0));
   return std::make_unique<AttentionKernel>(call.in(0).shape, call.in(2).shape, scale, call.has(3));

@@ -128,8 +128,7 @@ class BatchNorm final : public Kernel {
 }  // namespace
 
 Result<KernelPtr> make_batch_norm(const KernelCall& call) {
-  if (!has_avx2()) return refuse("this CPU has no AVX2");
-  if (call.in(0).dtype != DType::f32) return refuse(format("only float32, not {}", to_string(call.in(0).dtype)));
+  FALAJ_TRY(check_f32(call, "avx2 batch norm"));
   const bool back = call.node.op == "BatchNormalizationTrainingGrad";
   Channels c{split_at(call.in(back ? 1 : 0).shape, 1), 0, 0, call.outputs.size()};
   FALAJ_ASSIGN(c.epsilon, attr_float(call.node, "epsilon", static_cast<double>(1e-5F)));

@@ -356,8 +356,7 @@ class Bf16Conv final : public Kernel {
 };
 
 Status check(const KernelCall& call) {
-  if (!has_avx2()) return refuse("this CPU has no AVX2");
-  if (call.in(0).dtype != DType::f32) return refuse(format("only float32, not {}", to_string(call.in(0).dtype)));
+  FALAJ_TRY(check_f32(call, "bf16"));
   if (call.in(1).constant == nullptr) return refuse("the weights are not known before the run");
   if (call.has(2) && call.in(2).constant == nullptr) return refuse("the bias is not known before the run");
   if (call.outputs[0].shape.elements() == 0) return refuse("nothing to compute");

@@ -373,8 +373,7 @@ class PoolKernel final : public Kernel {
 };
 
 Status check(const KernelCall& call) {
-  if (!has_avx2()) return refuse("this CPU has no AVX2");
-  if (call.in(0).dtype != DType::f32) return refuse(format("only float32, not {}", to_string(call.in(0).dtype)));
+  FALAJ_TRY(check_f32(call, "avx2 convolution"));
   if (call.in(0).shape.rank() != 4) return refuse("only two spatial dimensions");
   return {};
 }

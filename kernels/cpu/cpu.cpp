@@ -39,6 +39,12 @@ bool has_avx_vnni() noexcept {
 bool has_avx512_vnni() noexcept { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 bool has_avx512_bf16() noexcept { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
+Status check_f32(const KernelCall& call, std::string_view kernel) {
+  if (!has_avx2()) return Error{ErrorCode::unimplemented, format("{}: this CPU has no AVX2", kernel)};
+  if (call.in(0).dtype == DType::f32) return {};
+  return Error{ErrorCode::unimplemented, format("{}: only float32, not {}", kernel, to_string(call.in(0).dtype))};
+}
+
 namespace {
 
 struct Entry {

@@ -70,13 +70,6 @@ FALAJ_AVX2 void unary_run(const float* x, float* y, std::int64_t n) {
 using BinaryRun = void (*)(const float*, bool, const float*, bool, float*, std::int64_t);
 using UnaryRun = void (*)(const float*, float*, std::int64_t);
 
-Status check(const KernelCall& call) {
-  if (!has_avx2()) return Error{ErrorCode::unimplemented, "avx2 loop: this CPU has no AVX2"};
-  if (call.in(0).dtype != DType::f32)
-    return Error{ErrorCode::unimplemented, format("avx2 loop: only float32, not {}", to_string(call.in(0).dtype))};
-  return {};
-}
-
 template <class F>
 class Loop final : public Kernel {
  public:
@@ -95,7 +88,7 @@ KernelPtr loop(F f) {
 }  // namespace
 
 Result<KernelPtr> make_binary(const KernelCall& call) {
-  FALAJ_TRY(check(call));
+  FALAJ_TRY(check_f32(call, "avx2 loop"));
   const Shape& out = call.outputs[0].shape;
   if (call.opset < 7) return Error{ErrorCode::unimplemented, "avx2 loop: operands of this opset are aligned by an attribute"};
   Strides a = broadcast_strides(call.in(0).shape, out);
@@ -123,7 +116,7 @@ Result<KernelPtr> make_binary(const KernelCall& call) {
 }
 
 Result<KernelPtr> make_unary(const KernelCall& call) {
-  FALAJ_TRY(check(call));
+  FALAJ_TRY(check_f32(call, "avx2 loop"));
   std::string_view op = call.node.op;
   if (op == "Gelu") {
     FALAJ_ASSIGN(const auto form, attr_string(call.node, "approximate", "none"));
@@ -144,7 +137,7 @@ Result<KernelPtr> make_unary(const KernelCall& call) {
 }
 
 Result<KernelPtr> make_slope(const KernelCall& call) {
-  FALAJ_TRY(check(call));
+  FALAJ_TRY(check_f32(call, "avx2 loop"));
   std::string_view op = call.node.op;
   BinaryRun run = op == "ReluGrad"      ? binary_run<Binary::relu_slope>
                   : op == "SigmoidGrad" ? binary_run<Binary::sigmoid_slope>

@@ -32,12 +32,6 @@ KernelPtr gradient(F f, std::size_t scratch = 0) {
   return std::make_unique<Gradient<F>>(std::move(f), scratch);
 }
 
-Status check(const KernelCall& call) {
-  if (!has_avx2()) return refuse("this CPU has no AVX2");
-  if (call.in(0).dtype != DType::f32) return refuse(format("only float32, not {}", to_string(call.in(0).dtype)));
-  return {};
-}
-
 // --- Softmax ----------------------------------------------------------------------------------------------------------------------
 
 FALAJ_AVX2 void softmax_back(const float* dy, const float* y, float* dx, std::int64_t n, bool log_form) {
@@ -96,7 +90,7 @@ struct Classes {
   std::size_t first = 0;
 };
 Result<Classes> classes_of(const KernelCall& call, std::size_t first) {
-  FALAJ_TRY(check(call));
+  FALAJ_TRY(check_f32(call, "avx2 gradient"));
   FALAJ_ASSIGN(const auto reduction, attr_string(call.node, "reduction", "mean"));
   FALAJ_ASSIGN(const auto ignore, attr_int(call.node, "ignore_index", std::numeric_limits<std::int64_t>::min()));
   const Shape& logits = call.in(first).shape;
@@ -279,7 +273,7 @@ FALAJ_AVX2 void sum_columns(const float* x, std::int64_t rows, std::int64_t widt
 }  // namespace
 
 Result<KernelPtr> make_softmax_grad(const KernelCall& call) {
-  FALAJ_TRY(check(call));
+  FALAJ_TRY(check_f32(call, "avx2 gradient"));
   FALAJ_ASSIGN(auto axis, attr_int(call.node, "axis", -1));
   FALAJ_ASSIGN(axis, normal_axis(axis, call.in(0).shape.rank()));
   const auto split = split_at(call.in(0).shape, axis);
@@ -302,7 +296,7 @@ Result<KernelPtr> make_cross_entropy(const KernelCall& call) {
 }
 
 Result<KernelPtr> make_layer_norm_grad(const KernelCall& call) {
-  FALAJ_TRY(check(call));
+  FALAJ_TRY(check_f32(call, "avx2 gradient"));
   const Shape& in = call.in(1).shape;
   FALAJ_ASSIGN(auto axis, attr_int(call.node, "axis", -1));
   FALAJ_ASSIGN(axis, normal_axis(axis, in.rank()));
@@ -316,7 +310,7 @@ Result<KernelPtr> make_layer_norm_grad(const KernelCall& call) {
 }
 
 Result<KernelPtr> make_gelu_grad(const KernelCall& call) {
-  FALAJ_TRY(check(call));
+  FALAJ_TRY(check_f32(call, "avx2 gradient"));
   FALAJ_ASSIGN(const auto form, attr_string(call.node, "approximate", "none"));
   if (form != "none") return refuse("only the exact Gelu");
   return gradient([n = call.in(0).shape.elements()](const Io& io) {
@@ -327,7 +321,7 @@ Result<KernelPtr> make_gelu_grad(const KernelCall& call) {
 }
 
 Result<KernelPtr> make_reduce_like(const KernelCall& call) {
-  FALAJ_TRY(check(call));
+  FALAJ_TRY(check_f32(call, "avx2 gradient"));
   const Shape& in = call.in(0).shape;
   const Shape& out = call.outputs[0].shape;
   std::int64_t width = out.elements();

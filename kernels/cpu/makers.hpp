@@ -4,6 +4,9 @@
 
 namespace falaj::kernels::cpu {
 
+// What our own f32 kernels need: AVX2, and a first operand of float32. `kernel` is what the refusal calls it.
+Status check_f32(const KernelCall& call, std::string_view kernel);
+
 Result<KernelPtr> make_small_matmul(const KernelCall& call);    // own AVX2
 Result<KernelPtr> make_rounded_matmul(const KernelCall& call);  // the same, of operands rounded to bfloat16
 Result<KernelPtr> make_dnnl_matmul(const KernelCall& call);     // oneDNN

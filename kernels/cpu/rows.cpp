@@ -53,12 +53,6 @@ namespace lanes16 {
 #undef FALAJ_V
 }  // namespace lanes16
 
-Status check(const KernelCall& call) {
-  if (!has_avx2()) return refuse("this CPU has no AVX2");
-  if (call.in(0).dtype != DType::f32) return refuse(format("only float32, not {}", to_string(call.in(0).dtype)));
-  return {};
-}
-
 // --- Transpose ----------------------------------------------------------------------------------------------------------------
 
 // A dimension of the result: its size, and how far apart its elements are in what is read and in what is written.
@@ -125,7 +119,7 @@ class TransposeKernel final : public Kernel {
 SoftmaxRow softmax_row() { return has_avx512() ? lanes16::softmax_row : lanes8::softmax_row; }
 
 Result<KernelPtr> make_softmax(const KernelCall& call) {
-  FALAJ_TRY(check(call));
+  FALAJ_TRY(check_f32(call, "avx2 rows"));
   const Shape& in = call.in(0).shape;
   FALAJ_ASSIGN(auto axis, attr_int(call.node, "axis", -1));
   FALAJ_ASSIGN(axis, normal_axis(axis, in.rank()));
@@ -140,7 +134,7 @@ Result<KernelPtr> make_softmax(const KernelCall& call) {
 }
 
 Result<KernelPtr> make_layer_norm(const KernelCall& call) {
-  FALAJ_TRY(check(call));
+  FALAJ_TRY(check_f32(call, "avx2 rows"));
   const Shape& in = call.in(0).shape;
   FALAJ_ASSIGN(auto axis, attr_int(call.node, "axis", -1));
   FALAJ_ASSIGN(axis, normal_axis(axis, in.rank()));

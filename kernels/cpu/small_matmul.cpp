@@ -87,9 +87,7 @@ class SmallMatMul final : public Kernel {
 };
 
 Result<KernelPtr> make(const KernelCall& call, Operands operands) {
-  if (!has_avx2()) return Error{ErrorCode::unimplemented, "avx2 product: this CPU has no AVX2"};
-  if (call.in(0).dtype != DType::f32)
-    return Error{ErrorCode::unimplemented, format("avx2 product: only float32, not {}", to_string(call.in(0).dtype))};
+  FALAJ_TRY(check_f32(call, "avx2 product"));
   FALAJ_ASSIGN(auto spec, matmul_spec(call));
   std::shared_ptr<const Tensor> packed;
   const Tensor* weights = operands == Operands::whole ? call.in(1).constant : nullptr;

@@ -181,8 +181,7 @@ Tensor transform_weights(const Tensor& weights, const ConvSpec& s) {
 }  // namespace
 
 Result<KernelPtr> make_winograd(const KernelCall& call) {
-  if (!has_avx2()) return refuse("this CPU has no AVX2");
-  if (call.in(0).dtype != DType::f32) return refuse(format("only float32, not {}", to_string(call.in(0).dtype)));
+  FALAJ_TRY(check_f32(call, "winograd convolution"));
   if (call.in(0).shape.rank() != 4) return refuse("only two spatial dimensions");
   FALAJ_ASSIGN(auto fused, fused_conv(call));
   const Tensor* weights = call.in(1).constant;
