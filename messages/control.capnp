@@ -54,7 +54,7 @@ struct DirectoryEntry {
 }
 
 struct ClusterView {
-  # The reply to Register, and told to every node/agent when it changes.
+  # The reply to Register, and told to every node/agent when it changes; where the reply is waited for (Empty), the node has it.
   cluster @0 :Text;
   epoch @1 :UInt64;     # grows with each start of control
   revision @2 :UInt64;  # grows with each change

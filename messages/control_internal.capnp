@@ -7,7 +7,7 @@ using C = import "control.capnp";
 $Cxx.namespace("falaj::messages");
 
 struct PublishResources {
-  # control/resources -> control/membership: put these into the view. Reply: Empty.
+  # control/resources -> control/membership: put these into the view. Reply: Empty, when every node that is up has it.
   resources @0 :List(R.Resource);
 }
 

@@ -123,7 +123,10 @@ class Agent final : public ActorOf<Agent> {
     }
   }
 
-  void view_changed(Context& ctx, Msg<ClusterView> m) { take_view(ctx, m.message()); }
+  void view_changed(Context& ctx, Msg<ClusterView> m) {
+    take_view(ctx, m.message());
+    m.reply(Message::build<Empty>());
+  }
 
   Task<> ensure(Context& ctx, Msg<EnsureActor> m) {
     const auto spec = m->getActor();

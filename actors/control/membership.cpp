@@ -23,6 +23,7 @@ constexpr std::string_view kEpochKey = "control/epoch";
 constexpr std::string_view kPartitionsKey = "control/partitions";
 constexpr std::string_view kKnownKey = "control/members";
 constexpr Duration kGather = std::chrono::milliseconds(5);
+constexpr Duration kAllKnowWithin = std::chrono::seconds(1);
 constexpr Duration kLookAgain = std::chrono::milliseconds(200);     // at a node that is suspected
 constexpr Duration kAnswerWithin = std::chrono::milliseconds(400);  // of a node that is accused
 
@@ -336,10 +337,17 @@ class Membership final : public ActorOf<Membership> {
     m.reply(Message::build<Empty>());
   }
 
-  void publish_resources(Context& ctx, Msg<PublishResources> m) {
+  // Whose resource was applied may ask any node for it next: answered when each node that is up has the view, or did not say so in time
+  // (it is dead then, or about to be declared so).
+  Task<> publish_resources(Context& ctx, Msg<PublishResources> m) {
     const bool news = !resources_ || !std::ranges::equal(resources_.bytes(), m.message().bytes());
     resources_ = m.message();
-    if (news) changed(ctx);
+    if (news) {
+      stale_ = true;
+      new_view(ctx);
+      auto told = ctx.ask_all<Empty>(listeners(), view_, 0, {.lane = Lane::control, .timeout = kAllKnowWithin});
+      co_await told;
+    }
     m.reply(Message::build<Empty>());
   }
 
@@ -386,7 +394,12 @@ class Membership final : public ActorOf<Membership> {
   // What changes within a moment (many nodes lost or registering at once) becomes one view.
   void changed(Context& ctx) {
     stale_ = true;
-    if (!std::exchange(telling_, true)) ctx.after(kGather, [this](Context& later) { tell_all(later); });
+    if (std::exchange(telling_, true)) return;
+    ctx.after(kGather, [this](Context& later) {
+      if (!telling_) return;  // told meanwhile
+      new_view(later);
+      for (const auto& agent : listeners()) later.tell(agent, view_, {.lane = Lane::control});
+    });
   }
 
   void refresh() {
@@ -395,20 +408,26 @@ class Membership final : public ActorOf<Membership> {
     view_ = Message::build<ClusterView>([this](ClusterView::Builder b) { fill(b); }, 1024);
   }
 
-  void tell_all(Context& ctx) {
+  // For all who are up; the others of this node hear of it here.
+  void new_view(Context& ctx) {
     telling_ = false;
     refresh();
     if (const bool now = deciding(); now != std::exchange(told_deciding_, now)) {
       log::warn("control", now ? "half of the nodes are here: deciding" : "fewer than half of the nodes are here: deciding nothing",
                 {{"here", here()}, {"known", known_.size()}});
     }
-    for (const auto& [name, member] : members_) {
-      if (fault::planted("last-node-not-told") && name == members_.rbegin()->first) break;
-      if (member.up) ctx.tell(member.agent, view_, {.lane = Lane::control});
-    }
     // Should one live after all, it learns so, and registers again.
     for (const auto& agent : std::exchange(buried_, {})) ctx.tell(agent, view_, {.lane = Lane::control});
     ctx.tell(ctx.find("control/resources"), Message::build<ViewChanged>([this](ViewChanged::Builder b) { b.setRevision(revision_); }));
+  }
+
+  [[nodiscard]] std::vector<ActorRef> listeners() const {
+    std::vector<ActorRef> out;
+    for (const auto& [name, member] : members_) {
+      if (fault::planted("last-node-not-told") && name == members_.rbegin()->first) break;
+      if (member.up) out.push_back(member.agent);
+    }
+    return out;
   }
 
   void fill(ClusterView::Builder b) {
@@ -456,7 +475,7 @@ class Membership final : public ActorOf<Membership> {
   bool told_deciding_ = false;
   std::vector<ActorRef> buried_;          // agents of nodes that are down since the last telling
   bool stale_ = false;                    // view_ is
-  bool telling_ = false;                  // tell_all() comes soon
+  bool telling_ = false;                  // all hear of it soon
   std::map<std::string, Placed> placed_;  // the directory
   std::vector<std::string> feature_nodes_;
   std::vector<std::uint8_t> partitions_;  // indices into feature_nodes_
