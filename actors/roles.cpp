@@ -83,9 +83,10 @@ void start_agent(Host& host, const NodeParts& p) {
   options.view = p.view;
   options.on_view = p.on_view;
   options.revoke = p.revoke;
-  options.make_replica = [name = p.name, serves = p.has(Role::SERVING)](const Message& spec) -> Result<ChildSpec> {
+  options.make_replica = [name = p.name, serves = p.has(Role::SERVING),
+                          models = std::make_shared<serving::Models>()](const Message& spec) -> Result<ChildSpec> {
     if (!serves) return error(ErrorCode::denied, format("node {} has not the role `serving`", name));
-    return serving::replica({spec, control::agent_name(name)});
+    return serving::replica({spec, control::agent_name(name), models});
   };
   options.workers = p.has(Role::COMPUTE) ? p.workers : nullptr;
   options.fill_stats = p.fill_stats;

@@ -227,8 +227,8 @@ const Graph& Session::graph() const { return impl_->compiled_only ? impl_->compi
 const std::shared_ptr<const Compiled>& Session::compiled() const { return impl_->compiled; }
 const std::string& Session::interpreted() const { return impl_->interpreted; }
 
-Session::Session(std::shared_ptr<const Compiled> compiled) : impl_(std::make_unique<Impl>()) {
-  impl_->executor = std::make_unique<Executor>(compiled);
+Session::Session(std::shared_ptr<const Compiled> compiled, std::size_t threads) : impl_(std::make_unique<Impl>()) {
+  impl_->executor = std::make_unique<Executor>(compiled, threads);
   impl_->compiled = std::move(compiled);
   impl_->compiled_only = true;
 }
@@ -237,10 +237,11 @@ Result<Session> Session::make(Graph graph, CompileOptions options) {
   FALAJ_TRY(validate(graph));
   auto impl = std::make_unique<Impl>();
   impl->graph = std::move(graph);
+  const auto threads = options.threads;
   auto compiled = compile(impl->graph, std::move(options));
   if (compiled) {
     impl->compiled = std::move(*compiled);
-    impl->executor = std::make_unique<Executor>(impl->compiled);
+    impl->executor = std::make_unique<Executor>(impl->compiled, threads);
   } else if (compiled.error().code == ErrorCode::unimplemented) {
     impl->interpreted = compiled.error().message;
   } else {

@@ -23,10 +23,10 @@ Result<std::vector<Value>> interpret(const Graph& graph, std::span<const Value> 
 
 class Session {
  public:
-  // Fails only for graphs that cannot run at all.
+  // Fails only for graphs that cannot run at all. Plans run on options.threads threads, the caller's among them.
   static Result<Session> make(Graph graph, CompileOptions options = {});
   // Of what is compiled already. Shapes that it has no plan for are errors (`unimplemented`): there is no graph to interpret.
-  explicit Session(std::shared_ptr<const Compiled> compiled);
+  explicit Session(std::shared_ptr<const Compiled> compiled, std::size_t threads = 1);
   ~Session();
   Session(Session&&) noexcept;
   Session& operator=(Session&&) noexcept;

@@ -104,6 +104,12 @@ std::span<const Backend* const> default_backends() {
   return kList;
 }
 
+std::vector<const Backend*> backends_after(const Backend& first) {
+  std::vector<const Backend*> out = {&first};
+  out.insert(out.end(), default_backends().begin(), default_backends().end());
+  return out;
+}
+
 namespace {
 std::span<const Backend* const> backends_of(const CompileOptions& options) {
   return options.backends.empty() ? default_backends() : std::span<const Backend* const>(options.backends);

@@ -43,6 +43,7 @@ const Backend& bf16_backend();           // products and convolutions by known w
 const Backend& bf16_training_backend();  // likewise whatever the operands are, gradients included
 const Backend& reference_backend();      // plain loops for every op
 std::span<const Backend* const> default_backends();
+std::vector<const Backend*> backends_after(const Backend& first);  // the default ones, asked when `first` refuses
 std::string backends_version();  // what the packed forms of weights depend on, beside this program: the processor's instructions, oneDNN
 
 // While this lives, the default backends of this thread are the reference ones alone: the same bits on any machine, for simulations.

@@ -68,6 +68,8 @@ struct ModelSpec {
   heads @8 :UInt32 = 0 $A.doc("transformer, gpt: heads of attention, which divide `embedding`; 0: 4") $A.range((min = 0, max = 64));
   vocabulary @9 :UInt32 = 0 $A.doc("gpt: numeric fields are tokens 0 to vocabulary - 1; 0: the fields are strings, of one vocabulary") $A.range((min = 0, max = 65536));
   tied @10 :Bool $A.doc("gpt: the table of tokens also gives the logits; the label's classes must be tokens");
+  dropoutNodes @11 :Bool $A.doc("onnx: its Dropout nodes drop while training; otherwise they pass everything");
+  batchStatistics @12 :Bool $A.doc("onnx: BatchNormalization by the statistics of each micro-shard, moving its running ones; otherwise those are kept");
 }
 
 struct TreesSpec {
@@ -86,16 +88,20 @@ struct TreesSpec {
 }
 
 struct OptimizerSpec {
-  name @0 :Text = "adamw" $A.oneOf(["adamw", "sgd"]);
+  name @0 :Text = "adamw" $A.oneOf(["adamw", "adam", "sgd", "lamb"]);
   learningRate @1 :Float64 = 0.01 $A.range((min = 0, max = 10));
   weightDecay @2 :Float64 = 0.01 $A.range((min = 0, max = 100));
   beta1 @3 :Float64 = 0.9 $A.range((min = 0, max = 1));
   beta2 @4 :Float64 = 0.999 $A.range((min = 0, max = 1));
   epsilon @5 :Float64 = 1e-8 $A.range((min = 0, max = 1));
-  momentum @6 :Float64 = 0.9 $A.range((min = 0, max = 1));
-  schedule @7 :Text = "constant" $A.oneOf(["constant", "cosine"]);
+  momentum @6 :Float64 = 0.9 $A.doc("of sgd") $A.range((min = 0, max = 1));
+  schedule @7 :Text = "constant" $A.oneOf(["constant", "cosine", "step", "plateau"]);
   warmupSteps @8 :UInt32 = 0;
   clipNorm @9 :Float64 = 0 $A.doc("gradient clipping by global norm; 0: off") $A.range((min = 0, max = 1e9));
+  nesterov @10 :Bool $A.doc("of sgd with momentum");
+  every @11 :UInt32 = 0 $A.doc("schedule step: steps between drops of the rate");
+  gamma @12 :Float64 = 0.1 $A.doc("schedules step and plateau: factor of a drop") $A.range((min = 1e-6, max = 1));
+  plateauEpochs @13 :UInt32 = 10 $A.doc("schedule plateau: epochs without a better loss (of the validation rows, if there are any) that are borne");
 }
 
 struct GateSpec {
@@ -130,6 +136,12 @@ struct TrainingJob {
   purpose @20 :Text $A.required $A.doc("must be one that the view allows");
   gate @21 :GateSpec;
   snapshot @22 :Text $A.doc("digest of a snapshot to train on; empty: one is made when the job starts");
+  precision @23 :Text = "f32" $A.doc("bf16: products and convolutions take their operands rounded to bfloat16; sums and parameters stay f32") $A.oneOf(["f32", "bf16"]);
+  threads @24 :UInt32 = 1 $A.doc("of each worker; 0: as many as its machine has. The trained model does not depend on it") $A.range((min = 0, max = 256));
+  freeze @25 :List(Text) $A.doc("parameters that are not trained, by name; a name may end in *");
+  loss @26 :Text = "mse" $A.doc("of a regression, for the label in its standard deviations; classes have cross-entropy") $A.oneOf(["mse", "l1", "huber"]);
+  huberDelta @27 :Float64 = 1 $A.doc("loss huber: where it turns from squares to lines, in standard deviations of the label") $A.range((min = 1e-9, max = 1e9));
+  notFinite @28 :Text = "stop" $A.doc("a step whose gradient is no number ends the run, or is left out and counted") $A.oneOf(["stop", "skip"]);
 }
 
 # --- deployments ---------------------------------------------------------------------------------------------------------
@@ -146,4 +158,6 @@ struct Deployment {
   queueMax @8 :UInt32 = 512 $A.range((min = 1, max = 65536));
   view @9 :Text $A.doc("feature view for predictions by entity key");
   purpose @10 :Text $A.doc("the purpose of such reads");
+  threads @11 :UInt32 = 1 $A.doc("of each replica; 0: as many as its machine has. The answers do not depend on it") $A.range((min = 0, max = 256));
+  precision @12 :Text = "f32" $A.doc("bf16: products and convolutions by known weights take their operands rounded to bfloat16") $A.oneOf(["f32", "bf16"]);
 }

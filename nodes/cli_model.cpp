@@ -18,6 +18,7 @@
 #include "nodes/cli_model_train.hpp"
 #include "nodes/model_cache.hpp"
 #include "nodes/model_files.hpp"
+#include "nodes/run_options.hpp"
 #include "runtime/base/clock.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/net/http/json_writer.hpp"
@@ -37,6 +38,7 @@ struct Arguments {
   std::vector<std::string> inputs;  // NAME=FILE
   std::string output_dir = ".";
   std::string cache;  // empty: none
+  RunOptions how;
   bool json = false;
   bool why = false;
 };
@@ -173,7 +175,7 @@ Result<Answers> answer_from_file(const Arguments& a, const std::optional<CachePl
   std::vector<std::string> others;
   FALAJ_ASSIGN(auto graph, load_model(a.model, &others));
   FALAJ_ASSIGN(const auto inputs, read_inputs(graph, a.inputs));
-  FALAJ_ASSIGN(auto session, kernels::Session::make(std::move(graph)));
+  FALAJ_ASSIGN(auto session, kernels::Session::make(std::move(graph), compile_options(a.how.precision, a.how.threads)));
   auto answers = answer(session, inputs);
   const bool keeps = answers && place && session.compiled() != nullptr && session.interpreted().empty();
   if (keeps) FALAJ_TRY(place->cache.keep(place->entry, {session.compiled(), others}));
@@ -184,19 +186,20 @@ Result<Answers> answers_of(const Arguments& a) {
   if (a.cache.empty()) return answer_from_file(a, {});
   const SystemClock clock;
   FALAJ_ASSIGN(auto cache, ModelCache::open(a.cache, clock));
-  FALAJ_ASSIGN(auto entry, cache.entry(a.model, "run"));
-  FALAJ_ASSIGN(auto kept, cache.find(entry, {}));
+  FALAJ_ASSIGN(auto entry, cache.entry(a.model, "run " + a.how.precision));
+  FALAJ_ASSIGN(auto kept, cache.find(entry, compile_options(a.how.precision, a.how.threads)));
   if (kept.compiled != nullptr) {
     FALAJ_ASSIGN(const auto inputs, read_inputs(kept.compiled->graph(), a.inputs));
-    kernels::Session session(std::move(kept.compiled));
+    kernels::Session session(std::move(kept.compiled), a.how.threads);
     auto answers = answer(session, inputs);
     if (answers || answers.error().code != ErrorCode::unimplemented) return answers;
   }
   return answer_from_file(a, CachePlace{std::move(cache), std::move(entry)});
 }
 
-Status do_run(const Arguments& a) {
+Status do_run(Arguments a) {
   kernels::set_flush_denormals();
+  FALAJ_ASSIGN(a.how.threads, usable_threads(a.how.threads));
   FALAJ_ASSIGN(const auto answers, answers_of(a));
   const auto& outputs = answers.values;
   // All that is to be written is there before the first file is.
@@ -244,6 +247,7 @@ void add_model_file_commands(CLI::App& app, Cli& cli) {
   run->add_option("--output-dir,-O", a->output_dir, "Folder of the results (made if it is not there)")
       ->capture_default_str()
       ->type_name("DIR");
+  add_run_options(*run, a->how);
   run->add_option("--cache", a->cache, "Keep the compiled model in this folder, and take it from there the next time")->type_name("DIR");
   run->footer("Example:\n  falaj model run credit.onnx --input age=age.npy --input income=income.npy --output-dir out");
   cli.runs(*run, [a] { return do_run(*a); });

@@ -198,17 +198,10 @@ struct Start {
   std::optional<std::size_t> packed;  // bytes of packed weights that the cache had; none: it had nothing
 };
 
-kernels::CompileOptions options_of(const Arguments& a) {
-  kernels::CompileOptions options;
-  if (a.precision == "bf16") options.backends = {&kernels::bf16_backend(), &kernels::cpu_backend(), &kernels::reference_backend()};
-  options.threads = a.threads;
-  return options;
-}
-
 Result<Start> load(const Arguments& a, const std::optional<ModelCache>& cache, const ModelCache::Entry& entry) {
   Start start;
   if (cache) {
-    FALAJ_ASSIGN(start.model, cache->find(entry, options_of(a)));
+    FALAJ_ASSIGN(start.model, cache->find(entry, compile_options(a.precision, a.threads)));
   }
   if (start.model.compiled != nullptr) {
     start.packed = start.model.compiled->packed()->bytes();
@@ -255,7 +248,7 @@ Result<Measured> measure_answers(const Arguments& a, const Clock& clock) {
   }
   const Instant compiling = clock.now();
   if (model == nullptr) {
-    FALAJ_ASSIGN(model, kernels::compile(std::move(start.graph), options_of(a)));
+    FALAJ_ASSIGN(model, kernels::compile(std::move(start.graph), compile_options(a.precision, a.threads)));
   }
   kernels::Executor executor(model, a.threads);
   std::vector<Shape> shapes;

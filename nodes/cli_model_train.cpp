@@ -22,7 +22,7 @@ struct Arguments : TrainingArguments {
 Status do_evaluate(const TrainingArguments& a) {
   kernels::set_flush_denormals();
   FALAJ_ASSIGN(TrainingData data, read_training_data(a));
-  FALAJ_ASSIGN(const auto total, evaluate_model(std::move(data.graph), data, a.logits, a.batch, "evaluating"));
+  FALAJ_ASSIGN(const auto total, evaluate_model(std::move(data.graph), data, a.logits, a.batch, a.run, "evaluating"));
   if (a.json) {
     print(format("{{\"rows\":{},\"metrics\":{}}}", data.labels.shape()[0], metrics_json(total)));
     return {};
@@ -91,6 +91,7 @@ void add_model_training_commands(CLI::App& model, Cli& cli) {
   const auto e = std::make_shared<TrainingArguments>();
   auto* evaluate = model.add_subcommand("evaluate", "Loss, and accuracy, AUC or error, of a model on arrays or CSV");
   add_data_options(*evaluate, *e);
+  add_run_options(*evaluate, e->run);
   evaluate->footer("Example:\n  falaj model evaluate trained.onnx --input x=x.npy --labels y.npy --loss cross-entropy --json");
   cli.runs(*evaluate, [e] { return do_evaluate(*e); });
 }

@@ -21,6 +21,8 @@ struct ResourceArguments {
   std::string model;
   std::uint64_t version = 0;
   std::uint32_t replicas = 1;
+  std::uint32_t threads = 1;
+  std::string precision = "f32";
   std::string view;
   std::string read_purpose;
   std::uint32_t wait = 30;
@@ -148,6 +150,8 @@ Status do_deploy(Cli& cli, const ResourceArguments& a) {
     deployment.setModel(a.model);
     deployment.setVersion(a.version);
     deployment.setReplicas(a.replicas);
+    deployment.setThreads(a.threads);
+    deployment.setPrecision(a.precision);
     deployment.setView(a.view);
     deployment.setPurpose(a.read_purpose);
   });
@@ -198,6 +202,10 @@ void add_resource_commands(CLI::App& app, Cli& cli) {
   deploy->add_option("--name", a->name, "Name that clients use (default: the model's)");
   deploy->add_option("--version", a->version, "Version (default: the alias production)");
   deploy->add_option("--replicas", a->replicas, "Number of replicas")->capture_default_str();
+  deploy->add_option("--threads", a->threads, "Threads of each replica; 0: as many as its machine has")->capture_default_str();
+  deploy->add_option("--precision", a->precision, "f32, or bf16: products and convolutions by known weights take their operands rounded")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"f32", "bf16"}));
   deploy->add_option("--view", a->view, "Feature view for predictions by entity");
   deploy->add_option("--read-purpose", a->read_purpose, "Purpose of those reads");
   deploy->add_option("--wait", a->wait, "Seconds to wait until it is ready; 0: do not wait")->capture_default_str();

@@ -42,12 +42,13 @@ Result<TrainingData> read_training_data(const TrainingArguments& a) {
 }
 
 Result<kernels::Evaluation> evaluate_model(kernels::Graph graph, const TrainingData& data, const std::string& logits, std::uint32_t batch,
-                                           const std::string& progress) {
+                                           const RunOptions& how, const std::string& progress) {
   if (batch == 0) return invalid("--batch must be at least 1");
+  FALAJ_ASSIGN(const unsigned threads, usable_threads(how.threads));
   FALAJ_ASSIGN(const auto value, kernels::logits_of(graph, logits));
   graph.outputs = {{value, kernels::DType::undefined, {}, {}, false}};
-  FALAJ_ASSIGN(auto compiled, kernels::compile(std::move(graph)));
-  kernels::Executor executor(std::move(compiled));
+  FALAJ_ASSIGN(auto compiled, kernels::compile(std::move(graph), compile_options(how.precision, threads)));
+  kernels::Executor executor(std::move(compiled), threads);
   std::optional<kernels::Evaluation> total;
   const std::int64_t rows = data.labels.shape()[0];
   Progress bar(progress, progress.empty() ? 0 : static_cast<std::uint64_t>(rows));
@@ -118,19 +119,14 @@ Result<kernels::StepsSpec> steps_spec(const TrainingArguments& a) {
   return spec;
 }
 
-Result<unsigned> usable_threads(unsigned threads) {
-  if (threads > kThreadsMax) return invalid(format("--threads is {}; it must be at most {}", threads, kThreadsMax));
-  return threads > 0 ? threads : std::min(static_cast<unsigned>(hardware_threads()), kThreadsMax);
-}
-
 Result<kernels::TrainTarget> train_target(const TrainingArguments& a, const kernels::Objective& objective) {
-  FALAJ_ASSIGN(const unsigned threads, usable_threads(a.threads));
+  FALAJ_ASSIGN(const unsigned threads, usable_threads(a.run.threads));
   return kernels::TrainTarget{.logits = a.logits,
                               .frozen = a.freeze,
                               .objective = objective,
                               .batch_statistics = !a.fixed_statistics,
                               .dropout = a.dropout,
-                              .bf16 = a.precision == "bf16",
+                              .bf16 = a.run.precision == "bf16",
                               .threads = threads};
 }
 
@@ -177,11 +173,11 @@ void add_step_options(CLI::App& command, TrainingArguments& a) {
   command.add_option("--epsilon", a.epsilon, "Of adam, adamw (1e-8), lamb (1e-6)")->type_name("X");
   command.add_option("--clip-norm", a.clip_norm, "Largest norm of all gradients together; 0: any")->capture_default_str()->type_name("X");
   command
-      .add_option("--precision", a.precision,
+      .add_option("--precision", a.run.precision,
                   "f32, or bf16: products and convolutions take their operands rounded to bfloat16; sums, parameters and all else stay f32")
       ->capture_default_str()
       ->check(CLI::IsMember({"f32", "bf16"}));
-  command.add_option("--threads", a.threads, "0: as many as there are; the trained model does not depend on it")
+  command.add_option("--threads", a.run.threads, "0: as many as there are; the trained model does not depend on it")
       ->capture_default_str()
       ->type_name("T");
   command.add_option("--accumulate", a.accumulate, "Batches of one step")->capture_default_str()->type_name("N");

@@ -7,6 +7,7 @@
 
 #include "kernels/train/steps.hpp"
 #include "nodes/cli.hpp"
+#include "nodes/run_options.hpp"
 
 namespace falaj::nodes {
 
@@ -32,8 +33,7 @@ struct TrainingArguments {
   std::uint64_t steps = 0;
   std::uint64_t seed = 0;
   bool no_shuffle = false, dropout = false, fixed_statistics = false;
-  std::string precision = "f32";
-  unsigned threads = 1;
+  RunOptions run;
   std::vector<std::string> freeze;
   std::string log, output;
 };
@@ -41,8 +41,6 @@ struct TrainingArguments {
 // Options that read data: model, --input, --labels, --loss, ...; and those of the steps: --optimizer, --lr, --steps, --seed, ...
 void add_data_options(CLI::App& command, TrainingArguments& a);
 void add_step_options(CLI::App& command, TrainingArguments& a);
-constexpr unsigned kThreadsMax = 256;
-Result<unsigned> usable_threads(unsigned threads);  // of --threads: 1 to kThreadsMax, 0 for as many as the machine has
 Result<kernels::StepsSpec> steps_spec(const TrainingArguments& a);
 Result<kernels::TrainTarget> train_target(const TrainingArguments& a, const kernels::Objective& objective);
 
@@ -58,7 +56,7 @@ Result<TrainingData> read_training_data(const TrainingArguments& a);
 
 // Loss and metrics of a graph on these rows, `batch` at a time; `logits` as of --logits. `progress`: shown on a terminal; "": none.
 Result<kernels::Evaluation> evaluate_model(kernels::Graph graph, const TrainingData& data, const std::string& logits, std::uint32_t batch,
-                                           const std::string& progress = {});
+                                           const RunOptions& how = {}, const std::string& progress = {});
 std::string metrics_json(const kernels::Evaluation& evaluation);
 
 // Rows of the log, kept until the run is over: a run that fails leaves no half of one.

@@ -47,7 +47,7 @@ kernels::StepsIdentity identity_of(const TrainingArguments& a, const TrainingDat
           {"--dropout", a.dropout ? "given" : ""},
           {"--fixed-statistics", a.fixed_statistics ? "given" : ""},
           {"--freeze", frozen},
-          {"--precision", a.precision},
+          {"--precision", a.run.precision},
           {"--optimizer", a.optimizer},
           {"--lr", text_of(a.rate)},
           {"--weight-decay", text_of(a.weight_decay)},

@@ -12,6 +12,7 @@
 #include "kernels/train/json.hpp"
 #include "messages/message.hpp"
 #include "runtime/base/format.hpp"
+#include "runtime/base/thread.hpp"
 
 namespace falaj::serving {
 
@@ -120,9 +121,15 @@ std::string_view type_name(DataType type) noexcept {
   return row == nullptr ? "INVALID" : row->name;
 }
 
-Result<std::shared_ptr<const Model>> Model::load(ByteView onnx, std::string_view name) {
+ModelOptions model_options(messages::Deployment::Reader deployment) {
+  return {.bf16 = text(deployment.getPrecision()) == "bf16",
+          .threads = deployment.getThreads() > 0 ? deployment.getThreads() : hardware_threads()};
+}
+
+Result<std::shared_ptr<const Model>> Model::load(ByteView onnx, std::string_view name, const ModelOptions& options) {
   FALAJ_ASSIGN(auto graph, kernels::import_onnx(onnx, name));
   auto model = std::make_shared<Model>();
+  model->options_ = options;
   for (const auto& info : graph.inputs) {
     if (!info.has_shape)
       return error(ErrorCode::unimplemented, format("{}: input '{}' has no shape; what is served must declare one", name, info.name));
@@ -132,7 +139,9 @@ Result<std::shared_ptr<const Model>> Model::load(ByteView onnx, std::string_view
   }
   model->note_categories(graph);
   FALAJ_TRY(model->note_required(graph, name));
-  FALAJ_ASSIGN(model->compiled_, kernels::compile(std::move(graph)));
+  kernels::CompileOptions how{.threads = options.threads};
+  if (options.bf16) how.backends = kernels::backends_after(kernels::bf16_backend());
+  FALAJ_ASSIGN(model->compiled_, kernels::compile(std::move(graph), std::move(how)));
   for (const auto& info : model->compiled_->outputs()) model->outputs_.push_back(spec_of(info));
   for (const auto& spec : model->inputs_) {
     if (spec.type == DataType::INVALID)
@@ -206,7 +215,10 @@ Result<Fit> Model::check(Infer::Reader request) const {
 }
 
 Session::Session(std::shared_ptr<const Model> model)
-    : model_(std::move(model)), executor_(model_->compiled()), inputs_(model_->inputs().size()), unknown_(model_->inputs().size()) {}
+    : model_(std::move(model)),
+      executor_(model_->compiled(), model_->options().threads),
+      inputs_(model_->inputs().size()),
+      unknown_(model_->inputs().size()) {}
 
 Status Session::warm_up(std::int64_t rows) { return executor_.prepare(rows); }
 

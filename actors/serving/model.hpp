@@ -1,6 +1,7 @@
 // A served model: an ONNX graph compiled for this process, asked with the wire's tensors. One Model is shared by the replicas of a
 // process; a Session is one thread's way to run it.
 #pragma once
+#include <compare>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "kernels/plan.hpp"
+#include "messages/resources.capnp.h"
 #include "messages/serving.capnp.h"
 #include "runtime/base/bytes.hpp"
 #include "runtime/base/result.hpp"
@@ -32,11 +34,20 @@ struct Fit {
   std::vector<std::int32_t> at;
 };
 
+// How a model is compiled and run.
+struct ModelOptions {
+  bool bf16 = false;        // products and convolutions by known weights take their operands rounded
+  std::size_t threads = 1;  // of a Session: the caller's is one of them
+  auto operator<=>(const ModelOptions&) const = default;
+};
+ModelOptions model_options(messages::Deployment::Reader deployment);
+
 class Model {
  public:
   // Blocking (compiles). `name` is what errors call it. Immutable afterwards; any thread.
-  static Result<std::shared_ptr<const Model>> load(ByteView onnx, std::string_view name);
+  static Result<std::shared_ptr<const Model>> load(ByteView onnx, std::string_view name, const ModelOptions& options = {});
 
+  [[nodiscard]] const ModelOptions& options() const { return options_; }
   [[nodiscard]] const std::vector<TensorSpec>& inputs() const { return inputs_; }
   [[nodiscard]] const std::vector<TensorSpec>& outputs() const { return outputs_; }
   [[nodiscard]] const std::shared_ptr<const kernels::Compiled>& compiled() const { return compiled_; }
@@ -59,6 +70,7 @@ class Model {
   Status note_required(const kernels::Graph& graph, std::string_view name);
   [[nodiscard]] std::optional<std::size_t> position(std::string_view input, std::size_t likely) const;
 
+  ModelOptions options_;
   std::vector<TensorSpec> inputs_;
   std::vector<TensorSpec> outputs_;
   std::unordered_map<std::string, std::size_t, TextHash, std::equal_to<>> by_name_;

@@ -106,21 +106,28 @@ class Replica final : public ActorOf<Replica> {
   }
 
   Task<Status> load_once(Context& ctx) {
-    const std::string digest(text(spec().getArtifact()));
-    auto fetch = artifacts::fetch_artifact(ctx, digest);
-    auto content = co_await std::move(fetch);
-    if (!content) co_return within("model artifact " + digest, content.error());
+    const ModelKey key{std::string(text(spec().getArtifact())), model_options(spec().getDeployment())};
+    auto shared = options_.models->find(key);
+    Bytes content;
+    if (shared == nullptr) {
+      auto fetch = artifacts::fetch_artifact(ctx, key.artifact);
+      auto fetched = co_await std::move(fetch);
+      if (!fetched) co_return within("model artifact " + key.artifact, fetched.error());
+      content = std::move(fetched).value();
+    }
     if (fault::rarely("model-not-loaded", 0.25)) co_return error(ErrorCode::overloaded, "there is no memory for the model just now");
     const std::string name = format("{}:{}", text(spec().getDeployment().getName()), spec().getVersion());
-    auto compile =
-        ctx.blocking([content = std::move(content).value(), name, rows = limits_.max_batch]() -> Result<std::shared_ptr<Session>> {
-          kernels::set_flush_denormals();
-          FALAJ_ASSIGN(auto model, Model::load(content, name));
-          auto made = std::make_shared<Session>(model);
-          FALAJ_TRY(made->warm_up(1));
-          if (model->batches()) FALAJ_TRY(made->warm_up(rows));
-          return made;
-        });
+    auto compile = ctx.blocking([models = options_.models, shared = std::move(shared), key, content = std::move(content), name,
+                                 rows = limits_.max_batch]() mutable -> Result<std::shared_ptr<Session>> {
+      kernels::set_flush_denormals();
+      if (shared == nullptr) {
+        FALAJ_ASSIGN(shared, models->get(key, [&] { return Model::load(content, name, key.options); }));
+      }
+      auto made = std::make_shared<Session>(shared);
+      FALAJ_TRY(made->warm_up(1));
+      if (shared->batches()) FALAJ_TRY(made->warm_up(rows));
+      return made;
+    });
     auto made = co_await compile;
     if (!made) co_return made.error();
     session_ = std::move(made).value();

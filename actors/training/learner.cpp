@@ -9,6 +9,7 @@
 
 #include "actors/features/snapshot.hpp"
 #include "actors/training/material.hpp"
+#include "actors/training/words.hpp"
 #include "kernels/collective/float_mode.hpp"
 #include "kernels/onnx/onnx.hpp"
 #include "kernels/plan.hpp"
@@ -24,52 +25,11 @@ using messages::FeatureView;
 using messages::FieldType;
 using messages::TrainingJob;
 
-// What must be summed over ranks beside the gradient. The count of rows is exact in a float: batches are far below 2^24.
+// What must be summed over ranks behind the gradient and the statistics. The count of rows is exact in a float: batches are far below 2^24.
 constexpr std::size_t kLossAt = 0, kRowsAt = 1, kExtra = 2;
 constexpr std::uint32_t kStateMagic = 0x534c4c46;  // "FLLS"
-constexpr std::uint32_t kStateFormat = 1;
-constexpr std::uint64_t kBatchMax = 1U << 24;
-
-// ---- words of the job ------------------------------------------------------------------------------------------------------------
-
-Result<kernels::FamilySpec> family_of(messages::ModelSpec::Reader spec) {
-  if (text(spec.getFamily()) == "onnx") return kernels::FamilySpec{};
-  FALAJ_ASSIGN(const auto family, kernels::parse_family(text(spec.getFamily())));
-  auto out = kernels::default_spec(family);
-  if (spec.getHidden().size() > 0) out.hidden.clear();
-  for (const auto size : spec.getHidden()) out.hidden.push_back(size);
-  std::string activation(text(spec.getActivation()));
-  if (!activation.empty()) activation[0] = static_cast<char>(activation[0] - 'a' + 'A');
-  out.activation = activation;
-  out.dropout = static_cast<double>(spec.getDropout());
-  if (spec.getEmbedding() > 0) out.embedding_width = spec.getEmbedding();
-  for (const auto size : spec.getImage()) out.image.push_back(size);
-  if (spec.getHeads() > 0) out.heads = spec.getHeads();
-  out.vocabulary = spec.getVocabulary();
-  out.tied = spec.getTied();
-  FALAJ_TRY(kernels::check(out));
-  return out;
-}
-
-Result<kernels::FitSpec> fit_of(TrainingJob::Reader job) {
-  kernels::FitSpec out;
-  out.epochs = job.getEpochs();
-  out.sampler = {.global_batch = job.getGlobalBatch(), .micro_shards = job.getMicroShards(), .seed = job.getSeed(), .shuffle = true};
-  const auto spec = job.getOptimizer();
-  FALAJ_ASSIGN(out.optimizer.kind, kernels::optimizer_kind(text(spec.getName())));
-  out.optimizer.learning_rate = spec.getLearningRate();
-  out.optimizer.weight_decay = spec.getWeightDecay();
-  out.optimizer.beta1 = spec.getBeta1();
-  out.optimizer.beta2 = spec.getBeta2();
-  out.optimizer.epsilon = spec.getEpsilon();
-  out.optimizer.momentum = out.optimizer.kind == kernels::OptimizerKind::sgd ? spec.getMomentum() : 0.0;
-  out.optimizer.clip_norm = spec.getClipNorm();
-  out.patience = job.getPatience();
-  FALAJ_TRY(kernels::check(out));
-  if (out.sampler.global_batch > kBatchMax)
-    return invalid(format("global_batch is {}, at most {} is possible", out.sampler.global_batch, kBatchMax));
-  return out;
-}
+constexpr std::uint32_t kStateFormat = 2;
+constexpr std::uint64_t kSkippedMax = 100;  // steps without a number, one after the other: nothing will become of it
 
 // ---- rows ------------------------------------------------------------------------------------------------------------------------------
 
@@ -219,31 +179,32 @@ class FitLearner final : public Learner {
     return std::unique_ptr<Learner>(std::move(out));
   }
 
-  [[nodiscard]] std::size_t width() const override { return parameters() + kExtra; }
+  [[nodiscard]] std::size_t width() const override { return parameters() + statistics_.size() + kExtra; }
 
   Status contribute(Shards shards, std::span<std::vector<float>> contributions) override {
     const FlushMode mode;
     for (std::uint32_t i = 0; i < shards.count; ++i) {
       const auto rows = sampler_->micro_shard(step_, shards.first + i);
       auto& out = contributions[i];
-      FALAJ_ASSIGN(const double loss, trainer_->gradient(*data_, rows, std::span(out).first(parameters()), material_->seed + step_));
-      out[parameters() + kLossAt] = static_cast<float>(loss);
-      out[parameters() + kRowsAt] = static_cast<float>(rows.size());
+      FALAJ_ASSIGN(const double loss, trainer_->gradient(*data_, rows, std::span(out).first(parameters()), key()));
+      FALAJ_TRY(take_statistics(rows.size(), std::span(out).subspan(parameters(), statistics_.size())));
+      out[extra() + kLossAt] = static_cast<float>(loss);
+      out[extra() + kRowsAt] = static_cast<float>(rows.size());
     }
     return {};
   }
 
   Status commit(std::span<float> sum) override {
     const FlushMode mode;
-    const auto rows = static_cast<std::uint64_t>(sum[parameters() + kRowsAt]);
+    const auto rows = static_cast<std::uint64_t>(sum[extra() + kRowsAt]);
     const auto wanted = sampler_->batch(step_).size();
     if (rows != wanted) return failed(format("step {}: the ranks counted {} rows, the batch has {}", step_, rows, wanted));
-    FALAJ_ASSIGN([[maybe_unused]] const double norm,
-                 kernels::apply_step(*trainer_, *optimizer_, schedule_, step_, rows, sum.first(parameters())));
-    loss_ = static_cast<double>(sum[parameters() + kLossAt]) / static_cast<double>(rows);
+    FALAJ_ASSIGN(const bool moved, update(sum, rows));
     samples_ += rows;
     ++step_;
-    if (step_ % sampler_->steps_per_epoch() == 0 && !split().validation.empty()) return validate();
+    skipped_here_ = moved ? 0 : skipped_here_ + 1;
+    if (!moved) ++skipped_;
+    if (step_ % sampler_->steps_per_epoch() == 0) FALAJ_TRY(end_epoch());
     return {};
   }
 
@@ -256,11 +217,14 @@ class FitLearner final : public Learner {
     inner.step = step_;
     inner.epoch = sampler_->epoch_of(step_);
     inner.seed = material_->seed;
-    inner.parameters.assign(trainer_->parameters().begin(), trainer_->parameters().end());
+    inner.parameters = values();
     inner.optimizer_state.assign(optimizer_->state().begin(), optimizer_->state().end());
     inner.best_parameters = best_;
     inner.stopping = stopping_;
-    const Head head{kStateMagic, kStateFormat, fold_, 0, samples_, loss_, validation_loss_};
+    inner.loss_sum = epoch_loss_;
+    inner.loss_rows = epoch_rows_;
+    const Head head{kStateMagic, kStateFormat,     fold_,           plateau_.any ? 1U : 0U, samples_,     skipped_, skipped_here_,
+                    loss_,       validation_loss_, plateau_.factor, plateau_.best,          plateau_.bad, 0};
     Bytes out(sizeof(head));
     std::memcpy(out.data(), &head, sizeof(head));
     const Bytes tail = kernels::encode(inner);
@@ -280,32 +244,41 @@ class FitLearner final : public Learner {
     if (head.fold != fold_) return failed(format("training state of fit {}, wanted {}", head.fold, fold_));
     FALAJ_ASSIGN(const auto inner, kernels::decode_checkpoint(state.subspan(sizeof(head))));
     if (inner.seed != material_->seed) return failed("training state of another seed");
-    FALAJ_TRY(trainer_->load(inner.parameters));
-    FALAJ_TRY(optimizer_->load(inner.step, inner.optimizer_state));
+    FALAJ_TRY(restore(inner.parameters));
+    FALAJ_TRY(optimizer_->load(inner.step - head.skipped, inner.optimizer_state));
     step_ = inner.step;
     best_ = inner.best_parameters;
     stopping_ = inner.stopping;
+    epoch_loss_ = inner.loss_sum;
+    epoch_rows_ = inner.loss_rows;
     samples_ = head.samples;
+    skipped_ = head.skipped;
+    skipped_here_ = head.skipped_here;
     loss_ = head.loss;
     validation_loss_ = head.validation_loss;
+    plateau_.factor = head.plateau_factor;
+    plateau_.best = head.plateau_best;
+    plateau_.bad = head.plateau_bad;
+    plateau_.any = head.plateau_any != 0;
     return {};
   }
 
   Result<Outcome> finish(bool final_fit) override {
     const FlushMode mode;
     // state() must say the same afterwards: another rank may still ask for it.
-    const std::vector<float> last(trainer_->parameters().begin(), trainer_->parameters().end());
-    if (!best_.empty()) FALAJ_TRY(trainer_->load(best_));
+    const auto last = values();
+    if (!best_.empty()) FALAJ_TRY(restore(best_));
     auto out = measure(final_fit);
-    FALAJ_TRY(trainer_->load(last));
+    FALAJ_TRY(restore(last));
     return out;
   }
 
  private:
   struct Head {
-    std::uint32_t magic, format, fold, reserved;
-    std::uint64_t samples;
-    double loss, validation_loss;
+    std::uint32_t magic, format, fold, plateau_any;
+    std::uint64_t samples, skipped, skipped_here;
+    double loss, validation_loss, plateau_factor, plateau_best;
+    std::uint32_t plateau_bad, reserved;
   };
   // The pool's threads are all the same to the numbers.
   struct FlushMode {
@@ -317,10 +290,67 @@ class FitLearner final : public Learner {
 
   [[nodiscard]] const kernels::Split& split() const { return material_->splits[fold_]; }
   [[nodiscard]] std::size_t parameters() const { return trainer_->parameters().size(); }
+  [[nodiscard]] std::size_t extra() const { return parameters() + statistics_.size(); }
+  [[nodiscard]] std::uint64_t key() const { return material_->seed + step_; }
+
+  // Parameters, then running statistics.
+  [[nodiscard]] std::vector<float> values() const {
+    std::vector<float> out(trainer_->parameters().begin(), trainer_->parameters().end());
+    out.insert(out.end(), statistics_.begin(), statistics_.end());
+    return out;
+  }
+  Status restore(std::span<const float> values) {
+    if (values.size() != extra()) return failed(format("{} values do not fit a model of {}", values.size(), extra()));
+    FALAJ_TRY(trainer_->load(values.first(parameters())));
+    statistics_.assign(values.begin() + static_cast<std::ptrdiff_t>(parameters()), values.end());
+    return trainer_->load_statistics(statistics_);
+  }
+
+  // By how much the rows of a micro-shard move the running statistics, times their number: what the batch moves them by is the sum
+  // over its rows, whoever computed which.
+  Status take_statistics(std::size_t rows, std::span<float> out) {
+    if (statistics_.empty()) return {};
+    const auto moved = trainer_->statistics();
+    for (std::size_t i = 0; i < out.size(); ++i) out[i] = (moved[i] - statistics_[i]) * static_cast<float>(rows);
+    return trainer_->load_statistics(statistics_);
+  }
+
+  // One optimizer step; false: the gradient is no number, and the job wants such steps left out.
+  Result<bool> update(std::span<float> sum, std::uint64_t rows) {
+    const double factor = schedule_.factor(step_) * plateau_.factor;
+    const auto loss = static_cast<double>(sum[extra() + kLossAt]);
+    const bool good =
+        std::isfinite(loss) && std::isfinite(kernels::apply_step(*trainer_, *optimizer_, factor, rows, sum.first(parameters())));
+    if (!good) {
+      if (!material_->skip_not_finite) return kernels::not_finite(*trainer_, *data_, sampler_->batch(step_), key(), step_ + 1);
+      if (skipped_here_ + 1 == kSkippedMax)
+        return failed(
+            format("step {}: {} steps one after the other had a gradient that is no number; lower the learning rate, clip its "
+                   "norm, or mend the data",
+                   step_ + 1, kSkippedMax));
+      return false;
+    }
+    for (std::size_t i = 0; i < statistics_.size(); ++i) statistics_[i] += sum[parameters() + i] / static_cast<float>(rows);
+    FALAJ_TRY(trainer_->load_statistics(statistics_));
+    loss_ = loss / static_cast<double>(rows);
+    epoch_loss_ += loss;
+    epoch_rows_ += rows;
+    return true;
+  }
+
+  Status end_epoch() {
+    if (!split().validation.empty()) FALAJ_TRY(validate());
+    const double loss = split().validation.empty() ? epoch_loss_ / static_cast<double>(epoch_rows_) : validation_loss_;
+    if (material_->plateau && std::isfinite(loss)) plateau_.update(loss);
+    epoch_loss_ = 0;
+    epoch_rows_ = 0;
+    return {};
+  }
 
   Status open() {
     const Material& m = *material_;
-    kernels::TrainTarget target{.spec = m.target};
+    kernels::TrainTarget target = m.how;
+    target.spec = m.target;
     if (m.target.task == kernels::Task::regression) {
       // Mean and deviation of the label are fitted on the training part, as everything else is.
       FALAJ_ASSIGN(target.spec, kernels::fit_target(m.target.name, m.labels, split().train));
@@ -337,7 +367,9 @@ class FitLearner final : public Learner {
     FALAJ_ASSIGN(auto data, trainer_->prepare(m.table, std::move(labels)));
     data_.emplace(std::move(data));
     sampler_.emplace(m.fit.sampler, split().train);
-    optimizer_.emplace(m.fit.optimizer, parameters(), trainer_->decay_mask());
+    optimizer_.emplace(m.fit.optimizer, parameters(), trainer_->decay_mask(), trainer_->tensor_sizes());
+    statistics_ = trainer_->statistics();
+    if (m.plateau) plateau_ = *m.plateau;
     schedule_ = m.schedule;
     schedule_.total_steps = sampler_->steps_per_epoch() * m.fit.epochs;
     stopping_.patience = split().validation.empty() ? 0 : m.fit.patience;
@@ -348,19 +380,20 @@ class FitLearner final : public Learner {
     FALAJ_ASSIGN(const auto evaluation, trainer_->evaluate(*data_, split().validation));
     validation_loss_ = evaluation.loss();
     if (stopping_.patience == 0) return {};
-    if (stopping_.update(sampler_->epoch_of(step_ - 1), -validation_loss_))
-      best_.assign(trainer_->parameters().begin(), trainer_->parameters().end());
+    if (stopping_.update(sampler_->epoch_of(step_ - 1), -validation_loss_)) best_ = values();
     return {};
   }
 
   Result<Outcome> measure(bool final_fit) {
     Outcome out;
-    const auto values = trainer_->parameters();
-    out.weights_digest = storage::sha256(ByteView(reinterpret_cast<const std::uint8_t*>(values.data()), values.size_bytes())).hex();
+    const auto weights = values();
+    const auto* const bytes = reinterpret_cast<const std::uint8_t*>(weights.data());
+    out.weights_digest = storage::sha256(ByteView(bytes, weights.size() * sizeof(float))).hex();
     if (!split().test.empty()) {
       FALAJ_ASSIGN(const auto evaluation, trainer_->evaluate(*data_, split().test));
       note(evaluation, out);
     }
+    if (skipped_ > 0) out.metrics["skipped_steps"] = static_cast<double>(skipped_);
     if (final_fit) {
       FALAJ_ASSIGN(out.model, export_model(*material_, trainer_->export_graph()));
     }
@@ -375,9 +408,14 @@ class FitLearner final : public Learner {
   std::optional<kernels::Optimizer> optimizer_;
   kernels::Schedule schedule_;
   std::uint64_t step_ = 0, samples_ = 0;
+  std::uint64_t skipped_ = 0, skipped_here_ = 0;  // steps without a number; the last of them, one after the other
   double loss_ = 0, validation_loss_ = std::numeric_limits<double>::quiet_NaN();
+  double epoch_loss_ = 0;  // sum over epoch_rows_
+  std::uint64_t epoch_rows_ = 0;
   kernels::EarlyStopping stopping_;
-  std::vector<float> best_;
+  kernels::Plateau plateau_;
+  std::vector<float> statistics_;  // running ones of BatchNormalization, the same on every rank; empty: they are not moved
+  std::vector<float> best_;        // as values() gives them
 };
 
 class FitCourse final : public Course {
@@ -441,11 +479,10 @@ Result<std::shared_ptr<const Course>> make_course(TrainingJob::Reader spec, Byte
   FALAJ_ASSIGN(auto m, read_material(spec, snapshot));
   m->seed = spec.getSeed();
   if (text(spec.getModel().getFamily()) == kernels::to_string(kernels::Family::boosted_trees)) return tree_course(spec, std::move(m));
-  FALAJ_ASSIGN(m->family, family_of(spec.getModel()));
-  FALAJ_ASSIGN(m->fit, fit_of(spec));
-  const bool cosine = text(spec.getOptimizer().getSchedule()) == "cosine";
-  m->schedule.kind = cosine ? kernels::ScheduleKind::warmup_cosine : kernels::ScheduleKind::constant;
-  m->schedule.warmup_steps = spec.getOptimizer().getWarmupSteps();
+  FALAJ_TRY(read_words(spec, *m));
+  if (m->how.regression.loss != kernels::Loss::mse && m->target.task != kernels::Task::regression)
+    return invalid(format("loss is {}, which is for numbers: label {} has classes, which have cross-entropy", text(spec.getLoss()),
+                          text(spec.getLabel())));
   if (text(spec.getModel().getFamily()) == "onnx") {
     FALAJ_ASSIGN(m->imported, kernels::import_onnx(model, text(spec.getModel().getOnnx())));
   }

@@ -23,6 +23,9 @@ struct Material {
   std::optional<kernels::Graph> imported;
   kernels::FitSpec fit;
   kernels::Schedule schedule;  // total_steps is filled in for each fit
+  std::optional<kernels::Plateau> plateau;
+  kernels::TrainTarget how;  // its spec is `target`
+  bool skip_not_finite = false;
   std::uint64_t seed = 0;
 };
 

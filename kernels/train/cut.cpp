@@ -99,9 +99,7 @@ class Cutter {
   }
 
   [[nodiscard]] bool frozen(std::string_view name) const {
-    return std::ranges::any_of(frozen_, [name](std::string_view pattern) {
-      return pattern.ends_with('*') ? name.starts_with(pattern.substr(0, pattern.size() - 1)) : name == pattern;
-    });
+    return std::ranges::any_of(frozen_, [name](std::string_view pattern) { return stands_for(pattern, name); });
   }
 
   Status find_parameters(const std::vector<std::string>& trainable) {
@@ -234,6 +232,10 @@ class Cutter {
 };
 
 }  // namespace
+
+bool stands_for(std::string_view pattern, std::string_view name) {
+  return pattern.ends_with('*') ? name.starts_with(pattern.substr(0, pattern.size() - 1)) : name == pattern;
+}
 
 Result<Cut> cut_for_training(const Graph& graph, std::string_view logits, const std::vector<std::string>& trainable,
                              const std::vector<std::string>& frozen) {

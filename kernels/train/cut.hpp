@@ -20,6 +20,9 @@ struct Cut {
 };
 constexpr std::int64_t kSampleRows = 2;
 
+// A name, or the beginning of one before a *.
+bool stands_for(std::string_view pattern, std::string_view name);
+
 // logits empty: the metadata's, else what feeds the last Sigmoid or Softmax, else the first output. trainable empty: by use, see cut.cpp.
 // frozen: names that are not trained, whatever they are used for; one may end in *, which stands for any rest.
 Result<Cut> cut_for_training(const Graph& graph, std::string_view logits, const std::vector<std::string>& trainable,

@@ -105,19 +105,13 @@ Result<double> micro_shard_gradients(Trainer& trainer, const DataSet& data, Samp
   return loss;
 }
 
-Result<double> apply_step(Trainer& trainer, Optimizer& optimizer, const Schedule& schedule, std::uint64_t step, std::size_t batch_rows,
-                          std::span<float> sum_of_gradients) {
+double apply_step(Trainer& trainer, Optimizer& optimizer, double factor, std::size_t batch_rows, std::span<float> sum_of_gradients) {
   {
     const FlushDenormals mode;
     const float share = 1.0F / static_cast<float>(std::max<std::size_t>(batch_rows, 1));
     for (float& g : sum_of_gradients) g *= share;
   }
-  const double norm = optimizer.step(trainer.parameters(), sum_of_gradients, schedule.factor(step));
-  if (!std::isfinite(norm)) {
-    return failed(format(
-        "step {}: the gradient is not finite: lower the learning rate or set clip_norm, and look for extreme values in the data", step));
-  }
-  return norm;
+  return optimizer.step(trainer.parameters(), sum_of_gradients, factor, trainer.team());
 }
 
 Result<FitReport> fit(Trainer& trainer, const DataSet& data, const FitSpec& spec, std::vector<std::uint32_t> train,
@@ -140,7 +134,9 @@ Result<FitReport> fit(Trainer& trainer, const DataSet& data, const FitSpec& spec
       FALAJ_ASSIGN(const double part, micro_shard_gradients(trainer, data, sampler, step, 0, shards));
       loss += part;
       fold_micro_shards(shards, sum);
-      FALAJ_ASSIGN([[maybe_unused]] const double norm, apply_step(trainer, optimizer, schedule, step, sampler.batch(step).size(), sum));
+      const auto rows = sampler.batch(step);
+      const double norm = apply_step(trainer, optimizer, schedule.factor(step), rows.size(), sum);
+      if (!std::isfinite(norm)) return not_finite(trainer, data, rows, spec.sampler.seed + step, step + 1);
       ++report.steps;
     }
     ++report.epochs;

@@ -79,8 +79,8 @@ Result<double> micro_shard_gradients(Trainer& trainer, const DataSet& data, Samp
                                      std::span<std::vector<float>> gradients);
 // What the collective `fold` computes over all ranks: 0 + shards[0] + shards[1] + ...
 void fold_micro_shards(std::span<const std::vector<float>> shards, std::span<float> sum);
-// After the reduction: mean over the batch, then the optimizer. Returns the gradient's norm; not finite: `failed`, nothing changed.
-Result<double> apply_step(Trainer& trainer, Optimizer& optimizer, const Schedule& schedule, std::uint64_t step, std::size_t batch_rows,
-                          std::span<float> sum_of_gradients);
+// After the reduction: mean over the batch, then the optimizer, with `factor` of its rate. Returns the gradient's norm; where that is not
+// finite nothing was changed.
+double apply_step(Trainer& trainer, Optimizer& optimizer, double factor, std::size_t batch_rows, std::span<float> sum_of_gradients);
 
 }  // namespace falaj::kernels

@@ -22,14 +22,6 @@ Status check(const StepsSpec& spec) {
 
 namespace {
 
-Error not_finite(Trainer& trainer, const DataSet& data, std::span<const std::uint32_t> rows, std::uint64_t key, std::uint64_t step) {
-  auto where = trainer.first_not_finite(data, rows, key);
-  const std::string first = !where ? where.error().message : where->empty() ? std::string("the sum of the gradients") : *where;
-  return failed(
-      format("step {}: no longer a number; the first to go bad is {}: lower the learning rate, clip the gradient's norm, or mend the data",
-             step, first));
-}
-
 // A run of steps, between two of which it can be taken down and set up again.
 class Run {
  public:

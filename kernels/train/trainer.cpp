@@ -99,7 +99,7 @@ struct Trainer::Impl {
   Status set_up(TrainTarget wanted);
   Status set_up_target(const Cut& cut);
   Status set_up_objective(const Cut& cut, const Objective& objective);
-  Result<Graph> training_graph(const Cut& cut, const std::vector<DropoutPlace>& places);
+  Result<Graph> training_graph(const Cut& cut, const std::vector<DropoutPlace>& places, const Objective& regression);
   Status drop_out(Graph& rest, const std::vector<DropoutPlace>& places);
   Status lay_out(Graph& with_gradients, const Cut& cut, const std::vector<std::string>& gradients);
   Batch& batch(std::size_t rows);
@@ -124,6 +124,11 @@ Result<std::unique_ptr<Trainer>> Trainer::make(Graph graph, TrainTarget target) 
 
 Status Trainer::Impl::set_up(TrainTarget wanted) {
   target = std::move(wanted.spec);
+  for (const std::string& pattern : wanted.frozen) {
+    const auto named = [&](const auto& entry) { return stands_for(pattern, entry.first); };
+    if (std::ranges::none_of(graph.initializers, named))
+      return invalid(format("'{}' is to be frozen, but is no initialiser of the graph", pattern));
+  }
   FALAJ_ASSIGN(TrainableForm form, trainable_form(graph));
   find_gelus(form.graph);  // one node has a simpler gradient, and keeps less for it, than the five that exporters write
   ties = std::move(form.ties);
@@ -139,7 +144,7 @@ Status Trainer::Impl::set_up(TrainTarget wanted) {
   FALAJ_ASSIGN(auto places, dropouts_of_family(graph));
   if (wanted.dropout) places.insert(places.end(), form.dropouts.begin(), form.dropouts.end());
 
-  FALAJ_ASSIGN(Graph with_gradients, training_graph(cut, places));
+  FALAJ_ASSIGN(Graph with_gradients, training_graph(cut, places, wanted.regression));
   std::vector<std::string> order;
   for (const Parameter& parameter : layout) order.push_back(parameter.name);
   for (const State& entry : state) order.push_back(entry.names.name);
@@ -151,13 +156,9 @@ Status Trainer::Impl::set_up(TrainTarget wanted) {
   Graph forward_graph = rest;
   FALAJ_ASSIGN([[maybe_unused]] const std::vector<Tensor> same, promote_to_inputs(forward_graph, order));
 
-  if (comparison) source = with_gradients;
+  source = with_gradients;
   CompileOptions options{.batch_invariant = false, .threads = wanted.threads};
-  if (wanted.bf16) {
-    const auto rest_of_them = default_backends();
-    options.backends.assign(rest_of_them.begin(), rest_of_them.end());
-    options.backends.insert(options.backends.begin(), &bf16_training_backend());
-  }
+  if (wanted.bf16) options.backends = backends_after(bf16_training_backend());
   FALAJ_ASSIGN(auto compiled_training, compile(std::move(with_gradients), std::move(options)));
   training.emplace(std::move(compiled_training), wanted.threads);
   FALAJ_ASSIGN(auto compiled_forward, compile(std::move(forward_graph), {}));
@@ -228,7 +229,7 @@ Status Trainer::Impl::drop_out(Graph& rest, const std::vector<DropoutPlace>& pla
   return {};
 }
 
-Result<Graph> Trainer::Impl::training_graph(const Cut& cut, const std::vector<DropoutPlace>& places) {
+Result<Graph> Trainer::Impl::training_graph(const Cut& cut, const std::vector<DropoutPlace>& places, const Objective& regression) {
   Graph out = cut.rest;
   ValueInfo info{std::string(kTargetInput), DType::f32, {-1}, {"N"}};
   if (comparison) {
@@ -241,9 +242,11 @@ Result<Graph> Trainer::Impl::training_graph(const Cut& cut, const std::vector<Dr
   }
   out.inputs.push_back(info);
   FALAJ_TRY(drop_out(out, places));
-  const std::string_view op = softmax ? "SoftmaxCrossEntropy" : target.task == Task::regression ? "MeanSquare" : "SigmoidCrossEntropy";
-  const std::string loss = comparison ? append_loss(out, *comparison, cut.logits, info.name)
-                                      : out.add(kFalaj, op, {cut.logits, info.name}, {{"reduction", std::string("sum")}}, "falaj/loss");
+  Comparison plain;
+  plain.objective = regression;
+  if (softmax) plain.objective.loss = Loss::cross_entropy;
+  if (!softmax && target.task != Task::regression) plain.objective.loss = Loss::bce;
+  const std::string loss = append_loss(out, comparison.value_or(plain), cut.logits, info.name);
   out.outputs.clear();
   out.add_output(loss, DType::f32, {});
   FALAJ_ASSIGN(auto gradients, append_gradients(out, loss, cut.parameters));
@@ -461,6 +464,14 @@ Result<std::string> Trainer::first_not_finite(const DataSet& data, std::span<con
   const ComputeScope scope;
   impl_->fill(data, rows, key);
   return kernels::first_not_finite(impl_->source, impl_->inputs, rows);
+}
+
+Error not_finite(Trainer& trainer, const DataSet& data, std::span<const std::uint32_t> rows, std::uint64_t key, std::uint64_t number) {
+  auto where = trainer.first_not_finite(data, rows, key);
+  const std::string first = !where ? where.error().message : where->empty() ? std::string("the sum of the gradients") : *where;
+  return failed(
+      format("step {}: no longer a number; the first to go bad is {}: lower the learning rate, clip the gradient's norm, or mend the data",
+             number, first));
 }
 
 Result<std::vector<float>> Trainer::Impl::logits(const DataSet& data, std::span<const std::uint32_t> rows) {

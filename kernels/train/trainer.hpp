@@ -38,10 +38,11 @@ struct TrainTarget {
   std::vector<std::string> trainable = {};  // initialisers; empty: weights, biases, embeddings and scales that reach the logits
   std::vector<std::string> frozen = {};     // of those, not these; a name may end in *
   std::optional<Objective> objective = {};  // instead of the spec's task
-  bool batch_statistics = false;            // BatchNormalization by the batch, moving its running statistics
-  bool dropout = false;                     // Dropout nodes drop while training
-  bool bf16 = false;                        // products and convolutions take their operands rounded to bfloat16; parameters stay f32
-  std::size_t threads = 1;                  // of a run with gradients: the same bits on any number
+  Objective regression = {.loss = Loss::mse};  // of a regression task: mse, l1 or huber, of the standardised label
+  bool batch_statistics = false;               // BatchNormalization by the batch, moving its running statistics
+  bool dropout = false;                        // Dropout nodes drop while training
+  bool bf16 = false;                           // products and convolutions take their operands rounded to bfloat16; parameters stay f32
+  std::size_t threads = 1;                     // of a run with gradients: the same bits on any number
 };
 
 // Rows ready for training: the values at the cut, and the labels. Made by Trainer::prepare, for that trainer's graph only (trainers of
@@ -140,5 +141,8 @@ class Trainer {
   explicit Trainer(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
+
+// The error of step `number` (the first is 1), by the rows of its batch: names the first value that is no number.
+Error not_finite(Trainer& trainer, const DataSet& data, std::span<const std::uint32_t> rows, std::uint64_t key, std::uint64_t number);
 
 }  // namespace falaj::kernels

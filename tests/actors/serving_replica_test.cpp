@@ -7,6 +7,8 @@
 #include "kernels/onnx/onnx.hpp"
 #include "messages/artifacts.capnp.h"
 #include "messages/envelope.capnp.h"
+#include "runtime/base/random.hpp"
+#include "runtime/base/thread.hpp"
 #include "storage/artifact_store.hpp"
 #include "tests/actors/serving_support.hpp"
 
@@ -141,10 +143,10 @@ Message request(const std::vector<Row>& rows) {
 
 class Replica : public testing::Test {
  protected:
-  void start(std::uint32_t max_batch = 8, std::uint32_t delay_us = 0, std::uint32_t queue_max = 64) {
-    const auto spec = Message::build<EnsureActor>([&](EnsureActor::Builder b) {
+  Message spec_of(const std::string& name, std::uint32_t max_batch, std::uint32_t delay_us, std::uint32_t queue_max) {
+    return Message::build<EnsureActor>([&](EnsureActor::Builder b) {
       auto actor = b.initActor();
-      actor.setName("serving/replica/m/0");
+      actor.setName(name);
       auto replica = actor.initReplica();
       replica.setVersion(3);
       replica.setArtifact(FakeStore::name_of(*content_));
@@ -154,12 +156,18 @@ class Replica : public testing::Test {
       deployment.setMaxDelayUs(delay_us);
       deployment.setQueueMax(queue_max);
     });
+  }
+  ChildSpec child_of(const std::string& name, const Message& spec) {
+    auto child = replica({spec, "node/agent", models_});
+    child.id = child.name = name;
+    return child;
+  }
+  void start(std::uint32_t max_batch = 8, std::uint32_t delay_us = 0, std::uint32_t queue_max = 64) {
+    const auto spec = spec_of("serving/replica/m/0", max_batch, delay_us, queue_max);
     host_ = &world_.add_node("node", [this, spec](Host& host) {
       host.spawn(named<FakeStore>("artifacts/store", stored_));
       host.spawn(named<FakeAgent>("node/agent", ready_));
-      auto child = replica({spec, "node/agent"});
-      child.id = child.name = "serving/replica/m/0";
-      host.spawn(std::move(child));
+      host.spawn(child_of("serving/replica/m/0", spec));
     });
   }
   void start_ready(std::uint32_t max_batch = 8, std::uint32_t delay_us = 0, std::uint32_t queue_max = 64) {
@@ -188,6 +196,7 @@ class Replica : public testing::Test {
   std::shared_ptr<Bytes> content_ = std::make_shared<Bytes>(model_bytes());
   std::shared_ptr<Bytes> stored_ = content_;
   std::shared_ptr<int> ready_ = std::make_shared<int>(0);
+  std::shared_ptr<Models> models_ = std::make_shared<Models>();
   Host* host_ = nullptr;
 };
 
@@ -330,6 +339,78 @@ TEST_F(Replica, WhatCannotBeLoadedIsTriedAgainAndHurtsNobody) {
   EXPECT_EQ(*ready_, 0);
   EXPECT_EQ(ask(infer_request("1")).error().code, ErrorCode::overloaded);
   EXPECT_TRUE(host_->find("node/agent"));
+}
+
+TEST_F(Replica, OneMoreOfTheSameModelFetchesAndCompilesNothing) {
+  start_ready();
+  const auto spec = spec_of("serving/replica/m/1", 8, 0, 64);
+  *content_ = to_bytes("the store has lost it");
+  host_->spawn(child_of("serving/replica/m/1", spec));
+  ASSERT_TRUE(world_.run_until([this] { return *ready_ >= 3; }, 30s));
+  EXPECT_EQ(values(world_.ask(*host_, host_->find("serving/replica/m/1"), request({{1.5F, "a"}}), {})), (std::vector<float>{3}));
+}
+
+TEST(ServedModels, AreSharedByWhoHasThemAndKeptByNobodyElse) {
+  const auto bytes = model_bytes();
+  Models models;
+  const ModelKey key{"digest", {}};
+  const auto get = [&](const ModelKey& wanted, ByteView content) {
+    return models.get(wanted, [&] { return Model::load(content, "test", wanted.options); });
+  };
+  EXPECT_EQ(models.find(key), nullptr);
+  std::vector<std::shared_ptr<const Model>> got(4);
+  {
+    std::vector<Thread> threads;
+    for (auto& mine : got) threads.emplace_back("loads", [&] { mine = get(key, bytes).value(); });
+  }
+  for (const auto& mine : got) EXPECT_EQ(mine, got[0]);
+  EXPECT_EQ(models.find(key), got[0]);
+  const ModelKey rounded{"digest", {.bf16 = true}};
+  EXPECT_EQ(models.find(rounded), nullptr) << "another precision is another model";
+  EXPECT_NE(get(rounded, bytes).value(), got[0]);
+  got.clear();
+  EXPECT_EQ(models.find(key), nullptr);
+  EXPECT_FALSE(get(key, as_bytes("no model")));
+  EXPECT_TRUE(get(key, bytes));
+}
+
+// y = x W: of 48 rows of 512 numbers, with threads and without; rounded only where that is asked for.
+TEST(ServedModel, ThreadsChangeNoBitAndPrecisionIsAskedFor) {
+  kernels::Graph graph;
+  graph.add_input("x", kernels::DType::f32, {-1, 512});
+  Random random(3);
+  kernels::Tensor w(kernels::DType::f32, {512, 256});
+  for (float& v : w.mutable_data<float>()) v = static_cast<float>(random.normal());
+  graph.add("MatMul", std::vector<std::string>{"x", graph.add_initializer("w", std::move(w))}, {}, "y");
+  graph.add_output("y", kernels::DType::f32, {-1, 256});
+  const auto bytes = kernels::export_onnx(graph).value();
+  const auto message = Message::build<Infer>([&](Infer::Builder b) {
+    auto input = b.initInputs(1)[0];
+    input.setName("x");
+    input.setType(DataType::FP32);
+    auto shape = input.initShape(2);
+    shape.set(0, 48);
+    shape.set(1, 512);
+    auto content = input.initContent(48 * 512 * 4);
+    for (std::size_t i = 0; i < 48 * 512; ++i) {
+      const auto value = static_cast<float>(random.normal());
+      std::memcpy(content.begin() + 4 * i, &value, 4);
+    }
+  });
+  const auto answer = [&](const ModelOptions& options) {
+    const auto model = Model::load(bytes, "product", options).value();
+    Session session(model);
+    const auto infer = message.view<Infer>();
+    const std::vector<Part> parts = {Part{*infer, model->check(*infer).value()}};
+    EXPECT_TRUE(session.run(parts).has_value());
+    const auto reply = Message::build<InferReply>([&](InferReply::Builder b) { session.answer(b, *infer, 0, 48); });
+    const auto content = reply.view<InferReply>()->getOutputs()[0].getContent();
+    return Bytes(content.begin(), content.end());
+  };
+  const auto one = answer({});
+  EXPECT_EQ(answer({.threads = 3}), one);
+  EXPECT_NE(answer({.bf16 = true}), one);
+  EXPECT_EQ(answer({.bf16 = true, .threads = 3}), answer({.bf16 = true}));
 }
 
 TEST(ServedModel, SharesARunOnlyWhereTheBatchIsTheOneFreeSize) {

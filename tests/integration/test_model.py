@@ -201,6 +201,7 @@ def test_training_that_goes_bad_stops_and_writes_nothing(blobs, tmp_path):
     assert "made by" in by_rate or "parameter" in by_rate
     assert "row 7: label 3" in told(labels=array(tmp_path, "many.npy", many))
     assert "mse needs one label" in told("--loss", "mse")
+    assert "'nothing*' is to be frozen" in told("--freeze", "w1", "--freeze", "nothing*")
     assert "90 rows" in told(x=array(tmp_path, "few.npy", values[:80]))
     assert "cannot be written" in told(out=tmp_path / "no" / "out.onnx")
     assert not out.exists() and not log.exists() and not list(tmp_path.glob("*.part"))
@@ -255,6 +256,25 @@ def classifier(tmp_path):
     falaj("model", "run", path, "--input", f"x={x}", "--output-dir", tmp_path / "f32")
     labels = array(tmp_path, "labels.npy", np.load(tmp_path / "f32" / "y.npy").argmax(axis=1))
     return path, x, labels
+
+
+def test_threads_change_no_bit_and_bfloat16_is_near(classifier, tmp_path):
+    path, x, labels = classifier
+
+    def ran(name, *options):
+        falaj("model", "run", path, "--input", f"x={x}", "--output-dir", tmp_path / name, *options)
+        return np.load(tmp_path / name / "y.npy")
+
+    plain = ran("one")
+    assert np.array_equal(ran("three", "--threads", 3), plain) and np.array_equal(ran("all", "--threads", 0), plain)
+    rounded = ran("bf16", "--precision", "bf16")
+    assert not np.array_equal(rounded, plain) and np.abs(rounded - plain).max() < 0.05 * np.abs(plain).max()
+    cache = ("--cache", tmp_path / "cache")
+    for precision, wanted in [("f32", plain), ("bf16", rounded)] * 2:  # what is kept for the one is not taken for the other
+        assert np.array_equal(ran("kept", "--precision", precision, "--threads", 2, *cache), wanted)
+    measured = lambda *options: json.loads(falaj("model", "evaluate", path, "--input", f"x={x}", "--labels", labels, "--json", *options).stdout)["metrics"]
+    assert measured("--threads", 3) == measured() and measured("--precision", "bf16")["loss"] != measured()["loss"]
+    assert "at most 256" in refused("run", path, "--input", f"x={x}", "--threads", 257)
 
 
 @pytest.mark.parametrize("calibration", ["minmax", "percentile", "entropy"])

@@ -130,6 +130,25 @@ def test_killed_workers_change_no_bit(trained, seed):
         assert run["lastRecoveryMs"] <= 2000
 
 
+def test_what_a_job_says_of_its_fit_is_done_and_threads_change_no_bit(trained):
+    def digest(name, words, **options):
+        file = trained.files / f"{name}.toml"
+        text = job_text(name, epochs=4, gate="min_auc = 0.5", **options)
+        file.write_text(text.replace('schedule = "cosine"', 'name = "adam", schedule = "plateau", plateau_epochs = 1') + words)
+        trained.run("train", "-f", file, timeout=300)
+        run = trained.json("runs", "show", name)
+        assert run["phase"] == "finished", run
+        return run["weightsDigest"]
+
+    plain = digest("words", 'not_finite = "skip"\n')
+    assert digest("words-threads", "threads = 2\n", workers=1) == plain
+    rounded = digest("words-bf16", 'precision = "bf16"\n')
+    assert rounded != plain
+    file = trained.files / "huber.toml"
+    file.write_text(job_text("huber") + 'loss = "huber"\n')
+    assert "which is for numbers" in trained.run("train", "-f", file, check=False, timeout=300).stderr
+
+
 def test_gate_refuses_what_is_not_good_enough(trained):
     train(trained, "hopeless", gate="min_auc = 0.999")
     refused = trained.run("models", "alias", "hopeless", "production", 1, check=False)
@@ -153,6 +172,16 @@ def test_onnxruntime_agrees_with_the_replica_on_all_rows(deployed, tmp_path):
             inputs.append(tensor)
         ours.append(client.infer("credit", inputs).as_numpy("probability").reshape(-1))
     assert np.abs(np.concatenate(ours) - theirs).max() <= 1e-5
+
+
+def test_a_deployment_says_precision_and_threads(deployed):
+    deployed.run("deploy", "credit", "--name", "rounded", "--replicas", 2, "--precision", "bf16", "--threads", 2)
+    client = triton.InferenceServerClient(deployed.http)
+    text = body(client.get_model_metadata("credit")["inputs"], rows()[0])
+    exact, rounded = (post(deployed.http, f"/v2/models/{name}/infer", text)[1]["outputs"][0]["data"][0] for name in ("credit", "rounded"))
+    assert exact != rounded and abs(exact - rounded) < 0.02, (exact, rounded)
+    assert "int4" in deployed.run("deploy", "credit", "--name", "wrong", "--precision", "int4", check=False).stderr
+    deployed.run("delete", "deployment", "rounded")
 
 
 def test_tritonclient_sees_what_it_expects(deployed):

@@ -87,7 +87,8 @@ TEST(TrainEndToEnd, AnyNumberOfRanksGivesTheSameBits) {
       for (std::uint32_t r = 0; r < world; ++r) {
         ASSERT_TRUE(ring.rank(r).idle());
         const auto rows = samplers[r].batch(step).size();
-        ASSERT_TRUE(apply_step(*ranks[r].trainer, optimizers[r], schedule_of(spec, steps), step, rows, sums[r]));
+        const double factor = schedule_of(spec, steps).factor(step);
+        ASSERT_TRUE(std::isfinite(apply_step(*ranks[r].trainer, optimizers[r], factor, rows, sums[r])));
       }
     }
     for (const Prepared& rank : ranks) EXPECT_TRUE(same_bits(rank.trainer->parameters(), alone->trainer->parameters())) << world;
