@@ -34,11 +34,16 @@ class Bf16MatMul final : public Kernel {
     std::byte* copies = io.scratch + pointer_bytes();
     for (std::int64_t first = 0; first < spec_.m; first += block) {
       const std::int64_t count = std::min(block, spec_.m - first);
-      for (std::int64_t i = 0; i < count; ++i) {
-        auto* to = reinterpret_cast<Half*>(copies + i * stride_);
-        columns_.round(io.input<float>(0) + (first + i) * spec_.k, spec_.k, to);
-        if (spec_.k % 2 != 0) to[spec_.k] = 0;
-        rows[i] = copies + i * stride_;
+      const float* x = io.input<float>(0) + first * spec_.k;
+      for (std::int64_t i = 0; i < count; ++i) rows[i] = copies + i * stride_;
+      if (spec_.k % 2 == 0) {  // rows follow each other here and there
+        columns_.round(x, count * spec_.k, reinterpret_cast<Half*>(copies));
+      } else {
+        for (std::int64_t i = 0; i < count; ++i) {
+          auto* to = reinterpret_cast<Half*>(copies + i * stride_);
+          columns_.round(x + i * spec_.k, spec_.k, to);
+          to[spec_.k] = 0;
+        }
       }
       columns_.run(rows, count, io.output<float>(0) + first * spec_.n, nullptr);
     }

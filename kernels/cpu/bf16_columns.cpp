@@ -33,30 +33,60 @@ std::int32_t pair_at(const std::byte* from) {
   return value;
 }
 
+// One step of a tile: a pair of each row times a pair of each column.
+template <int kRows, int kPanels>
+FALAJ_AVX512_BF16 inline void multiply(const std::byte* const (&from)[kRows], std::int64_t g, const Half* w, std::int64_t panel_stride,
+                                       __m512 (&sum)[kRows][kPanels]) {
+  __m512bh weights[kPanels];
+  FALAJ_UNROLL
+  for (int c = 0; c < kPanels; ++c) weights[c] = reinterpret_cast<__m512bh>(_mm512_load_si512(w + c * panel_stride));
+  FALAJ_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    const auto value = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair_at(from[r] + 4 * g)));
+    FALAJ_UNROLL
+    for (int c = 0; c < kPanels; ++c) sum[r][c] = _mm512_dpbf16_ps(sum[r][c], value, weights[c]);
+  }
+}
+
+// Narrow tiles have two sums of each result, of even and of odd steps: one after another they would wait for each other.
 template <int kRows, int kPanels>
 FALAJ_AVX512_BF16 void tile_avx512(const std::byte* const* x, const std::int64_t* offsets, std::int64_t places, std::int64_t pairs,
                                    const Half* w, std::int64_t panel_stride, const Half* ahead, const ConvTarget& t) {
-  __m512 sum[kRows][kPanels];
+  constexpr int kChains = kPanels >= 4 ? 1 : 2;
+  constexpr std::int64_t kStep = kHalfPanel * 2;
+  __m512 chains[kChains][kRows][kPanels];
   FALAJ_UNROLL
-  for (auto& row : sum) {
+  for (auto& chain : chains) {
     FALAJ_UNROLL
-    for (auto& s : row) s = _mm512_setzero_ps();
+    for (auto& row : chain) {
+      FALAJ_UNROLL
+      for (auto& s : row) s = _mm512_setzero_ps();
+    }
   }
   for (std::int64_t p = 0; p < places; ++p) {
     const std::byte* from[kRows];
     FALAJ_UNROLL
     for (int r = 0; r < kRows; ++r) from[r] = x[r] + offsets[p];
-    for (std::int64_t g = 0; g < pairs; ++g, w += kHalfPanel * 2, ahead += kHalfPanel * 2) {
-      _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
-      __m512bh weights[kPanels];
+    std::int64_t g = 0;
+    for (; g + kChains <= pairs; g += kChains, w += kChains * kStep, ahead += kChains * kStep) {
       FALAJ_UNROLL
-      for (int c = 0; c < kPanels; ++c) weights[c] = reinterpret_cast<__m512bh>(_mm512_load_si512(w + c * panel_stride));
-      FALAJ_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        const auto value = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair_at(from[r] + 4 * g)));
-        FALAJ_UNROLL
-        for (int c = 0; c < kPanels; ++c) sum[r][c] = _mm512_dpbf16_ps(sum[r][c], value, weights[c]);
+      for (int i = 0; i < kChains; ++i) {
+        _mm_prefetch(reinterpret_cast<const char*>(ahead + i * kStep), _MM_HINT_T1);
+        multiply(from, g + i, w + i * kStep, panel_stride, chains[i]);
       }
+    }
+    if (g < pairs) {
+      multiply(from, g, w, panel_stride, chains[0]);
+      w += kStep;
+      ahead += kStep;
+    }
+  }
+  __m512(&sum)[kRows][kPanels] = chains[0];
+  if constexpr (kChains == 2) {
+    FALAJ_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      FALAJ_UNROLL
+      for (int c = 0; c < kPanels; ++c) sum[r][c] = _mm512_add_ps(sum[r][c], chains[1][r][c]);
     }
   }
   if (t.activation == Activation::none || t.activation == Activation::relu) {  // nearly all of them
@@ -121,9 +151,14 @@ FALAJ_AVX2 void tile_avx2(const std::byte* const* x, const std::int64_t* offsets
 }
 
 FALAJ_AVX512_BF16 void round_row_avx512(const float* from, std::int64_t n, Half* to) {
-  for (std::int64_t i = 0; i < n; i += 16) {
-    const auto half = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(some_lanes(n - i), from + i)));
-    _mm256_mask_storeu_epi16(to + i, some_lanes(n - i), half);
+  std::int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const auto halves = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + 16), _mm512_loadu_ps(from + i));
+    _mm512_storeu_si512(to + i, reinterpret_cast<__m512i>(halves));
+  }
+  for (; i < n; i += 16) {
+    const auto halves = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(some_lanes(n - i), from + i)));
+    _mm256_mask_storeu_epi16(to + i, some_lanes(n - i), halves);
   }
 }
 FALAJ_AVX2 void round_row_avx2(const float* from, std::int64_t n, Half* to) {
@@ -177,13 +212,14 @@ void HalfColumns::run(const std::byte* const* x, std::int64_t rows, float* y, co
   const auto places = static_cast<std::int64_t>(offsets_.size());
   const std::int64_t panel_stride = places * pairs_ * kHalfPanel * 2;
   const std::int64_t tiles = (rows + tiles_->rows_max - 1) / tiles_->rows_max;
+  const Shares shares(tiles, rows);
   const auto* w = static_cast<const Half*>(packed_->raw()) + first_half;
   for (std::int64_t first = 0; first < columns_;) {
     const std::int64_t left = (columns_ - first + kHalfPanel - 1) / kHalfPanel;
     const int kind = left >= 4 && tiles_->panels_max >= 4 ? 2 : (left >= 2 && tiles_->panels_max >= 2 ? 1 : 0);
     const std::int64_t panels = std::int64_t{1} << kind;
     for (std::int64_t t = 0; t < tiles; ++t) {
-      const std::int64_t from = first_of(t, tiles, rows);
+      const std::int64_t from = shares.first(t);
       const std::int64_t at = from * columns_ + first;
       const bool more = tiles > 1 && t < panels && (panels + t) * kHalfPanel < columns_ - first;  // the first tiles fetch the next panels
       const ConvTarget target{.y = y + at,
@@ -193,8 +229,8 @@ void HalfColumns::run(const std::byte* const* x, std::int64_t rows, float* y, co
                               .width = columns_ - first,
                               .activation = activation_,
                               .alpha = alpha_};
-      tiles_->tiles[kind][first_of(t + 1, tiles, rows) - from](x + from, offsets_.data(), places, pairs_, w, panel_stride,
-                                                               w + (more ? panels + t : 0) * panel_stride, target);
+      tiles_->tiles[kind][shares.first(t + 1) - from](x + from, offsets_.data(), places, pairs_, w, panel_stride,
+                                                      w + (more ? panels + t : 0) * panel_stride, target);
     }
     w += panels * panel_stride;
     first += panels * kHalfPanel;

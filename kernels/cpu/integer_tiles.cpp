@@ -285,6 +285,7 @@ void IntegerColumns::run(const std::uint8_t* const* x, std::int64_t rows, void* 
   const std::int64_t fours = fours_of(depth_);
   const std::int64_t panel_stride = places * fours * kIntegerPanel * 4;
   const std::int64_t tiles = (rows + tiles_->rows_max - 1) / tiles_->rows_max;
+  const Shares shares(tiles, rows);
   const std::size_t size = end_.to_u8 ? 1 : sizeof(float);
   const auto* w = static_cast<const std::int8_t*>(packed_->raw());
   std::size_t padded = 0;
@@ -297,8 +298,8 @@ void IntegerColumns::run(const std::uint8_t* const* x, std::int64_t rows, void* 
     const std::int64_t width = std::min(left, panels * kIntegerPanel);
     const std::uint8_t* moved[kIntegerRows];
     for (std::int64_t t = 0; t < tiles; ++t) {
-      const std::int64_t from = first_of(t, tiles, rows);
-      const std::int64_t count = first_of(t + 1, tiles, rows) - from;
+      const std::int64_t from = shares.first(t);
+      const std::int64_t count = shares.first(t + 1) - from;
       for (std::int64_t r = 0; r < count; ++r) moved[r] = x[from + r] + group * depth_;
       const std::int64_t at = from * columns_ + first;
       const IntegerTarget target{start_.data() + padded,
