@@ -65,6 +65,7 @@ struct CompileOptions {
   bool batch_invariant = true;                 // see above; training sets it to false to allow oneDNN's blocked products
   std::size_t threads = 1;                     // that its executors will have: what is set aside for them, nothing else
   std::size_t plans_max = 128;                 // shapes kept; the least recently made goes first
+  std::size_t piece_bytes = 256U << 10;        // a batch whose values take many times that goes a few rows at a time; 0: always as a whole
   std::shared_ptr<PackedWeights> packed = {};  // share packed weights with other Compileds of the same weights
 };
 

@@ -1,11 +1,17 @@
 // Makes plans: types and folds for the given shapes, picks a kernel for each node that is left, sees through aliases, and gives each
 // value its place: the caller's tensor, a constant, or a piece of the arena.
 #include <algorithm>
+#include <array>
+#include <map>
+#include <optional>
+#include <set>
 #include <unordered_map>
 #include <unordered_set>
 
 #include "kernels/memory.hpp"
+#include "kernels/pieces.hpp"
 #include "kernels/plan_impl.hpp"
+#include "kernels/rows_apart.hpp"
 #include "runtime/base/format.hpp"
 
 namespace falaj::kernels {
@@ -19,6 +25,7 @@ struct Value {
   Place place;
   std::size_t block = kNoBlock;  // arena values
   std::size_t last = 0;          // the last launch that reads it
+  bool apart = false;            // holds rows: equal shares of its first dimension, one for each row of the batch
   static constexpr std::size_t kNoBlock = static_cast<std::size_t>(-1);
 };
 
@@ -35,6 +42,7 @@ class Planner {
     choose_nodes();
     bind_outputs();
     for (std::size_t step = 0; step < steps_.size(); ++step) mark_uses(step);
+    if (options_.batch_invariant && options_.piece_bytes > 0) cut_into_pieces();
     for (std::size_t step = 0; step < steps_.size(); ++step) FALAJ_TRY(lay_out(step));
     finish();
     if (plan_->arena_bytes > kArenaBytesMax) {
@@ -46,12 +54,17 @@ class Planner {
   }
 
  private:
-  // A launch to be: a node, or a copy of a value to a graph output (node == npos).
+  // A launch to be: a node, a copy of a value to a graph output, or nodes that run in pieces.
   struct Step {
-    std::size_t node;
-    std::size_t from = 0, to = 0;  // of a copy
+    std::size_t node;              // or kCopy, kPieces
+    std::size_t from = 0, to = 0;  // of a copy; of pieces, from: which
   };
   static constexpr std::size_t kCopy = static_cast<std::size_t>(-1);
+  static constexpr std::size_t kPieces = static_cast<std::size_t>(-2);
+  struct Cut {
+    Pieces pieces;
+    std::vector<std::size_t> inputs, outputs;  // values
+  };
 
   void collect_values() {
     for (const auto& [name, type] : typed_->types) {
@@ -130,6 +143,10 @@ class Planner {
       values_[root_[steps_[step].from]].last = step;
       return;
     }
+    if (steps_[step].node == kPieces) {
+      for (const std::size_t id : cuts_[steps_[step].from].inputs) values_[id].last = step;
+      return;
+    }
     const Node& node = graph_.nodes[steps_[step].node];
     for (std::size_t k = 0; k < node.inputs.size(); ++k) {
       if (reads_bytes(node, k)) value_of(node.inputs[k]).last = step;
@@ -149,7 +166,8 @@ class Planner {
     return Value::kNoBlock;
   }
 
-  void place_output(const Node& node, const OpDef& op, Value& output, std::size_t step) {
+  // `node` and `op`: whose output it is, if it may take over a block of an input.
+  void place_output(const Node* node, const OpDef* op, Value& output, std::size_t step) {
     if (output.place.kind != Place::Kind::none) return;
     std::size_t last = std::max(output.last, step);
     if (output.type.dtype == DType::string) {
@@ -158,7 +176,7 @@ class Planner {
       return;
     }
     output.place.kind = Place::Kind::arena;
-    output.block = block_to_reuse(node, op, output, step);
+    output.block = node == nullptr ? Value::kNoBlock : block_to_reuse(*node, *op, output, step);
     if (output.block != Value::kNoBlock) {
       blocks_[output.block].last = last;
     } else {
@@ -197,6 +215,10 @@ class Planner {
 
   Status lay_out(std::size_t step) {
     if (steps_[step].node == kCopy) return lay_out_copy(step);
+    if (steps_[step].node == kPieces) {
+      lay_out_pieces(step);
+      return {};
+    }
     const Node& node = graph_.nodes[steps_[step].node];
     const OpDef& op = *find_op(node.domain, node.op);
     std::vector<ValueType> inputs;
@@ -207,7 +229,7 @@ class Planner {
     std::vector<std::size_t> arguments;  // value ids, or kCopy for none
     for (std::size_t k = 0; k < node.inputs.size(); ++k) arguments.push_back(reads_bytes(node, k) ? root_[id_.at(node.inputs[k])] : kCopy);
     for (const auto& name : node.outputs) {
-      if (!name.empty()) place_output(node, op, values_[id_.at(name)], step);
+      if (!name.empty()) place_output(&node, &op, values_[id_.at(name)], step);
       arguments.push_back(name.empty() ? kCopy : id_.at(name));
     }
     launch.inputs = static_cast<std::uint32_t>(node.inputs.size());
@@ -230,6 +252,24 @@ class Planner {
     return {};
   }
 
+  void lay_out_pieces(std::size_t step) {
+    Cut& cut = cuts_[steps_[step].from];
+    const std::vector<std::string>& inner = cut.pieces.plan->why;
+    Launch launch;
+    launch.inputs = static_cast<std::uint32_t>(cut.inputs.size());
+    launch.backend = "pieces";
+    launch.kernel = make_pieces(std::move(cut.pieces), options_.threads);
+    launch.node = launch.kernel->implementation();
+    plan_->why.push_back(launch.node);
+    for (const auto& line : inner) plan_->why.push_back("  " + line);
+    std::vector<std::size_t> arguments = cut.inputs;
+    for (const std::size_t id : cut.outputs) {
+      place_output(nullptr, nullptr, values_[id], step);
+      arguments.push_back(id);
+    }
+    add(std::move(launch), arguments, step);
+  }
+
   void add(Launch launch, const std::vector<std::size_t>& arguments, std::size_t step) {
     launch.first_argument = static_cast<std::uint32_t>(argument_values_.size());
     argument_values_.insert(argument_values_.end(), arguments.begin(), arguments.end());
@@ -238,6 +278,181 @@ class Planner {
       blocks_.push_back({bytes, step, step});
     }
     plan_->launches.push_back(std::move(launch));
+  }
+
+  // --- pieces -----------------------------------------------------------------------------------------------------------------
+
+  // Which values hold rows: those inputs whose first dimension is as large as that of the first, and what is computed of them row by row.
+  // Tells of each step whether all that it reads and makes is fit for that.
+  std::vector<PieceStep> find_rows(std::int64_t batch) {
+    const auto divides = [&](const Shape& shape) { return !shape.empty() && shape.elements() > 0 && shape[0] % batch == 0; };
+    for (std::size_t i = 0; i < graph_.inputs.size(); ++i) {
+      Value& value = values_[id_.at(graph_.inputs[i].name)];
+      value.apart = divides(value.type.shape) && value.type.shape[0] == batch && value.type.dtype != DType::string;
+    }
+    std::map<std::size_t, std::size_t> step_of;  // node to step
+    for (std::size_t s = 0; s < steps_.size(); ++s) step_of.emplace(steps_[s].node, s);
+    std::vector<PieceStep> found(steps_.size());
+    for (const std::size_t at : typed_->order) {
+      const Node& node = graph_.nodes[at];
+      const auto step = step_of.find(at);
+      if (step != step_of.end()) {
+        found[step->second] = rows_of(node, batch);
+      } else if (!node.outputs.empty() && !node.outputs[0].empty() && root_[id_.at(node.outputs[0])] != id_.at(node.outputs[0])) {
+        Value& view = values_[id_.at(node.outputs[0])];
+        view.apart = values_[id_.at(node.inputs[0])].apart && divides(view.type.shape) && view.type.constant == nullptr;
+      }
+    }
+    return found;
+  }
+  PieceStep rows_of(const Node& node, std::int64_t batch) {
+    PieceStep step;
+    std::vector<ValueType> inputs;
+    std::vector<ValueType> outputs;
+    std::array<bool, 64> apart{};
+    if (node.inputs.size() > apart.size()) return step;
+    for (std::size_t k = 0; k < node.inputs.size(); ++k) {
+      const std::string& name = node.inputs[k];
+      inputs.push_back(name.empty() ? ValueType{} : typed_->types.at(name));
+      if (name.empty()) continue;
+      const Value& value = values_[id_.at(name)];
+      const Value& root = value_of(name);
+      if (!reads_bytes(node, k) || root.apart != value.apart) return step;
+      apart[k] = value.apart;
+      if (value.apart) step.reads.push_back(root_[id_.at(name)]);
+    }
+    for (const auto& name : node.outputs) outputs.push_back(name.empty() ? ValueType{} : typed_->types.at(name));
+    if (std::ranges::any_of(outputs, [](const ValueType& type) { return type.constant != nullptr; })) return step;
+    step.apart = rows_apart({{node, inputs, graph_.opset(node.domain)}, {apart.data(), inputs.size()}, outputs});
+    if (!step.apart) return step;
+    for (const auto& name : node.outputs) {
+      if (name.empty()) continue;
+      values_[id_.at(name)].apart = true;
+      step.makes.push_back(id_.at(name));
+    }
+    const bool product = node.op.ends_with("Conv") || node.op.ends_with("MatMul") || node.op == "Gemm";
+    if (product && inputs[1].constant != nullptr) {
+      const Shape& shape = outputs[0].shape;
+      const std::int64_t columns = node.op == "Conv" && node.domain == kOnnx ? shape[1] : shape.back();
+      step.product_rows = std::max<std::int64_t>(shape.elements() / columns / batch, 1);
+    }
+    return step;
+  }
+
+  void cut_into_pieces() {
+    if (plan_->inputs.empty() || plan_->inputs[0].shape.empty() || plan_->inputs[0].shape[0] < 2) return;
+    const std::int64_t batch = plan_->inputs[0].shape[0];
+    const std::vector<PieceStep> found = find_rows(batch);
+    std::vector<PieceValue> values;
+    for (const Value& value : values_) {
+      const std::size_t bytes = value.apart ? byte_size(value.type.dtype, value.type.shape).value_or(0) : 0;
+      values.push_back({bytes / static_cast<std::size_t>(batch), value.last});
+    }
+    std::vector<Step> steps;
+    std::size_t done = 0;
+    for (const Part& part : parts_of(found, values, batch, options_.piece_bytes, options_.threads)) {
+      auto cut = cut_out(part, batch);
+      if (!cut) continue;
+      steps.insert(steps.end(), steps_.begin() + static_cast<std::ptrdiff_t>(done),
+                   steps_.begin() + static_cast<std::ptrdiff_t>(part.first));
+      steps.push_back({kPieces, cuts_.size()});
+      cuts_.push_back(std::move(*cut));
+      done = part.end;
+    }
+    steps.insert(steps.end(), steps_.begin() + static_cast<std::ptrdiff_t>(done), steps_.end());
+    steps_ = std::move(steps);
+    for (std::size_t step = 0; step < steps_.size(); ++step) mark_uses(step);
+  }
+
+  // What a part reads and makes that others see, and its plans.
+  std::optional<Cut> cut_out(const Part& part, std::int64_t batch) {
+    Cut cut;
+    cut.pieces.batch = batch;
+    cut.pieces.rows = part.rows;
+    std::set<std::size_t> made;
+    std::set<std::size_t> read;
+    for (std::size_t s = part.first; s < part.end; ++s) {
+      const Node& node = graph_.nodes[steps_[s].node];
+      for (const auto& name : node.inputs) {
+        if (!name.empty() && typed_->types.at(name).constant == nullptr && !made.contains(root_[id_.at(name)]))
+          read.insert(root_[id_.at(name)]);
+      }
+      for (const auto& name : node.outputs) {
+        if (!name.empty()) made.insert(id_.at(name));
+      }
+    }
+    const auto row_bytes = [&](std::size_t id) {
+      const ValueType& type = values_[id].type;
+      return values_[id].apart ? byte_size(type.dtype, type.shape).value_or(0) / static_cast<std::size_t>(batch) : 0;
+    };
+    for (const std::size_t id : read) {
+      cut.inputs.push_back(id);
+      cut.pieces.input_bytes.push_back(row_bytes(id));
+    }
+    for (const std::size_t id : made) {
+      if (values_[id].place.kind != Place::Kind::output && values_[id].last < part.end) continue;
+      cut.outputs.push_back(id);
+      cut.pieces.output_bytes.push_back(row_bytes(id));
+    }
+    cut.pieces.plan = plan_of(part, cut, batch, part.rows);
+    if (cut.pieces.plan == nullptr) return {};
+    if (batch % part.rows == 0) return cut;
+    cut.pieces.rest = plan_of(part, cut, batch, batch % part.rows);
+    if (cut.pieces.rest == nullptr) return {};
+    return cut;
+  }
+
+  std::string unused(std::string name) const {
+    do name += "/shape";
+    while (id_.contains(name));
+    return name;
+  }
+
+  // The part as a graph of its own for so many rows: constants are what they are for the whole batch, views become reshapes.
+  std::shared_ptr<const Plan> plan_of(const Part& part, Cut& cut, std::int64_t batch, std::int64_t rows) {
+    const auto shape_of = [&](std::size_t id) {
+      Shape shape = values_[id].type.shape;
+      if (values_[id].apart) shape[0] = shape[0] / batch * rows;
+      return shape;
+    };
+    cut.pieces.graphs.push_back(std::make_shared<Graph>());
+    Graph& graph = *cut.pieces.graphs.back();
+    graph.opsets = graph_.opsets;
+    std::vector<std::string_view> names(values_.size());
+    for (const auto& [name, id] : id_) names[id] = name;
+    std::vector<Shape> shapes;
+    for (const std::size_t id : cut.inputs) {
+      shapes.push_back(shape_of(id));
+      graph.inputs.push_back({std::string(names[id]), values_[id].type.dtype, shapes.back()});
+    }
+    for (const std::size_t id : cut.outputs) graph.outputs.push_back({std::string(names[id]), values_[id].type.dtype, shape_of(id)});
+    std::set<std::size_t> there;  // constants and views
+    for (std::size_t s = part.first; s < part.end; ++s) {
+      const Node& node = graph_.nodes[steps_[s].node];
+      for (const auto& name : node.inputs) {
+        if (name.empty()) continue;
+        const std::size_t id = id_.at(name);
+        if (values_[id].type.constant != nullptr) {
+          if (there.insert(id).second) graph.initializers.emplace(name, *values_[id].type.constant);
+        } else if (root_[id] != id && there.insert(id).second) {
+          const Shape shape = shape_of(id);
+          std::string target = unused(name);
+          graph.initializers.emplace(target, Tensor::of<std::int64_t>({static_cast<std::int64_t>(shape.rank())}, shape.dims()));
+          graph.nodes.push_back({"Reshape", "", {}, {std::string(names[root_[id]]), std::move(target)}, {name}, {}});
+        }
+      }
+      graph.nodes.push_back(node);
+    }
+    CompileOptions options = options_;
+    options.piece_bytes = 0;
+    if (options_.threads > 1) options.threads = 1;
+    auto made = Planner(graph, backends_, options, packed_).make(shapes);
+    if (!made) return nullptr;
+    for (const auto& [name, type] : (*made)->typed->types) {  // as it was meant
+      const auto id = id_.find(name);
+      if (id != id_.end() && !(type.shape == shape_of(id->second))) return nullptr;
+    }
+    return *made;
   }
 
   void finish() {
@@ -265,6 +480,7 @@ class Planner {
   std::vector<std::size_t> root_;  // what an alias is a view of; itself otherwise
   std::unordered_set<std::size_t> made_here_;
   std::vector<Step> steps_;
+  std::vector<Cut> cuts_;
   std::vector<Block> blocks_;
   std::vector<std::size_t> argument_values_;
   std::vector<std::pair<std::size_t, std::size_t>> scratch_of_;

@@ -19,4 +19,14 @@ inline std::int64_t first_of(std::int64_t part, std::int64_t parts, std::int64_t
   return part * (total / parts) + std::min(part, total % parts);
 }
 
+// The same for many parts, without a division for each: the first ones are the larger ones.
+class Shares {
+ public:
+  Shares(std::int64_t parts, std::int64_t total) : least_(total / parts), larger_(total % parts) {}
+  [[nodiscard]] std::int64_t first(std::int64_t part) const { return part * least_ + std::min(part, larger_); }
+
+ private:
+  std::int64_t least_, larger_;
+};
+
 }  // namespace falaj::kernels::cpu

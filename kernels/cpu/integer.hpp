@@ -47,9 +47,9 @@ struct IntegerTarget {
   const Requantise* end;
 };
 // x: one pointer for each row; at each of `places` offsets from it 4 * fours bytes are read. w: panels that lie panel_stride apart, each
-// [places, fours, kIntegerPanel, 4].
+// [places, fours, kIntegerPanel, 4]. ahead: a panel that may be fetched meanwhile.
 using IntegerTile = void (*)(const std::uint8_t* const* x, const std::int64_t* offsets, std::int64_t places, std::int64_t fours,
-                             const std::int8_t* w, std::int64_t panel_stride, const IntegerTarget& target);
+                             const std::int8_t* w, std::int64_t panel_stride, const std::int8_t* ahead, const IntegerTarget& target);
 
 struct IntegerTiles {
   std::string_view name;

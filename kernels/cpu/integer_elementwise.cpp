@@ -162,24 +162,20 @@ class AddKernel final : public Kernel {
 
 class MaxPoolKernel final : public Kernel {
  public:
-  MaxPoolKernel(Window window, std::int64_t batch, std::int64_t channels)
-      : window_(std::move(window)), batch_(batch), channels_(channels) {}
+  MaxPoolKernel(const Window& w, std::int64_t batch, std::int64_t channels)
+      : image_(w.in_elements() * channels),
+        batch_(batch),
+        channels_(channels),
+        rows_(all_runs(w, 0, w.in[1] * channels)),
+        columns_(all_runs(w, 1, channels)) {}
   void run(const Io& io) const override {
-    const Window& w = window_;
     auto* y = io.output<std::uint8_t>(0);
     for (std::int64_t n = 0; n < batch_; ++n) {
-      const auto* x = io.input<std::uint8_t>(0) + n * w.in_elements() * channels_;
-      for (std::int64_t o = 0; o < w.out_elements(); ++o, y += channels_) {
-        std::memset(y, 0, static_cast<std::size_t>(channels_));
-        const std::int64_t row = o / w.out[1] * w.strides[0] - w.pad_begin[0];
-        const std::int64_t column = o % w.out[1] * w.strides[1] - w.pad_begin[1];
-        for (std::int64_t k = 0; k < w.kernel[0]; ++k) {
-          const std::int64_t h = row + k * w.dilations[0];
-          if (h < 0 || h >= w.in[0]) continue;
-          for (std::int64_t l = 0; l < w.kernel[1]; ++l) {
-            const std::int64_t v = column + l * w.dilations[1];
-            if (v >= 0 && v < w.in[1]) larger(x + (h * w.in[1] + v) * channels_, y);
-          }
+      const auto* x = io.input<std::uint8_t>(0) + n * image_;
+      for (const Run& row : rows_) {
+        for (const Run& column : columns_) {
+          largest(x + row.first + column.first, row, column, y);
+          y += channels_;
         }
       }
     }
@@ -187,20 +183,54 @@ class MaxPoolKernel final : public Kernel {
   [[nodiscard]] std::string_view implementation() const override { return "avx2 integer pool"; }
 
  private:
-  FALAJ_AVX2 void larger(const std::uint8_t* x, std::uint8_t* y) const {
+  // The places of a window that lie in the image, in one dimension: bytes to the first one, and from one to the next.
+  struct Run {
+    std::int64_t first = 0, count = 0, step = 0;
+  };
+  static std::vector<Run> all_runs(const Window& w, std::size_t d, std::int64_t bytes) {
+    std::vector<Run> runs;
+    for (std::int64_t o = 0; o < w.out[d]; ++o) {
+      Run run{0, 0, w.dilations[d] * bytes};
+      for (std::int64_t k = 0; k < w.kernel[d]; ++k) {
+        const std::int64_t at = o * w.strides[d] - w.pad_begin[d] + k * w.dilations[d];
+        if (at < 0 || at >= w.in[d]) continue;
+        if (run.count++ == 0) run.first = at * bytes;
+      }
+      runs.push_back(run);
+    }
+    return runs;
+  }
+  FALAJ_AVX2 void largest(const std::uint8_t* x, const Run& rows, const Run& columns, std::uint8_t* y) const {
     std::int64_t c = 0;
     for (; c + 32 <= channels_; c += 32) {
-      auto* to = reinterpret_cast<__m256i*>(y + c);
-      _mm256_storeu_si256(to, _mm256_max_epu8(_mm256_loadu_si256(to), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + c))));
+      __m256i most = _mm256_setzero_si256();
+      for (std::int64_t k = 0; k < rows.count; ++k) {
+        for (std::int64_t l = 0; l < columns.count; ++l) {
+          const std::uint8_t* from = x + k * rows.step + l * columns.step + c;
+          most = _mm256_max_epu8(most, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+        }
+      }
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(y + c), most);
     }
     for (; c + 16 <= channels_; c += 16) {
-      auto* to = reinterpret_cast<__m128i*>(y + c);
-      _mm_storeu_si128(to, _mm_max_epu8(_mm_loadu_si128(to), _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + c))));
+      __m128i most = _mm_setzero_si128();
+      for (std::int64_t k = 0; k < rows.count; ++k) {
+        for (std::int64_t l = 0; l < columns.count; ++l) {
+          const std::uint8_t* from = x + k * rows.step + l * columns.step + c;
+          most = _mm_max_epu8(most, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+        }
+      }
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(y + c), most);
     }
-    for (; c < channels_; ++c) y[c] = std::max(y[c], x[c]);
+    for (; c < channels_; ++c) {
+      y[c] = 0;
+      for (std::int64_t k = 0; k < rows.count; ++k) {
+        for (std::int64_t l = 0; l < columns.count; ++l) y[c] = std::max(y[c], x[k * rows.step + l * columns.step + c]);
+      }
+    }
   }
-  Window window_;
-  std::int64_t batch_, channels_;
+  std::int64_t image_, batch_, channels_;
+  std::vector<Run> rows_, columns_;
 };
 
 class AverageKernel final : public Kernel {
@@ -266,8 +296,8 @@ Result<KernelPtr> make_integer_pool(const KernelCall& call) {
   if (!has_avx2()) return refuse("this CPU has no AVX2");
   const Shape& in = call.in(0).shape;
   if (call.node.op == "QMaxPool") {
-    FALAJ_ASSIGN(auto window, integer_window(call));
-    return std::make_unique<MaxPoolKernel>(std::move(window), in[0], in[3]);
+    FALAJ_ASSIGN(const auto window, integer_window(call));
+    return std::make_unique<MaxPoolKernel>(window, in[0], in[3]);
   }
   FALAJ_ASSIGN(const auto end, requantise_of(call, 1));
   FALAJ_ASSIGN(const auto zero, attr_int(call.node, "x_zero", 0));

@@ -8,6 +8,7 @@
 #include "kernels/cpu/integer_finish.hpp"
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/plane.hpp"
+#include "kernels/cpu/vector_math.hpp"
 
 #define FALAJ_AVX_VNNI __attribute__((target("avx2,fma,avxvnni")))
 #define FALAJ_AVX512_VNNI __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
@@ -76,30 +77,34 @@ FALAJ_AVX2 inline __m256i load_bytes8(const std::uint8_t* from, std::int64_t wid
   }
 }
 
-[[gnu::noinline]] FALAJ_AVX512_VNNI void finish_avx512(const std::int32_t* sums, int rows, int columns, const IntegerTarget& t) {
+// The same, while the sums are in registers.
+template <int kRows, int kPanels>
+FALAJ_AVX512_VNNI inline void finish_avx512(const __m512i (&sum)[kRows][kPanels], const IntegerTarget& t) {
   const Requantise& end = *t.end;
   const __m512 low = _mm512_set1_ps(end.low);
   const __m512 high = _mm512_set1_ps(end.high);
   const __m512i zero = _mm512_set1_epi32(end.y_zero);
-  for (int c = 0; c < columns && c < t.width; c += 16) {
-    const std::int64_t width = std::min<std::int64_t>(t.width - c, 16);
-    const auto mask = static_cast<__mmask16>((1U << width) - 1U);
+  const __m512i addend_zero = _mm512_set1_epi32(end.addend_zero);
+  const __m512 addend_scale = _mm512_set1_ps(end.addend_scale);
+  FALAJ_UNROLL
+  for (int p = 0; p < kPanels; ++p) {
+    const std::int64_t c = p * kIntegerPanel;
+    const __mmask16 mask = some_lanes(t.width - c);
     const __m512i start = _mm512_loadu_si512(t.start + c);
     const __m512 multiplier = _mm512_loadu_ps(t.multiplier + c);
     const __m512 offset = _mm512_loadu_ps(t.offset + c);
-    for (int r = 0; r < rows; ++r) {
-      const __m512i sum = _mm512_add_epi32(_mm512_load_si512(sums + r * columns + c), start);
+    FALAJ_UNROLL
+    for (int r = 0; r < kRows; ++r) {
       __m512 first = offset;
       if (t.addend != nullptr) {
         const __m512i addend = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, t.addend + r * t.row + c));
-        first = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(addend, _mm512_set1_epi32(end.addend_zero))),
-                                _mm512_set1_ps(end.addend_scale), first);
+        first = _mm512_fmadd_ps(_mm512_maskz_cvtepi32_ps(mask, _mm512_sub_epi32(addend, addend_zero)), addend_scale, first);
       }
-      __m512 v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), multiplier, first);
+      __m512 v = _mm512_fmadd_ps(_mm512_maskz_cvtepi32_ps(mask, _mm512_add_epi32(sum[r][p], start)), multiplier, first);
       if (end.to_u8) {
         v = _mm512_min_ps(_mm512_max_ps(v, low), high);
-        _mm512_mask_cvtepi32_storeu_epi8(static_cast<std::uint8_t*>(t.y) + r * t.row + c, mask,
-                                         _mm512_add_epi32(_mm512_cvtps_epi32(v), zero));
+        const __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(v), zero);
+        _mm512_mask_cvtepi32_storeu_epi8(static_cast<std::uint8_t*>(t.y) + r * t.row + c, mask, whole);
       } else {
         if (end.relu) v = _mm512_max_ps(v, _mm512_setzero_ps());
         _mm512_mask_storeu_ps(static_cast<float*>(t.y) + r * t.row + c, mask, v);
@@ -113,7 +118,7 @@ FALAJ_AVX2 inline __m256i load_bytes8(const std::uint8_t* from, std::int64_t wid
 // Each lane of 32 bits has the sum of two of the four products of a step; four columns to a vector.
 template <int kRows>
 FALAJ_AVX2 void tile_avx2(const std::uint8_t* const* x, const std::int64_t* offsets, std::int64_t places, std::int64_t fours,
-                          const std::int8_t* w, std::int64_t, const IntegerTarget& t) {
+                          const std::int8_t* w, std::int64_t, const std::int8_t*, const IntegerTarget& t) {
   __m256i sum[kRows][4];
   FALAJ_UNROLL
   for (auto& row : sum) {
@@ -150,7 +155,7 @@ FALAJ_AVX2 void tile_avx2(const std::uint8_t* const* x, const std::int64_t* offs
 
 template <int kRows>
 FALAJ_AVX_VNNI void tile_avx_vnni(const std::uint8_t* const* x, const std::int64_t* offsets, std::int64_t places, std::int64_t fours,
-                                  const std::int8_t* w, std::int64_t, const IntegerTarget& t) {
+                                  const std::int8_t* w, std::int64_t, const std::int8_t*, const IntegerTarget& t) {
   __m256i sum[kRows][2];
   FALAJ_UNROLL
   for (auto& row : sum) row[0] = row[1] = _mm256_setzero_si256();
@@ -180,7 +185,7 @@ FALAJ_AVX_VNNI void tile_avx_vnni(const std::uint8_t* const* x, const std::int64
 
 template <int kRows, int kPanels>
 FALAJ_AVX512_VNNI void tile_avx512(const std::uint8_t* const* x, const std::int64_t* offsets, std::int64_t places, std::int64_t fours,
-                                   const std::int8_t* w, std::int64_t panel_stride, const IntegerTarget& t) {
+                                   const std::int8_t* w, std::int64_t panel_stride, const std::int8_t* ahead, const IntegerTarget& t) {
   __m512i sum[kRows][kPanels];
   FALAJ_UNROLL
   for (auto& row : sum) {
@@ -191,7 +196,8 @@ FALAJ_AVX512_VNNI void tile_avx512(const std::uint8_t* const* x, const std::int6
     const std::uint8_t* from[kRows];
     FALAJ_UNROLL
     for (int r = 0; r < kRows; ++r) from[r] = x[r] + offsets[p];
-    for (std::int64_t g = 0; g < fours; ++g, w += kIntegerPanel * 4) {
+    for (std::int64_t g = 0; g < fours; ++g, w += kIntegerPanel * 4, ahead += kIntegerPanel * 4) {
+      _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
       __m512i weights[kPanels];
       FALAJ_UNROLL
       for (int c = 0; c < kPanels; ++c) weights[c] = _mm512_load_si512(w + c * panel_stride);
@@ -203,13 +209,7 @@ FALAJ_AVX512_VNNI void tile_avx512(const std::uint8_t* const* x, const std::int6
       }
     }
   }
-  alignas(64) std::int32_t sums[kRows * kPanels * kIntegerPanel];
-  FALAJ_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    FALAJ_UNROLL
-    for (int c = 0; c < kPanels; ++c) _mm512_store_si512(sums + (r * kPanels + c) * kIntegerPanel, sum[r][c]);
-  }
-  finish_avx512(sums, kRows, kPanels * kIntegerPanel, t);
+  finish_avx512(sum, t);
 }
 
 constexpr IntegerTiles kAvx2 = {"avx2 integer", 3, 1, {{nullptr, tile_avx2<1>, tile_avx2<2>, tile_avx2<3>}, {}, {}}};
@@ -285,6 +285,7 @@ void IntegerColumns::run(const std::uint8_t* const* x, std::int64_t rows, void* 
   const std::int64_t fours = fours_of(depth_);
   const std::int64_t panel_stride = places * fours * kIntegerPanel * 4;
   const std::int64_t tiles = (rows + tiles_->rows_max - 1) / tiles_->rows_max;
+  const Shares shares(tiles, rows);
   const std::size_t size = end_.to_u8 ? 1 : sizeof(float);
   const auto* w = static_cast<const std::int8_t*>(packed_->raw());
   std::size_t padded = 0;
@@ -297,8 +298,8 @@ void IntegerColumns::run(const std::uint8_t* const* x, std::int64_t rows, void* 
     const std::int64_t width = std::min(left, panels * kIntegerPanel);
     const std::uint8_t* moved[kIntegerRows];
     for (std::int64_t t = 0; t < tiles; ++t) {
-      const std::int64_t from = first_of(t, tiles, rows);
-      const std::int64_t count = first_of(t + 1, tiles, rows) - from;
+      const std::int64_t from = shares.first(t);
+      const std::int64_t count = shares.first(t + 1) - from;
       for (std::int64_t r = 0; r < count; ++r) moved[r] = x[from + r] + group * depth_;
       const std::int64_t at = from * columns_ + first;
       const IntegerTarget target{start_.data() + padded,
@@ -309,7 +310,9 @@ void IntegerColumns::run(const std::uint8_t* const* x, std::int64_t rows, void* 
                                  columns_,
                                  width,
                                  &end_};
-      tiles_->tiles[kind][count](moved, offsets_.data(), places, fours, w, panel_stride, target);
+      const bool more = tiles > 1 && t < panels && panels + t < panels_left;  // the first tiles fetch the next panels
+      tiles_->tiles[kind][count](moved, offsets_.data(), places, fours, w, panel_stride, w + (more ? panels + t : 0) * panel_stride,
+                                 target);
     }
     w += panels * panel_stride;
     padded += static_cast<std::size_t>(panels * kIntegerPanel);

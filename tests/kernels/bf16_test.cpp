@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/convert.hpp"
 #include "kernels/cpu/integer.hpp"
 #include "kernels/plan.hpp"
 #include "runtime/base/format.hpp"
@@ -33,6 +34,12 @@ class Bf16 : public ::testing::Test {
     Tensor t = f32(shape, -9, 9);
     for (float& v : t.mutable_data<float>()) v = std::nearbyint(v);
     return t;
+  }
+  static Tensor through_bf16(const Tensor& t) { return converted(converted(t, DType::bf16), DType::f32); }
+  static double distance(const Tensor& a, const Tensor& b) {
+    double sum = 0;
+    for (std::size_t i = 0; i < a.elements(); ++i) sum += std::pow(static_cast<double>(a.data<float>()[i] - b.data<float>()[i]), 2);
+    return std::sqrt(sum);
   }
   std::int64_t up_to(std::int64_t most) { return 1 + static_cast<std::int64_t>(random_.below(static_cast<std::uint64_t>(most))); }
   static CompileOptions asked() {
@@ -98,6 +105,58 @@ TEST_F(Bf16, ConvolutionsOfWholeNumbersAreExact) {
     g.add("Relu", {g.add("Add", {c, g.add("Conv", {"x", w}, a)})}, {}, "y");  // an addend
     g.outputs.push_back({"y", DType::f32, {}, {}, false});
     exact(g, whole({up_to(4), channels, 9, 11}), format("{} to {}, {}x{}", channels, maps, kernel[0], kernel[1]));
+  }
+}
+
+// 3 x 3 kernels at stride 1 go another way, which is exact for small whole numbers, too: sums of four of them and of nine fit eight bits.
+TEST_F(Bf16, TransformedConvolutionsOfWholeNumbersAreExact) {
+  for (int round = 0; round < 12; ++round) {
+    const std::int64_t channels = 16 + 16 * up_to(3);
+    const std::int64_t maps = 16 + 16 * up_to(4);
+    const std::int64_t height = 11 + up_to(4);
+    const std::int64_t width = 11 + up_to(6);
+    const std::int64_t pad = up_to(3) - 1;
+    Graph g;
+    g.add_input("x", DType::f32, {-1, channels, height, width});
+    const Attributes a = {{"pads", Ints{1, pad, 1, 1}}};
+    std::vector<std::string> inputs = {"x", g.add_initializer("w", whole({maps, channels, 3, 3}))};
+    if (round % 3 != 0) inputs.push_back(g.add_initializer("b", whole({maps})));
+    const std::string c = g.add("Conv", inputs, a);
+    g.add(round % 4 == 0 ? "Neg" : "Relu", {g.add("Add", {c, g.add("Conv", inputs, a)})}, {}, "y");  // an addend
+    g.outputs.push_back({"y", DType::f32, {}, {}, false});
+    const Tensor x = whole({up_to(3), channels, height, width});
+    CompileOptions plain;
+    plain.backends = {&reference_backend()};
+    const Tensor wanted = run(g, x, plain);
+    for (const IntegerIsa most : {IntegerIsa::avx2, IntegerIsa::avx512_vnni}) {
+      const cpu::IntegerIsaLimit limit(most);
+      std::string why;
+      const Tensor fast = run(g, x, asked(), &why);
+      EXPECT_TRUE(equal_bits(fast, wanted)) << why;
+      EXPECT_NE(why.find("winograd 2x2"), std::string::npos) << why;
+      for (std::int64_t row = 0; row < x.shape()[0]; ++row) EXPECT_TRUE(equal_bits(run(g, x.rows(row, 1), asked()), fast.rows(row, 1)));
+    }
+  }
+}
+
+TEST_F(Bf16, TransformedConvolutionsErrLessThanTwiceAsMuchAsPlainOnes) {
+  Graph g;
+  Graph by_rounded;  // the plain sum of rounded operands, in f32
+  const Tensor w = f32({48, 64, 3, 3});
+  const Tensor x = f32({2, 64, 14, 15});
+  for (Graph* graph : {&g, &by_rounded}) {
+    graph->add_input("x", DType::f32, {-1, 64, 14, 15});
+    const std::string weights = graph->add_initializer("w", graph == &g ? w : through_bf16(w));
+    graph->add("Sigmoid", {graph->add("Conv", {"x", weights}, {{"pads", Ints{1, 1, 1, 1}}})}, {}, "y");
+    graph->outputs.push_back({"y", DType::f32, {}, {}, false});
+  }
+  const Tensor exact = run(g, x, {});
+  const Tensor plain = run(by_rounded, through_bf16(x), {});
+  for (const IntegerIsa most : {IntegerIsa::avx2, IntegerIsa::avx512_vnni}) {
+    const cpu::IntegerIsaLimit limit(most);
+    const Tensor fast = run(g, x, asked());
+    EXPECT_GT(distance(fast, exact), 0);
+    EXPECT_LT(distance(fast, exact), 2 * distance(plain, exact));
   }
 }
 
