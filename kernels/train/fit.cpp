@@ -107,12 +107,8 @@ Result<double> micro_shard_gradients(Trainer& trainer, const DataSet& data, Samp
 
 Result<double> apply_step(Trainer& trainer, Optimizer& optimizer, const Schedule& schedule, std::uint64_t step, std::size_t batch_rows,
                           std::span<float> sum_of_gradients) {
-  {
-    const FlushDenormals mode;
-    const float share = 1.0F / static_cast<float>(std::max<std::size_t>(batch_rows, 1));
-    for (float& g : sum_of_gradients) g *= share;
-  }
-  const double norm = optimizer.step(trainer.parameters(), sum_of_gradients, schedule.factor(step));
+  const float share = 1.0F / static_cast<float>(std::max<std::size_t>(batch_rows, 1));
+  const double norm = optimizer.step(trainer.parameters(), sum_of_gradients, schedule.factor(step), nullptr, share);
   if (!std::isfinite(norm)) {
     return failed(format(
         "step {}: the gradient is not finite: lower the learning rate or set clip_norm, and look for extreme values in the data", step));
