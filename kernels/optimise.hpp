@@ -21,6 +21,7 @@ void lower_einsums(Graph& graph);        // Einsum of two operands, where a prod
 void find_gelus(Graph& graph);           // Gelu as exporters write it becomes one node
 void find_attention(Graph& graph);       // scaled products with softmax between, heads transposed: one node
 Status fuse(Graph& graph);               // product + bias + activation becomes one node
+void share_halves(Graph& graph);         // training in bfloat16: values between products with Relu are rounded once (halves.cpp)
 void remove_dead(Graph& graph);          // nodes and initialisers that no output depends on
 
 // --- for those who write passes ---------------------------------------------------------------------------------------------

@@ -189,6 +189,7 @@ Result<std::shared_ptr<const Compiled>> compile(Graph graph, CompileOptions opti
     FALAJ_TRY(use_channels_last(graph));
   }
   if (options.fuse) FALAJ_TRY(fuse(graph));
+  if (fast && cpu::has_avx512_bf16() && std::ranges::find(backends, &bf16_training_backend()) != backends.end()) share_halves(graph);
   return compiled_from(std::move(graph), std::move(options), std::move(notes));
 }
 

@@ -1,6 +1,6 @@
 // Training in bfloat16: products and convolutions, forward and backward, take their operands rounded to it and sum in f32; what they give,
-// and all between them, stays f32. Large ones are oneDNN's where there is AVX512_BF16; other products are our own f32 ones, of rounded
-// operands. Convolutions without that instruction set stay f32.
+// and all between them, stays f32, but for what products alone read (kernels/halves.cpp). Large ones are oneDNN's where there is
+// AVX512_BF16; other products are our own f32 ones, of rounded operands. Convolutions without that instruction set stay f32.
 #include "kernels/cpu/makers.hpp"
 #include "kernels/plan.hpp"
 

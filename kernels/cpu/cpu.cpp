@@ -92,6 +92,8 @@ constexpr Entry kEntries[] = {
     {kFalaj, "LayerNormalizationGrad", make_layer_norm_grad},
     {kFalaj, "BatchNormalization", make_batch_norm},
     {kFalaj, "BatchNormalizationTrainingGrad", make_batch_norm},
+    {kFalaj, "HalfMatMul", make_half_product},
+    {kFalaj, "HalfWeightGrad", make_half_product},
     {kFalaj, "Conv", make_winograd},
     {kFalaj, "Conv", make_conv},
     {kFalaj, "MaxPool", make_pool},

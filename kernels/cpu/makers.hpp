@@ -27,6 +27,7 @@ Result<KernelPtr> make_trees(const KernelCall& call);           // tree ensemble
 Result<KernelPtr> make_dnnl_conv(const KernelCall& call);       // Conv, ConvDataGrad, ConvWeightGrad by oneDNN
 Result<KernelPtr> make_bf16_product(const KernelCall& call);    // MatMul and Gemm by oneDNN, operands rounded to bfloat16 in the run
 Result<KernelPtr> make_bf16_conv(const KernelCall& call);       // Conv and its gradients, likewise
+Result<KernelPtr> make_half_product(const KernelCall& call);    // ai.falaj's HalfMatMul, HalfWeightGrad
 Result<KernelPtr> make_winograd(const KernelCall& call);        // ai.falaj's Conv, 3 x 3 at stride 1: channels last, weights known
 Result<KernelPtr> make_conv(const KernelCall& call);            // any of ai.falaj's Conv, likewise
 Result<KernelPtr> make_pool(const KernelCall& call);            // ai.falaj's pools: channels last

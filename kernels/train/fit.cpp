@@ -106,12 +106,8 @@ Result<double> micro_shard_gradients(Trainer& trainer, const DataSet& data, Samp
 }
 
 double apply_step(Trainer& trainer, Optimizer& optimizer, double factor, std::size_t batch_rows, std::span<float> sum_of_gradients) {
-  {
-    const FlushDenormals mode;
-    const float share = 1.0F / static_cast<float>(std::max<std::size_t>(batch_rows, 1));
-    for (float& g : sum_of_gradients) g *= share;
-  }
-  return optimizer.step(trainer.parameters(), sum_of_gradients, factor, trainer.team());
+  const float share = 1.0F / static_cast<float>(std::max<std::size_t>(batch_rows, 1));
+  return optimizer.step(trainer.parameters(), sum_of_gradients, factor, trainer.team(), share);
 }
 
 Result<FitReport> fit(Trainer& trainer, const DataSet& data, const FitSpec& spec, std::vector<std::uint32_t> train,

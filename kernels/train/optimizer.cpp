@@ -80,14 +80,14 @@ void Plateau::update(double loss) {
   }
 }
 
-double global_norm(std::span<const float> values, Team* team) noexcept {
+double global_norm(std::span<const float> values, Team* team, float scale) noexcept {
   // Pieces of equal length, each summed apart; so many at most that their sums fit here.
   constexpr std::size_t kPiecesMax = 64;
   const std::size_t length = std::max<std::size_t>((values.size() + kPiecesMax - 1) / kPiecesMax, kPiece);
   const std::size_t pieces = (values.size() + length - 1) / length;
   std::array<double, kPiecesMax> sums{};
   shared(team, pieces, [&](std::size_t i) {
-    sums[i] = cpu::sum_of_squares(values.subspan(i * length).first(std::min(length, values.size() - i * length)));
+    sums[i] = cpu::sum_of_squares(values.subspan(i * length).first(std::min(length, values.size() - i * length)), scale);
   });
   double sum = 0;
   for (const double s : sums) sum += s;
@@ -104,14 +104,20 @@ Optimizer::Optimizer(OptimizerSpec spec, std::size_t parameters, std::vector<std
   }
 }
 
-double Optimizer::step(std::span<float> parameters, std::span<float> gradients, double factor, Team* team) {
+double Optimizer::step(std::span<float> parameters, std::span<float> gradients, double factor, Team* team, float scale) {
   const FlushDenormals mode;
-  const double norm = global_norm(gradients, team);
+  const double norm = global_norm(gradients, team, scale);
   if (!std::isfinite(norm)) return norm;
+  const bool adam = spec_.kind == OptimizerKind::adamw || spec_.kind == OptimizerKind::adam;
+  if (scale != 1.0F && !adam) {
+    for (float& g : gradients) g *= scale;
+    scale = 1.0F;
+  }
   if (spec_.clip_norm > 0) {
-    const double scale = spec_.clip_norm / (norm + 1e-6);  // PyTorch's clip_grad_norm_
-    if (scale < 1.0) {
-      for (float& g : gradients) g *= static_cast<float>(scale);
+    const double clip = spec_.clip_norm / (norm + 1e-6);  // PyTorch's clip_grad_norm_
+    if (clip < 1.0) {
+      for (float& g : gradients) g = g * scale * static_cast<float>(clip);
+      scale = 1.0F;
     }
   }
   ++steps_;
@@ -119,7 +125,7 @@ double Optimizer::step(std::span<float> parameters, std::span<float> gradients, 
   switch (spec_.kind) {
     case OptimizerKind::adamw:
     case OptimizerKind::adam:
-      adamw(parameters, gradients, rate, team);
+      adamw(parameters, gradients, rate, scale, team);
       break;
     case OptimizerKind::sgd:
       sgd(parameters, gradients, rate);
@@ -131,12 +137,13 @@ double Optimizer::step(std::span<float> parameters, std::span<float> gradients, 
   return norm;
 }
 
-void Optimizer::adamw(std::span<float> parameters, std::span<const float> gradients, double rate, Team* team) {
+void Optimizer::adamw(std::span<float> parameters, std::span<const float> gradients, double rate, float scale, Team* team) {
   const auto steps = static_cast<double>(steps_);
   const double correction1 = 1.0 - std::pow(spec_.beta1, steps);
   const double correction2 = std::sqrt(1.0 - std::pow(spec_.beta2, steps));
   const bool decoupled = spec_.kind == OptimizerKind::adamw;
-  const cpu::AdamStep step{.keep = decoupled ? static_cast<float>(1.0 - rate * spec_.weight_decay) : 1.0F,
+  const cpu::AdamStep step{.scale = scale,
+                           .keep = decoupled ? static_cast<float>(1.0 - rate * spec_.weight_decay) : 1.0F,
                            .added = decoupled ? 0.0F : static_cast<float>(spec_.weight_decay),
                            .beta1_rest = static_cast<float>(1.0 - spec_.beta1),
                            .beta2 = static_cast<float>(spec_.beta2),

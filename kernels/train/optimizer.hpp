@@ -66,8 +66,9 @@ class Optimizer {
 
   // gradients are means over the batch; they are clipped in place first. Returns their norm before clipping. A norm that is not
   // finite changes nothing but the returned value: the caller decides (skip the batch, or fail).
-  // Threads of `team` (null: none but the caller's) share the work, and change no bit of it.
-  double step(std::span<float> parameters, std::span<float> gradients, double factor = 1.0, Team* team = nullptr);
+  // Threads of `team` (null: none but the caller's) share the work, and change no bit of it. Gradients that come as sums are taken times
+  // `scale`, which need not be a pass over them; what is left in them then is unspecified.
+  double step(std::span<float> parameters, std::span<float> gradients, double factor = 1.0, Team* team = nullptr, float scale = 1.0F);
 
   [[nodiscard]] std::uint64_t steps() const noexcept { return steps_; }
   [[nodiscard]] const OptimizerSpec& spec() const noexcept { return spec_; }
@@ -76,7 +77,7 @@ class Optimizer {
   Status load(std::uint64_t steps, std::span<const float> state);
 
  private:
-  void adamw(std::span<float> parameters, std::span<const float> gradients, double rate, Team* team);  // and adam
+  void adamw(std::span<float> parameters, std::span<const float> gradients, double rate, float scale, Team* team);  // and adam
   void lamb(std::span<float> parameters, std::span<const float> gradients, double rate);
   void sgd(std::span<float> parameters, std::span<const float> gradients, double rate);
 
@@ -90,7 +91,7 @@ class Optimizer {
   std::uint64_t steps_ = 0;
 };
 
-// The Euclidean norm, summed in double in an order that depends on nothing but the number of values.
-double global_norm(std::span<const float> values, Team* team = nullptr) noexcept;
+// The Euclidean norm of the values times `scale`, summed in double in an order that depends on nothing but the number of values.
+double global_norm(std::span<const float> values, Team* team = nullptr, float scale = 1.0F) noexcept;
 
 }  // namespace falaj::kernels

@@ -68,14 +68,9 @@ class Run {
     for (std::uint32_t k = 0; k < spec_.accumulate; ++k) FALAJ_TRY(add_batch(k, loss, count, last));
     if (count == 0) return invalid(format("step {}: no label of its rows counts", state_.step + 1));
     StepReport report{state_.step + 1, loss / count, 0, 0};
-    {
-      const FlushDenormals mode;
-      const auto scale = static_cast<float>(1.0 / count);
-      for (float& g : sum_) g *= scale;
-    }
     const double factor = spec_.schedule.factor(state_.step) * state_.plateau.factor;
     report.learning_rate = spec_.optimizer.learning_rate * factor;
-    report.gradient_norm = optimizer_.step(trainer_.parameters(), sum_, factor, trainer_.team());
+    report.gradient_norm = optimizer_.step(trainer_.parameters(), sum_, factor, trainer_.team(), static_cast<float>(1.0 / count));
     if (!std::isfinite(report.gradient_norm)) return not_finite(trainer_, data_, last.rows, last.key, state_.step + 1);
     ++state_.step;
     return report;

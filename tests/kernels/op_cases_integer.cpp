@@ -1,5 +1,6 @@
-// Sample calls of the ops on 8-bit integers: those of ai.falaj and of com.microsoft. See op_cases.hpp.
+// Sample calls of the ops on integers and halves: those of ai.falaj and of com.microsoft. See op_cases.hpp.
 #include "kernels/convert.hpp"
+#include "kernels/ops/halves.hpp"
 #include "kernels/ops/microsoft.hpp"
 #include "tests/kernels/op_cases.hpp"
 
@@ -30,6 +31,16 @@ class Maker : public CaseMaker {
     add(kFalaj, "Quantize", {f32({2, 3, 3, 5}, -3, 3), scale(0.02F)}, {{"y_zero", std::int64_t{128}}});
   }
 
+  // Whole numbers, so that each sum is exact in bfloat16 too.
+  Tensor whole(const Shape& shape) { return converted(converted(t(shape, -3, 3), DType::i32), DType::f32); }
+  Tensor half(const Shape& shape) { return converted(whole(shape), DType::bf16); }
+
+  void halves() {
+    add(kFalaj, "HalfMatMul", {whole({5, 3}), whole({3, 4}), whole({4})}, {{"relu", std::int64_t{1}}}, 4);
+    add(kFalaj, "HalfMatMul", {half({6, 4}), whole({18, 4}), {}, half(pairs_form(6, 18))}, {{"transB", std::int64_t{1}}}, 4);
+    add(kFalaj, "HalfWeightGrad", {whole({6, 4}), half(pairs_form(6, 16)), whole({4, 16})});
+  }
+
   void microsoft() {
     const auto quantised = [&](std::string_view op, const Shape& shape, Attributes attributes = {}) {
       add(kMicrosoft, op, {u8(shape), scale(0.05F), zero(100), scale(0.04F), zero(90)}, std::move(attributes));
@@ -56,6 +67,7 @@ class Maker : public CaseMaker {
 std::vector<OpCase> integer_op_cases(Random& random) {
   Maker maker(random);
   maker.falaj();
+  maker.halves();
   maker.microsoft();
   return std::move(maker.cases);
 }

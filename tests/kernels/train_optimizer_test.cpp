@@ -49,7 +49,32 @@ TEST(TrainOptimizer, DecayFollowsTheMask) {
   EXPECT_EQ(mixed[1], run(without)[1]);
 }
 
-// Eight parameters at a time move as each would by itself: simulations and machines without vectors get the same bits.
+// Sums of gradients with the factor that makes means of them: as if they had been multiplied before.
+TEST(TrainOptimizer, TakesSumsOfGradientsTimesAScale) {
+  Random random(8);
+  for (const OptimizerKind kind : {OptimizerKind::adamw, OptimizerKind::adam, OptimizerKind::sgd, OptimizerKind::lamb}) {
+    for (const double clip : {0.0, 0.5}) {
+      OptimizerSpec spec = default_optimizer(kind);
+      spec.clip_norm = clip;
+      constexpr std::size_t kCount = 45;
+      Optimizer means(spec, kCount);
+      Optimizer sums(spec, kCount);
+      std::vector<float> a(kCount, 0.5F);
+      std::vector<float> b = a;
+      for (int t = 0; t < 3; ++t) {
+        std::vector<float> sum(kCount);
+        for (float& g : sum) g = static_cast<float>(random.normal() * 7);
+        const float scale = 1.0F / 7;
+        std::vector<float> mean = sum;
+        for (float& g : mean) g *= scale;
+        EXPECT_EQ(means.step(a, mean), sums.step(b, sum, 1.0, nullptr, scale));
+        EXPECT_EQ(a, b) << to_string(kind) << ", clipped to " << clip;
+      }
+    }
+  }
+}
+
+// Many parameters at a time move as each would by itself: simulations and machines without vectors get the same bits.
 TEST(TrainOptimizer, ManyParametersMoveAsOneDoes) {
   Random random(7);
   for (const OptimizerKind kind : {OptimizerKind::adamw, OptimizerKind::adam}) {
