@@ -199,7 +199,7 @@ Status check_bf16(const KernelCall& call) {
 
 HalfColumns::HalfColumns(std::shared_ptr<const Tensor> packed, std::int64_t columns, std::vector<std::int64_t> offsets, std::int64_t depth,
                          Activation activation, double alpha)
-    : tiles_(has_avx512_bf16() && integer_isa() == IntegerIsa::avx512_vnni ? &kAvx512 : &kAvx2),  // so that its limit holds here too
+    : tiles_(has_avx512_bf16() && integer_isa() >= IntegerIsa::avx512_vnni ? &kAvx512 : &kAvx2),  // so that its limit holds here too
       packed_(std::move(packed)),
       columns_(columns),
       pairs_((depth + 1) / 2),

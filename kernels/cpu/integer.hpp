@@ -2,7 +2,7 @@
 // states it. One packed form serves all instruction sets.
 //
 // vpmaddubsw is not used: it adds two products of u8 and s8 in 16 bits, saturating. AVX2 widens both operands to 16 bits and adds
-// pairs in 32 (vpmaddwd); VNNI adds four products in 32 bits (vpdpbusd).
+// pairs in 32 (vpmaddwd); VNNI adds four products in 32 bits (vpdpbusd), AMX 64.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -18,22 +18,25 @@ class PackedWeights;
 
 namespace falaj::kernels::cpu {
 
-enum class IntegerIsa : std::uint8_t { none, avx2, avx_vnni, avx512_vnni };
+enum class IntegerIsa : std::uint8_t { none, avx2, avx_vnni, avx512_vnni, amx };
 IntegerIsa integer_isa() noexcept;  // the best that this CPU has, and that IntegerIsaLimit allows
 
-// While this lives, kernels made on this thread use at most `most`: tests compare instruction sets with it.
+// While this lives, kernels made on this thread use at most `most`: tests compare instruction sets with it. `plain_amx`: a processor
+// without AMX has loops in its place.
 class IntegerIsaLimit {
  public:
-  explicit IntegerIsaLimit(IntegerIsa most) noexcept;
+  explicit IntegerIsaLimit(IntegerIsa most, bool plain_amx = false) noexcept;
   ~IntegerIsaLimit();
   IntegerIsaLimit(const IntegerIsaLimit&) = delete;
   IntegerIsaLimit& operator=(const IntegerIsaLimit&) = delete;
 
  private:
   IntegerIsa before_;
+  bool plain_before_;
 };
 
 constexpr std::int64_t kIntegerPanel = 16;  // columns that lie together
+constexpr std::int64_t kIntegerRows = 16;   // of a tile, at most
 
 // Where a tile's results go, and what ends its sums. The arrays begin at the tile's first column and reach to the end of its last panel.
 struct IntegerTarget {
@@ -53,12 +56,14 @@ using IntegerTile = void (*)(const std::uint8_t* const* x, const std::int64_t* o
 
 struct IntegerTiles {
   std::string_view name;
-  std::int64_t rows_max;    // of one tile: at most kIntegerRows
-  std::int64_t panels_max;  // likewise: 1, 2 or 4
-  IntegerTile tiles[3][7];  // for 1, 2 and 4 panels: by rows, from 1 on
+  std::int64_t rows_max;                   // of one tile: at most kIntegerRows
+  std::int64_t panels_max;                 // likewise: 1, 2 or 4
+  IntegerTile tiles[3][kIntegerRows + 1];  // for 1, 2 and 4 panels: by rows, from 1 on
+  void (*begin)() = nullptr;               // around the tiles of a run, where there is something to be set up
+  void (*end)() = nullptr;
 };
-constexpr std::int64_t kIntegerRows = 6;
 const IntegerTiles& integer_tiles(IntegerIsa isa);  // not of none
+const IntegerTiles& amx_tiles();                    // likewise; by loops where the processor has none
 
 // Weights of a product or convolution, packed for tiles, and the ends of its columns.
 class IntegerColumns {

@@ -16,7 +16,8 @@
 namespace falaj::kernels::cpu {
 namespace {
 
-constinit thread_local IntegerIsa g_most = IntegerIsa::avx512_vnni;
+constinit thread_local IntegerIsa g_most = IntegerIsa::amx;
+constinit thread_local bool g_plain_amx = false;
 
 std::int32_t four_bytes(const std::uint8_t* from) {
   std::int32_t value;
@@ -232,17 +233,23 @@ void finish_integers(const std::int32_t* sums, int rows, int columns, const Inte
   finish_avx2(sums, rows, columns, target);
 }
 
-IntegerIsaLimit::IntegerIsaLimit(IntegerIsa most) noexcept : before_(std::exchange(g_most, most)) {}
-IntegerIsaLimit::~IntegerIsaLimit() { g_most = before_; }
+IntegerIsaLimit::IntegerIsaLimit(IntegerIsa most, bool plain_amx) noexcept
+    : before_(std::exchange(g_most, most)), plain_before_(std::exchange(g_plain_amx, plain_amx)) {}
+IntegerIsaLimit::~IntegerIsaLimit() {
+  g_most = before_;
+  g_plain_amx = plain_before_;
+}
 
 IntegerIsa integer_isa() noexcept {
   const auto allowed = [](IntegerIsa isa) { return static_cast<int>(g_most) >= static_cast<int>(isa); };
+  if ((has_amx_int8() || (g_plain_amx && has_avx2())) && allowed(IntegerIsa::amx)) return IntegerIsa::amx;
   if (has_avx512_vnni() && allowed(IntegerIsa::avx512_vnni)) return IntegerIsa::avx512_vnni;
   if (has_avx_vnni() && allowed(IntegerIsa::avx_vnni)) return IntegerIsa::avx_vnni;
   return has_avx2() && allowed(IntegerIsa::avx2) ? IntegerIsa::avx2 : IntegerIsa::none;
 }
 
 const IntegerTiles& integer_tiles(IntegerIsa isa) {
+  if (isa == IntegerIsa::amx) return amx_tiles();
   if (isa == IntegerIsa::avx512_vnni) return kAvx512Vnni;
   return isa == IntegerIsa::avx_vnni ? kAvxVnni : kAvx2;
 }
@@ -289,6 +296,7 @@ void IntegerColumns::run(const std::uint8_t* const* x, std::int64_t rows, void* 
   const std::size_t size = end_.to_u8 ? 1 : sizeof(float);
   const auto* w = static_cast<const std::int8_t*>(packed_->raw());
   std::size_t padded = 0;
+  if (tiles_->begin != nullptr) tiles_->begin();
   for (std::int64_t first = 0; first < columns_;) {
     const std::int64_t group = first / share;
     const std::int64_t left = (group + 1) * share - first;
@@ -318,6 +326,7 @@ void IntegerColumns::run(const std::uint8_t* const* x, std::int64_t rows, void* 
     padded += static_cast<std::size_t>(panels * kIntegerPanel);
     first += width;
   }
+  if (tiles_->end != nullptr) tiles_->end();
 }
 
 }  // namespace falaj::kernels::cpu

@@ -7,6 +7,7 @@
 
 #include "kernels/convert.hpp"
 #include "kernels/cpu/integer.hpp"
+#include "kernels/cpu/isa.hpp"
 #include "kernels/ops/microsoft.hpp"
 #include "kernels/plan.hpp"
 #include "runtime/base/format.hpp"
@@ -47,8 +48,8 @@ class Integers : public ::testing::Test {
     const auto plain = run(g, inputs, {.backends = {&reference_backend()}});
     ASSERT_TRUE(plain.has_value()) << plain.error().message;
     std::vector<IntegerIsa> met;
-    for (const IntegerIsa most : {IntegerIsa::avx2, IntegerIsa::avx_vnni, IntegerIsa::avx512_vnni}) {
-      const cpu::IntegerIsaLimit limit(most);
+    for (const IntegerIsa most : {IntegerIsa::avx2, IntegerIsa::avx_vnni, IntegerIsa::avx512_vnni, IntegerIsa::amx}) {
+      const cpu::IntegerIsaLimit limit(most, true);
       const IntegerIsa isa = cpu::integer_isa();
       if (isa == IntegerIsa::none || std::ranges::find(met, isa) != met.end()) continue;
       met.push_back(isa);
@@ -58,6 +59,7 @@ class Integers : public ::testing::Test {
       EXPECT_TRUE(equal_bits(*fast, *plain)) << what << " on " << cpu::integer_tiles(isa).name << "\n" << why;
       EXPECT_EQ(why.find("reference"), std::string::npos) << why;
     }
+    EXPECT_EQ(cpu::has_avx2(), std::ranges::find(met, IntegerIsa::amx) != met.end());
   }
 
   // One node of ai.falaj whose first input is the graph's.
