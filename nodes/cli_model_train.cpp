@@ -5,6 +5,7 @@
 #include "kernels/onnx/onnx.hpp"
 #include "kernels/plan.hpp"
 #include "nodes/artifacts.hpp"
+#include "nodes/model_files.hpp"
 #include "nodes/model_training.hpp"
 #include "nodes/plot.hpp"
 #include "nodes/progress.hpp"
@@ -16,6 +17,7 @@ namespace falaj::nodes {
 namespace {
 
 struct Arguments : TrainingArguments {
+  bool external_data = false;
   CheckpointArguments checkpoints;
 };
 
@@ -55,9 +57,8 @@ Status do_train(const Arguments& a) {
       checkpoints.plan());
   progress.end();
   FALAJ_TRY(trained);
-  FALAJ_ASSIGN(const auto model, kernels::export_onnx(trainer->export_graph()));
+  FALAJ_TRY(write_model(a.output, trainer->export_graph(), a.external_data));
   FALAJ_TRY(log.write(a.log));
-  FALAJ_TRY(write_file(a.output, model));
   const std::size_t parameters = trainer->parameters().size();
   if (a.json) {
     print(
@@ -84,6 +85,8 @@ void add_model_training_commands(CLI::App& model, Cli& cli) {
   train->get_option("--steps")->required();
   add_checkpoint_options(*train, a->checkpoints);
   train->add_option("--output,-o", a->output, "The trained model, .onnx")->required()->type_name("FILE");
+  train->add_flag("--external-data", a->external_data,
+                  "Weights in a file beside it (OUTPUT.data), as always where they are too large for one file (2 GiB)");
   train->footer(
       "Example:\n  falaj model train net.onnx --input x=x.npy --labels y.npy --loss cross-entropy --optimizer adamw --lr 1e-3 --batch 64 "
       "--steps 1000 --log losses.csv --output trained.onnx");

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <memory>
 
@@ -21,6 +22,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using kernels::ExternalBytes;
+using kernels::Graph;
 
 // A whole file, mapped copy-on-write: a model's tensors may be changed in memory, the file never is.
 struct Mapping {
@@ -103,6 +105,42 @@ Result<kernels::Graph> load_model(const std::string& path, std::vector<std::stri
       [folder](std::string_view location, std::uint64_t offset, std::uint64_t length) { return folder->read(location, offset, length); });
   if (graph && others != nullptr) *others = folder->files();
   return graph;
+}
+
+Status write_model(const std::string& path, const Graph& graph, bool beside) {
+  constexpr std::size_t kOneFileMax = (std::size_t{2} << 30) - (std::size_t{64} << 20);  // nodes and names have room in the rest
+  std::size_t bytes = 0;
+  for (const auto& [name, value] : graph.initializers) bytes += value.bytes();
+  if (!beside && bytes < kOneFileMax) {
+    FALAJ_ASSIGN(const auto model, kernels::export_onnx(graph));
+    return write_file(path, model);
+  }
+  const fs::path data = path + ".data";
+  const fs::path temporary = path + ".data.part";
+  std::ofstream out(temporary, std::ios::binary | std::ios::trunc);
+  const auto failed_here = [&] {
+    std::error_code code;
+    const int why = errno;
+    fs::remove(temporary, code);
+    return failed(format("{}: cannot be written: {}", data.string(), std::strerror(why)));
+  };
+  const kernels::DataFile file{data.filename().string(), [&](ByteView part) -> Status {
+                                 out.write(reinterpret_cast<const char*>(part.data()), static_cast<std::streamsize>(part.size()));
+                                 return out ? Status{} : Status(failed("no room"));
+                               }};
+  auto model = kernels::export_onnx(graph, &file);
+  out.close();
+  if (!out) return failed_here();
+  std::error_code code;
+  if (!model) {
+    fs::remove(temporary, code);
+    return std::move(model).error();
+  }
+  fs::rename(temporary, data, code);
+  if (code) return failed_here();
+  auto written = write_file(path, *model);
+  if (!written) fs::remove(data, code);
+  return written;
 }
 
 std::string type_text(const kernels::ValueInfo& info) {

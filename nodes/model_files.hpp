@@ -16,6 +16,9 @@ Result<kernels::Graph> load_model(const std::string& path, std::vector<std::stri
 // A whole file, mapped copy-on-write: what is in memory may be changed, the file never is.
 Result<kernels::ModelBytes> map_model(const std::string& path);
 
+// Whole, or not at all. `beside`: initialisers in PATH.data, as always where they are too large for one file (2 GiB).
+Status write_model(const std::string& path, const kernels::Graph& graph, bool beside);
+
 std::string type_text(const kernels::ValueInfo& info);  // float32[N, 2]
 // Values for the graph's inputs, in its order, from NAME=FILE each (array_files.hpp); sequences take several of one name.
 Result<std::vector<kernels::Value>> read_inputs(const kernels::Graph& graph, const std::vector<std::string>& inputs);

@@ -40,6 +40,51 @@ void write_tensor(const Tensor& tensor, onnx::TensorProto& proto) {
 
 namespace {
 
+// Where initialisers go: into the model, or those of some size into a file beside it.
+class TensorWriter {
+ public:
+  explicit TensorWriter(const DataFile* file) : file_(file) {}
+  [[nodiscard]] bool beside() const { return file_ != nullptr; }
+
+  Status write(const Tensor& tensor, onnx::TensorProto& proto) {
+    const bool plain = tensor.dtype() != DType::string && tensor.dtype() != DType::i4 && tensor.dtype() != DType::u4;
+    if (file_ == nullptr || !plain || tensor.bytes() < kBesideMin) {
+      write_tensor(tensor, proto);
+      return {};
+    }
+    write_tensor(Tensor(tensor.dtype(), {0}), proto);
+    proto.clear_raw_data();
+    proto.clear_dims();
+    for (const std::int64_t d : tensor.shape()) proto.add_dims(d);
+    FALAJ_TRY(pad());
+    proto.set_data_location(onnx::TensorProto::EXTERNAL);
+    const auto entry = [&](const char* key, std::string value) {
+      auto& added = *proto.add_external_data();
+      added.set_key(key);
+      added.set_value(std::move(value));
+    };
+    entry("location", file_->location);
+    entry("offset", std::to_string(offset_));
+    entry("length", std::to_string(tensor.bytes()));
+    offset_ += tensor.bytes();
+    return file_->write(ByteView(static_cast<const std::uint8_t*>(tensor.raw()), tensor.bytes()));
+  }
+
+ private:
+  static constexpr std::size_t kBesideMin = 1024;
+  static constexpr std::uint64_t kPage = 4096;  // so that readers can map what they want
+
+  Status pad() {
+    static constexpr std::uint8_t kZeros[kPage] = {};
+    const std::uint64_t missing = (kPage - offset_ % kPage) % kPage;
+    offset_ += missing;
+    return missing == 0 ? Status{} : file_->write(ByteView(kZeros, missing));
+  }
+
+  const DataFile* file_;
+  std::uint64_t offset_ = 0;
+};
+
 void write_attribute(const std::string& name, const Attribute& value, onnx::AttributeProto& a) {
   using P = onnx::AttributeProto;
   a.set_name(name);
@@ -131,7 +176,7 @@ bool same_structure(const Graph& a, const Graph& b) {
   });
 }
 
-Result<Bytes> export_imported(const Graph& graph) {
+Result<Bytes> export_imported(const Graph& graph, TensorWriter tensors) {
   FALAJ_ASSIGN(auto model, parse_model(*graph.origin, "the imported model"));
   // Where data lie in other files, the graph's own values are what is written.
   ExternalData nothing = [](std::string_view, std::uint64_t, std::uint64_t) -> Result<ExternalBytes> { return ExternalBytes{}; };
@@ -149,8 +194,8 @@ Result<Bytes> export_imported(const Graph& graph) {
       return invalid(format("initialiser '{}' was {}{} and is {}{}: an imported model keeps its types", proto.name(), to_string(dtype),
                             to_string(shape), to_string(now->second.dtype()), to_string(now->second.shape())));
     }
-    if (equal_bits(now->second, before)) continue;
-    write_tensor(now->second, proto);
+    if (!tensors.beside() && equal_bits(now->second, before)) continue;
+    FALAJ_TRY(tensors.write(now->second, proto));
     changed = true;
   }
   if (graph.initializers.size() != original.initializers.size())
@@ -160,7 +205,7 @@ Result<Bytes> export_imported(const Graph& graph) {
   return serialise(model);
 }
 
-Result<Bytes> export_new(const Graph& graph) {
+Result<Bytes> export_new(const Graph& graph, TensorWriter tensors) {
   FALAJ_TRY(validate(graph));
   onnx::ModelProto model;
   model.set_ir_version(8);
@@ -188,7 +233,7 @@ Result<Bytes> export_new(const Graph& graph) {
   for (const auto& [name, value] : graph.initializers) {
     auto& tensor = *proto.add_initializer();
     tensor.set_name(name);
-    write_tensor(value, tensor);
+    FALAJ_TRY(tensors.write(value, tensor));
   }
   for (const auto& input : graph.inputs) write_value_info(input, *proto.add_input());
   for (const auto& output : graph.outputs) write_value_info(output, *proto.add_output());
@@ -199,8 +244,9 @@ Result<Bytes> export_new(const Graph& graph) {
 }  // namespace
 }  // namespace onnx_format
 
-Result<Bytes> export_onnx(const Graph& graph) {
-  return graph.origin != nullptr ? onnx_format::export_imported(graph) : onnx_format::export_new(graph);
+Result<Bytes> export_onnx(const Graph& graph, const DataFile* beside) {
+  const onnx_format::TensorWriter tensors(beside);
+  return graph.origin != nullptr ? onnx_format::export_imported(graph, tensors) : onnx_format::export_new(graph, tensors);
 }
 
 }  // namespace falaj::kernels

@@ -36,7 +36,15 @@ struct ModelBytes {
 // `name` is what errors call it (a file's path, a model's name). The graph keeps `bytes` as its origin, of a view a copy.
 Result<Graph> import_onnx(ModelBytes bytes, std::string_view name, const ExternalData& external = {});
 Result<Graph> import_onnx(ByteView bytes, std::string_view name, const ExternalData& external = {});
-Result<Bytes> export_onnx(const Graph& graph);
+
+// A file beside the model that is written (ONNX external data), from its beginning on.
+struct DataFile {
+  std::string location;  // its path, from the model's folder
+  std::function<Status(ByteView)> write;
+};
+// An imported graph: the file that it was, with other initialisers and metadata. A model has at most 2 GiB; with a file beside it, that
+// is where all initialisers of 1 KiB and more go, each on a page of its own.
+Result<Bytes> export_onnx(const Graph& graph, const DataFile* beside = nullptr);
 
 // A serialised TensorProto, SequenceProto or OptionalProto, as the ONNX project's test data have them: a tensor, a sequence of them,
 // or nothing (kind is that of the graph's input or output).

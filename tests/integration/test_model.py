@@ -175,6 +175,24 @@ def test_train_is_the_same_for_a_seed_and_other_for_another(blobs, tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
 
 
+def test_weights_may_lie_in_a_file_beside_the_model(classifier, tmp_path):
+    model, x, labels = classifier
+    one, two = tmp_path / "one.onnx", tmp_path / "two.onnx"
+    train(model, x, labels, one, steps=3)
+    train(model, x, labels, two, "--external-data", steps=3)
+    beside = tmp_path / "two.onnx.data"
+    assert two.stat().st_size < 4096 < 1_000_000 < beside.stat().st_size and not list(tmp_path.glob("*.part"))
+    embedded, apart = onnx.load(one), onnx.load(two)  # the latter reads the file beside it
+    assert [numpy_helper.to_array(a).tobytes() for a in embedded.graph.initializer] == [numpy_helper.to_array(b).tobytes() for b in apart.graph.initializer]
+    again = tmp_path / "elsewhere"
+    again.mkdir()
+    train(two, x, labels, again / "two.onnx", "--external-data", steps=3)  # such a file is trained further, and nothing leads back to the first
+    for name in ("two.onnx", "two.onnx.data"):
+        assert (again / name).stat().st_size > 0
+    onnx.checker.check_model(onnx.load(again / "two.onnx"))
+    assert "cannot be written" in refused("train", model, "--input", f"x={x}", "--labels", labels, "--steps", 1, "--external-data", "--output", tmp_path / "no" / "x.onnx")
+
+
 @pytest.mark.parametrize("options", [("--optimizer", "sgd", "--momentum", "0.9"), ("--optimizer", "adam"), ("--optimizer", "lamb"),
                                      ("--schedule", "cosine", "--warmup", "3"), ("--schedule", "step", "--every", "10"), ("--schedule", "plateau"),
                                      ("--clip-norm", "0.5"), ("--accumulate", "2"), ("--freeze", "w1", "--freeze", "b*")])

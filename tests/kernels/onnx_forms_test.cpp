@@ -200,6 +200,57 @@ TEST(OnnxForms, DataInOtherFilesAreReadWhereTheyLie) {
   EXPECT_EQ(again->initializers.at("w").data<float>()[1], 2.0F);
 }
 
+// What is written beside a model is read back as it was, of an imported model and of a new one; each tensor begins a page.
+TEST(OnnxForms, DataAreWrittenBesideAModel) {
+  Graph graph;
+  graph.name = "beside";
+  graph.add_input("x", DType::f32, {-1, 300});
+  Tensor weights(DType::f32, {300, 7});
+  for (std::size_t i = 0; i < weights.elements(); ++i) weights.mutable_data<float>()[i] = static_cast<float>(i) / 7;
+  Tensor table(DType::bf16, {600});
+  for (std::size_t i = 0; i < table.bytes(); ++i) static_cast<std::uint8_t*>(table.mutable_raw())[i] = static_cast<std::uint8_t>(i * 31);
+  const auto h = graph.add("MatMul", std::vector<std::string>{"x", graph.add_initializer("w", weights)});
+  graph.add("Add", std::vector<std::string>{h, graph.add_initializer("b", Tensor::vector<float>({1, 2, 3, 4, 5, 6, 7}))}, {}, "y");
+  graph.add("Identity", std::vector<std::string>{graph.add_initializer("t", table)}, {}, "z");
+  graph.add_output("y", DType::f32, {-1, 7});
+  graph.add_output("z", DType::bf16, {600});
+
+  auto stored = std::make_shared<Bytes>();
+  std::vector<std::uint64_t> offsets;
+  const DataFile file{"m.onnx.data", [&](ByteView part) -> Status {
+                        stored->insert(stored->end(), part.begin(), part.end());
+                        return {};
+                      }};
+  const ExternalData files = [&](std::string_view location, std::uint64_t offset, std::uint64_t length) -> Result<ExternalBytes> {
+    EXPECT_EQ(location, "m.onnx.data");
+    EXPECT_LE(offset + length, stored->size());
+    offsets.push_back(offset);
+    return ExternalBytes{stored, stored->data() + offset};
+  };
+  const auto same = [&](const Graph& read) {
+    for (const auto& [name, value] : graph.initializers) EXPECT_TRUE(equal_bits(read.initializers.at(name), value)) << name;
+  };
+  const auto written = export_onnx(graph, &file);
+  ASSERT_TRUE(written.has_value()) << written.error().message;
+  EXPECT_LT(written->size(), 1000U);
+  auto read = import_onnx(*written, "m.onnx", files);
+  ASSERT_TRUE(read.has_value()) << read.error().message;
+  same(*read);
+  EXPECT_EQ(offsets, (std::vector<std::uint64_t>{0, 4096}));
+
+  graph.initializers["w"] = read->initializers["w"] = Tensor(DType::f32, {300, 7});
+  const auto before = std::exchange(*stored, Bytes());  // what `read` has is a copy of it no longer
+  read->initializers["t"] = table;
+  const auto again = export_onnx(*read, &file);
+  ASSERT_TRUE(again.has_value()) << again.error().message;
+  auto last = import_onnx(*again, "m.onnx", files);
+  ASSERT_TRUE(last.has_value()) << last.error().message;
+  same(*last);
+
+  const DataFile full{"m.onnx.data", [](ByteView) -> Status { return failed("the disk is full"); }};
+  EXPECT_NE(export_onnx(*last, &full).error().message.find("disk is full"), std::string::npos);
+}
+
 TEST(OnnxForms, DataOutsideTheModelsFolderAreNeverAskedFor) {
   int asked = 0;
   ExternalData files = [&](std::string_view, std::uint64_t, std::uint64_t) -> Result<ExternalBytes> {
