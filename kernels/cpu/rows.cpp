@@ -64,8 +64,12 @@ struct Loop {
 FALAJ_AVX2 void turn(const float* x, float* y, const Loop& rows_read, const Loop& columns_read) {
   const std::int64_t m = rows_read.size;     // written together
   const std::int64_t n = columns_read.size;  // read together
+  std::int64_t done = 0;
+  if (m == 3 && columns_read.write == 3) {  // colours
+    for (; done + 8 <= n; done += 8) turn3(x + done, rows_read.read, y + 3 * done);
+  }
   for (std::int64_t i = 0; i < m; i += 8) {
-    for (std::int64_t j = 0; j < n; j += 8) {
+    for (std::int64_t j = done; j < n; j += 8) {
       if (i + 8 <= m && j + 8 <= n) {
         turn8(x + i * rows_read.read + j, rows_read.read, y + j * columns_read.write + i, columns_read.write);
         continue;
