@@ -12,7 +12,9 @@ namespace {
 
 constexpr std::int64_t kProductRows = 32;  // that each fetch of weights from the farther caches is worth
 constexpr std::int64_t kSlotsMax = 64;     // threads that run pieces
-constexpr std::size_t kTimesMin = 8;       // pieces' bytes in what the whole batch would need: up to there, caches hold it well enough
+constexpr std::int64_t kFewRows = 4;
+constexpr std::size_t kFarther = 16;  // how much more than a piece's bytes the farther caches hold
+constexpr std::size_t kTimesMin = 8;  // pieces' bytes in what the whole batch would need: up to there, caches hold it well enough
 
 // What of a row is alive at a step of a part, and what is read or written by it.
 class Live {
@@ -38,6 +40,13 @@ class Live {
   std::vector<bool> here_;
   std::vector<std::size_t> alive_;
 };
+
+// As many rows of `here` bytes as fit; a few in any case, if farther caches hold them, for each piece fetches all weights.
+std::int64_t rows_that_fit(std::size_t here, std::size_t bytes) {
+  const auto near = static_cast<std::int64_t>(bytes / std::max<std::size_t>(here, 1));
+  const auto far = static_cast<std::int64_t>(kFarther * bytes / std::max<std::size_t>(here, 1));
+  return std::max({std::min(far, kFewRows), near, std::int64_t{1}});
+}
 
 // At most `most` rows at a time: equal pieces, where that costs no more than half of them.
 std::int64_t even_rows(std::int64_t batch, std::int64_t most) {
@@ -133,8 +142,7 @@ std::vector<Part> parts_of(std::span<const PieceStep> steps, std::span<const Pie
     std::size_t end = first;
     for (; end < steps.size() && steps[end].apart; ++end) {
       const std::size_t here = live.add(end);
-      const auto fitting = static_cast<std::int64_t>(bytes / std::max<std::size_t>(here, 1));
-      const std::int64_t most_here = std::min(most, std::max<std::int64_t>(fitting, 1));
+      const std::int64_t most_here = std::min(most, rows_that_fit(here, bytes));
       const std::int64_t wanted = steps[end].product_rows == 0 ? 1 : (kProductRows + steps[end].product_rows - 1) / steps[end].product_rows;
       if (most_here < std::min(std::max(least, wanted), batch)) break;
       most = most_here;

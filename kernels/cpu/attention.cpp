@@ -1,5 +1,5 @@
 // ai.falaj's Attention, a head at a time: keys and values are packed, and scores, their softmax and the result are those of the products of
-// gemm.hpp and of softmax_row(). A head's bits depend on nothing but the head.
+// gemm.hpp and of softmax_rows(). A head's bits depend on nothing but the head.
 #include <algorithm>
 
 #include "kernels/cpu/gemm.hpp"
@@ -35,7 +35,7 @@ class AttentionKernel final : public Kernel {
           const std::int64_t rows = std::min(together_, tokens_ - t);
           const std::int64_t at = (n * tokens_ + t) * heads_ + h;
           multiply_(io.input<float>(0) + at * depth_, heads_ * depth_, 1, keys, scores, rows, keys_, depth_, scaled);
-          for (std::int64_t r = 0; r < rows; ++r) softmax_(scores + r * keys_, scores + r * keys_, keys_);
+          softmax_(scores, scores, rows, keys_);
           multiply_(scores, keys_, 1, values, io.output<float>(0) + at * width_, rows, width_, keys_, plain_);
         }
       }
@@ -52,7 +52,7 @@ class AttentionKernel final : public Kernel {
   std::int64_t together_ = 0;  // rows
   Finish scaled_, plain_;
   Multiply multiply_ = multiply_packed();
-  SoftmaxRow softmax_ = softmax_row();
+  SoftmaxRows softmax_ = softmax_rows();
 };
 
 }  // namespace

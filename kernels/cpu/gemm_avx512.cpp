@@ -115,7 +115,8 @@ void multiply_rows(const float* a, std::int64_t a_row, std::int64_t a_col, const
                    std::int64_t end, std::int64_t n, std::int64_t k, const Finish& finish) {
   const std::int64_t stride = k * kPanel;
   const std::int64_t m = end - first;
-  const std::int64_t tiles = (m + kRows - 1) / kRows;  // as even as can be
+  const std::int64_t tiles = (m + kRows - 1) / kRows;
+  const Shares shares(tiles, m);
   const bool wide = m <= kRowsWide;
   const std::int64_t y_row = finish.y_row == 0 ? n : finish.y_row;
   for (std::int64_t j = 0; j < n;) {
@@ -123,8 +124,8 @@ void multiply_rows(const float* a, std::int64_t a_row, std::int64_t a_col, const
     const std::int64_t panels = wide && left >= 4 ? 4 : (left >= 2 ? 2 : 1);
     const auto* kind = panels == 4 ? kFour.data() : (panels == 2 ? kTwo.data() : kOne.data());
     for (std::int64_t t = 0; t < tiles; ++t) {
-      const std::int64_t row = first + first_of(t, tiles, m);
-      const std::int64_t rows = first + first_of(t + 1, tiles, m) - row;
+      const std::int64_t row = first + shares.first(t);
+      const std::int64_t rows = shares.first(t + 1) - shares.first(t);
       // Each of the first tiles fetches one of the next panels. A tile that is alone waits for memory as it is.
       const bool more = tiles > 1 && t < panels && (panels + t) * kPanel < n - j;
       kind[rows](Place{a + row * a_row, a_row, a_col, packed, stride, y + row * y_row + j, y_row, k, row, j, n - j,

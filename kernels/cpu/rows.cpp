@@ -64,8 +64,12 @@ struct Loop {
 FALAJ_AVX2 void turn(const float* x, float* y, const Loop& rows_read, const Loop& columns_read) {
   const std::int64_t m = rows_read.size;     // written together
   const std::int64_t n = columns_read.size;  // read together
+  std::int64_t done = 0;
+  if (m == 3 && columns_read.write == 3) {  // colours
+    for (; done + 8 <= n; done += 8) turn3(x + done, rows_read.read, y + 3 * done);
+  }
   for (std::int64_t i = 0; i < m; i += 8) {
-    for (std::int64_t j = 0; j < n; j += 8) {
+    for (std::int64_t j = done; j < n; j += 8) {
       if (i + 8 <= m && j + 8 <= n) {
         turn8(x + i * rows_read.read + j, rows_read.read, y + j * columns_read.write + i, columns_read.write);
         continue;
@@ -116,7 +120,7 @@ class TransposeKernel final : public Kernel {
 
 }  // namespace
 
-SoftmaxRow softmax_row() { return has_avx512() ? lanes16::softmax_row : lanes8::softmax_row; }
+SoftmaxRows softmax_rows() { return has_avx512() ? lanes16::softmax_rows : lanes8::softmax_rows; }
 
 Result<KernelPtr> make_softmax(const KernelCall& call) {
   FALAJ_TRY(check_f32(call, "avx2 rows"));
@@ -125,10 +129,9 @@ Result<KernelPtr> make_softmax(const KernelCall& call) {
   FALAJ_ASSIGN(axis, normal_axis(axis, in.rank()));
   const auto split = split_at(in, axis);
   if (call.opset < 13 || split.inner != 1 || split.size == 0) return refuse("only along the last dimension, of opset 13 and newer");
-  return rows([split, row = softmax_row()](const Io& io) {
+  return rows([split, softmax = softmax_rows()](const Io& io) {
     in_ranges(io, split.outer, part_rows(split.size), [&](std::int64_t first, std::int64_t last) {
-      for (std::int64_t r = first; r < last; ++r)
-        row(io.input<float>(0) + r * split.size, io.output<float>(0) + r * split.size, split.size);
+      softmax(io.input<float>(0) + first * split.size, io.output<float>(0) + first * split.size, last - first, split.size);
     });
   });
 }
@@ -144,11 +147,10 @@ Result<KernelPtr> make_layer_norm(const KernelCall& call) {
     if (!call.node.outputs[i].empty()) return refuse("mean and deviation are wanted too");
   }
   if (norm.width == 0) return refuse("rows of nothing");
-  return rows([norm, bias = call.has(2), norm_row = has_avx512() ? lanes16::norm_row : lanes8::norm_row](const Io& io) {
+  return rows([norm, bias = call.has(2), norm_rows = has_avx512() ? lanes16::norm_rows : lanes8::norm_rows](const Io& io) {
     in_ranges(io, norm.rows, part_rows(norm.width), [&](std::int64_t first, std::int64_t last) {
-      for (std::int64_t r = first; r < last; ++r)
-        norm_row(io.input<float>(0) + r * norm.width, io.input<float>(1), bias ? io.input<float>(2) : nullptr,
-                 io.output<float>(0) + r * norm.width, norm);
+      norm_rows(io.input<float>(0) + first * norm.width, io.input<float>(1), bias ? io.input<float>(2) : nullptr,
+                io.output<float>(0) + first * norm.width, last - first, norm);
     });
   });
 }

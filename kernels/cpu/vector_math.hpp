@@ -114,7 +114,7 @@ FALAJ_AVX512 inline void store(float* to, __m512 v) { _mm512_storeu_ps(to, v); }
 FALAJ_AVX512 inline void store(float* to, __m512 v, std::int64_t n) { _mm512_mask_storeu_ps(to, some_lanes(n), v); }
 
 FALAJ_AVX512 inline __m512 first_of_lanes(__m512 v, std::int64_t n, __m512 rest) { return _mm512_mask_blend_ps(some_lanes(n), rest, v); }
-FALAJ_AVX512 inline float largest(__m512 v) { return largest(_mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1))); }
+FALAJ_AVX512 inline float largest(__m512 v) { return largest(_mm256_max_ps(_mm512_extractf32x8_ps(v, 0), _mm512_extractf32x8_ps(v, 1))); }
 FALAJ_AVX512 inline double sum_of(__m512 v) { return sum_of(_mm512_castps512_ps256(v)) + sum_of(_mm512_extractf32x8_ps(v, 1)); }
 
 #define FALAJ_LANES FALAJ_AVX2
