@@ -26,36 +26,48 @@ struct Channels {
 struct Sums {
   double mean = 0, variance = 0, sum = 0, dot = 0;
 };
+struct Lanes {
+  Double8 first = zeros(), second = zeros(), slope = zeros(), both = zeros();
+};
+template <bool kBack>
+FALAJ_AVX2 inline void add_up(Lanes& to, __m256 value, __m256d shift, __m256 dy) {
+  const Double8 v = minus(widened(value), shift);
+  to.first = plus(to.first, v);
+  to.second = plus_product(to.second, v, v);
+  if constexpr (kBack) {
+    const Double8 d = widened(dy);
+    to.slope = plus(to.slope, d);
+    to.both = plus_product(to.both, d, v);
+  }
+}
 template <bool kBack>
 FALAJ_AVX2 Sums sums_of(const Channels& c, std::int64_t channel, const float* x, const float* dy) {
   const AxisSplit& s = c.split;
   const float about = x[c.at(0, channel)];
   const __m256d shift = _mm256_set1_pd(static_cast<double>(about));
-  Double8 first = zeros();
-  Double8 second = zeros();
-  Double8 slope = zeros();
-  Double8 both = zeros();
+  // Two sets of sums, so that one's additions need not wait for one another.
+  Lanes even;
+  Lanes odd;
   for (std::int64_t r = 0; r < s.outer; ++r) {
     const std::int64_t at = c.at(r, channel);
-    for (std::int64_t i = 0; i < s.inner; i += 8) {
+    std::int64_t i = 0;
+    for (; i + 16 <= s.inner; i += 16) {
+      const __m256 none = _mm256_setzero_ps();
+      add_up<kBack>(even, _mm256_loadu_ps(x + at + i), shift, kBack ? _mm256_loadu_ps(dy + at + i) : none);
+      add_up<kBack>(odd, _mm256_loadu_ps(x + at + i + 8), shift, kBack ? _mm256_loadu_ps(dy + at + i + 8) : none);
+    }
+    for (; i < s.inner; i += 8) {
       const std::int64_t left = s.inner - i;
       __m256 value = some8(x + at + i, left);
       if (left < 8) value = _mm256_blendv_ps(_mm256_set1_ps(about), value, _mm256_castsi256_ps(lanes8(left)));
-      const Double8 v = minus(widened(value), shift);
-      first = plus(first, v);
-      second = plus_product(second, v, v);
-      if constexpr (kBack) {
-        const Double8 d = widened(some8(dy + at + i, left));
-        slope = plus(slope, d);
-        both = plus_product(both, d, v);
-      }
+      add_up<kBack>(even, value, shift, kBack ? some8(dy + at + i, left) : value);
     }
   }
-  const double off = total(first) / c.count();
-  Sums out{static_cast<double>(about) + off, std::max(total(second) / c.count() - off * off, 0.0), 0, 0};
+  const double off = total(plus(even.first, odd.first)) / c.count();
+  Sums out{static_cast<double>(about) + off, std::max(total(plus(even.second, odd.second)) / c.count() - off * off, 0.0), 0, 0};
   if constexpr (kBack) {
-    out.sum = total(slope);
-    out.dot = total(both) - off * out.sum;
+    out.sum = total(plus(even.slope, odd.slope));
+    out.dot = total(plus(even.both, odd.both)) - off * out.sum;
   }
   return out;
 }
