@@ -198,9 +198,14 @@ Status grad_product(GradientCall& g, bool ta, bool tb, double alpha) {
     a = g.add("Unsqueeze", {a, g.graph().add_initializer(g.graph().fresh("axes"), Tensor::vector<std::int64_t>({0}))});
     dy = g.add("Unsqueeze", {dy, g.graph().add_initializer(g.graph().fresh("axes"), Tensor::vector<std::int64_t>({-2}))});
   }
-  // A shared operand's gradient is the sum over the batch.
+  // A shared operand's gradient is the sum over the batch; that of one that has the whole batch is as it is.
+  const auto shared = [&](std::size_t i) {
+    const auto batch = [](const Shape& shape) { return Shape(shape.dims().first(std::max<std::size_t>(shape.rank(), 2) - 2)); };
+    const bool batched = g.input_type(0).shape.rank() > 2 || g.input_type(1).shape.rank() > 2;
+    return batched && (vector_a || vector_b || batch(g.input_type(i).shape) != batch(g.output_type(0).shape));
+  };
   auto finish = [&](std::size_t i, std::string d, const std::string& like, bool vector) {
-    if (g.input_type(0).shape.rank() > 2 || g.input_type(1).shape.rank() > 2) d = g.add_falaj("ReduceLike", {d, like});
+    if (shared(i)) d = g.add_falaj("ReduceLike", {d, like});
     if (vector) d = g.add_falaj("ReshapeLike", {d, g.input(i)});
     g.set(i, std::move(d));
   };
