@@ -150,7 +150,7 @@ struct Columns {
 };
 
 template <int kPanels, class Left>
-FALAJ_AVX512_BF16 [[gnu::always_inline]] inline void add_up(const Left& left, const Half* w, std::int64_t panel, std::int64_t pairs,
+[[gnu::always_inline]] FALAJ_AVX512_BF16 inline void add_up(const Left& left, const Half* w, std::int64_t panel, std::int64_t pairs,
                                                             __m512 (&sum)[kTileRows][kPanels]) {
   FALAJ_UNROLL
   for (auto& row : sum) {
@@ -195,7 +195,7 @@ struct Ends {
 
 // Whole tiles, which nearly all of them are, have no ends to look at. What is masked has neither bias nor Relu.
 template <int kPanels, bool kWhole, bool kMasked>
-FALAJ_AVX512_BF16 [[gnu::always_inline]] inline void finish_tile(const __m512 (&sum)[kTileRows][kPanels], std::int64_t row,
+[[gnu::always_inline]] FALAJ_AVX512_BF16 inline void finish_tile(const __m512 (&sum)[kTileRows][kPanels], std::int64_t row,
                                                                  std::int64_t column, const Ends& e) {
   const __m512 least = _mm512_set1_ps(e.relu ? 0.0F : -__builtin_inff());
   FALAJ_UNROLL
