@@ -14,7 +14,8 @@ struct Placing {
   std::vector<std::size_t> offsets;  // one for each block, multiples of 64
   std::size_t bytes = 0;             // size of the arena
 };
-// Blocks that are needed at one time do not overlap. Largest first, each at the lowest offset that is free while it is needed.
+// Blocks that are needed at one time do not overlap. Each lies at the lowest offset that is free while it is needed, in the best of a few
+// orders of choosing: the largest first, if that is as good as can be.
 Placing place(std::span<const Block> blocks);
 
 }  // namespace falaj::kernels

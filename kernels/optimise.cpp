@@ -71,9 +71,14 @@ class GeluFinder {
  private:
   // The one number that a value is, whatever its shape.
   std::optional<double> number(const std::string& name) const {
-    const auto found = graph_.initializers.find(name);
-    if (found == graph_.initializers.end() || found->second.dtype() != DType::f32 || found->second.elements() != 1) return {};
-    return static_cast<double>(found->second.data<float>()[0]);
+    const Tensor* value = nullptr;
+    if (const auto found = graph_.initializers.find(name); found != graph_.initializers.end()) {
+      value = &found->second;
+    } else if (const auto maker = makers_.find(name); maker != makers_.end() && graph_.nodes[maker->second].op == "Constant") {
+      value = attr_tensor(graph_.nodes[maker->second], "value");
+    }
+    if (value == nullptr || value->dtype() != DType::f32 || value->elements() != 1) return {};
+    return static_cast<double>(value->data<float>()[0]);
   }
   bool is_number(const std::string& name, double wanted) const {
     const auto value = number(name);

@@ -17,6 +17,7 @@ struct Channels {
   AxisSplit split;
   double epsilon = 0, momentum = 0;
   std::size_t outputs = 1;
+  bool wide = false;  // by AVX-512
   [[nodiscard]] double count() const { return static_cast<double>(split.outer * split.inner); }
   [[nodiscard]] std::int64_t at(std::int64_t row, std::int64_t channel) const { return (row * split.size + channel) * split.inner; }
   [[nodiscard]] std::int64_t channels_of_a_part() const { return part_rows(split.outer * split.inner); }
@@ -26,36 +27,94 @@ struct Channels {
 struct Sums {
   double mean = 0, variance = 0, sum = 0, dot = 0;
 };
+struct Lanes {
+  Double8 first = zeros(), second = zeros(), slope = zeros(), both = zeros();
+};
+template <bool kBack>
+FALAJ_AVX2 inline void add_up(Lanes& to, __m256 value, double about, __m256 dy) {
+  const Double8 v = minus(widened(value), _mm256_set1_pd(about));
+  to.first = plus(to.first, v);
+  to.second = plus_product(to.second, v, v);
+  if constexpr (kBack) {
+    const Double8 d = widened(dy);
+    to.slope = plus(to.slope, d);
+    to.both = plus_product(to.both, d, v);
+  }
+}
+FALAJ_AVX2 inline void store(const Lanes& from, double (&to)[4][8]) {
+  const Double8 all[4] = {from.first, from.second, from.slope, from.both};
+  for (int k = 0; k < 4; ++k) {
+    _mm256_storeu_pd(to[k], all[k].low);
+    _mm256_storeu_pd(to[k] + 4, all[k].high);
+  }
+}
+// The same eight lanes in one vector: the same bits.
+struct WideLanes {
+  __m512d first, second, slope, both;
+};
+template <bool kBack>
+FALAJ_AVX512 inline void add_up(WideLanes& to, __m256 value, double about, __m256 dy) {
+  const __m512d v = _mm512_sub_pd(_mm512_cvtps_pd(value), _mm512_set1_pd(about));
+  to.first = _mm512_add_pd(to.first, v);
+  to.second = _mm512_fmadd_pd(v, v, to.second);
+  if constexpr (kBack) {
+    const __m512d d = _mm512_cvtps_pd(dy);
+    to.slope = _mm512_add_pd(to.slope, d);
+    to.both = _mm512_fmadd_pd(d, v, to.both);
+  }
+}
+FALAJ_AVX512 inline void store(const WideLanes& from, double (&to)[4][8]) {
+  _mm512_storeu_pd(to[0], from.first);
+  _mm512_storeu_pd(to[1], from.second);
+  _mm512_storeu_pd(to[2], from.slope);
+  _mm512_storeu_pd(to[3], from.both);
+}
+
+// Two sets of sums, so that one's additions need not wait for one another.
+using TwoSets = double[2][4][8];
+#define FALAJ_ADD_CHANNEL(name, isa, lanes)                                                                      \
+  template <bool kBack>                                                                                          \
+  isa void name(const Channels& c, std::int64_t channel, const float* x, const float* dy, TwoSets& sums) {       \
+    const float about = x[c.at(0, channel)];                                                                     \
+    lanes even{};                                                                                                \
+    lanes odd{};                                                                                                 \
+    for (std::int64_t r = 0; r < c.split.outer; ++r) {                                                           \
+      const std::int64_t at = c.at(r, channel);                                                                  \
+      std::int64_t i = 0;                                                                                        \
+      for (; i + 16 <= c.split.inner; i += 16) {                                                                 \
+        const float* v = x + at + i;                                                                             \
+        const float* d = kBack ? dy + at + i : v;                                                                \
+        add_up<kBack>(even, _mm256_loadu_ps(v), static_cast<double>(about), _mm256_loadu_ps(d));                 \
+        add_up<kBack>(odd, _mm256_loadu_ps(v + 8), static_cast<double>(about), _mm256_loadu_ps(d + 8));          \
+      }                                                                                                          \
+      for (; i < c.split.inner; i += 8) {                                                                        \
+        const std::int64_t left = c.split.inner - i;                                                             \
+        __m256 value = some8(x + at + i, left);                                                                  \
+        if (left < 8) value = _mm256_blendv_ps(_mm256_set1_ps(about), value, _mm256_castsi256_ps(lanes8(left))); \
+        add_up<kBack>(even, value, static_cast<double>(about), kBack ? some8(dy + at + i, left) : value);        \
+      }                                                                                                          \
+    }                                                                                                            \
+    store(even, sums[0]);                                                                                        \
+    store(odd, sums[1]);                                                                                         \
+  }
+FALAJ_ADD_CHANNEL(add_channel_avx2, FALAJ_AVX2, Lanes)
+FALAJ_ADD_CHANNEL(add_channel_avx512, FALAJ_AVX512, WideLanes)
+#undef FALAJ_ADD_CHANNEL
+
 template <bool kBack>
 FALAJ_AVX2 Sums sums_of(const Channels& c, std::int64_t channel, const float* x, const float* dy) {
-  const AxisSplit& s = c.split;
-  const float about = x[c.at(0, channel)];
-  const __m256d shift = _mm256_set1_pd(static_cast<double>(about));
-  Double8 first = zeros();
-  Double8 second = zeros();
-  Double8 slope = zeros();
-  Double8 both = zeros();
-  for (std::int64_t r = 0; r < s.outer; ++r) {
-    const std::int64_t at = c.at(r, channel);
-    for (std::int64_t i = 0; i < s.inner; i += 8) {
-      const std::int64_t left = s.inner - i;
-      __m256 value = some8(x + at + i, left);
-      if (left < 8) value = _mm256_blendv_ps(_mm256_set1_ps(about), value, _mm256_castsi256_ps(lanes8(left)));
-      const Double8 v = minus(widened(value), shift);
-      first = plus(first, v);
-      second = plus_product(second, v, v);
-      if constexpr (kBack) {
-        const Double8 d = widened(some8(dy + at + i, left));
-        slope = plus(slope, d);
-        both = plus_product(both, d, v);
-      }
-    }
-  }
-  const double off = total(first) / c.count();
-  Sums out{static_cast<double>(about) + off, std::max(total(second) / c.count() - off * off, 0.0), 0, 0};
+  TwoSets sums;
+  (c.wide ? add_channel_avx512<kBack> : add_channel_avx2<kBack>)(c, channel, x, dy, sums);
+  const auto whole = [&](int k) {
+    double lanes[8];
+    for (int i = 0; i < 8; ++i) lanes[i] = sums[0][k][i] + sums[1][k][i];
+    return (lanes[0] + lanes[4]) + (lanes[2] + lanes[6]) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+  };
+  const double off = whole(0) / c.count();
+  Sums out{static_cast<double>(x[c.at(0, channel)]) + off, std::max(whole(1) / c.count() - off * off, 0.0), 0, 0};
   if constexpr (kBack) {
-    out.sum = total(slope);
-    out.dot = total(both) - off * out.sum;
+    out.sum = whole(2);
+    out.dot = whole(3) - off * out.sum;
   }
   return out;
 }
@@ -130,7 +189,7 @@ class BatchNorm final : public Kernel {
 Result<KernelPtr> make_batch_norm(const KernelCall& call) {
   FALAJ_TRY(check_f32(call, "avx2 batch norm"));
   const bool back = call.node.op == "BatchNormalizationTrainingGrad";
-  Channels c{split_at(call.in(back ? 1 : 0).shape, 1), 0, 0, call.outputs.size()};
+  Channels c{split_at(call.in(back ? 1 : 0).shape, 1), 0, 0, call.outputs.size(), has_avx512()};
   FALAJ_ASSIGN(c.epsilon, attr_float(call.node, "epsilon", static_cast<double>(1e-5F)));
   FALAJ_ASSIGN(c.momentum, attr_float(call.node, "momentum", static_cast<double>(0.9F)));
   if (c.split.outer * c.split.inner * c.split.size == 0) return refuse("nothing to compute");

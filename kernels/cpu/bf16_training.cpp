@@ -1,6 +1,7 @@
 // Training in bfloat16: products and convolutions, forward and backward, take their operands rounded to it and sum in f32; what they give,
-// and all between them, stays f32, but for what products alone read (kernels/halves.cpp). Large ones are oneDNN's where there is
-// AVX512_BF16; other products are our own f32 ones, of rounded operands. Convolutions without that instruction set stay f32.
+// and all between them, stays f32, but for what products alone read (kernels/halves.cpp). Where there is AVX512_BF16,
+// large products are ours (halves.cpp), or oneDNN's for what these do not take, and convolutions are oneDNN's; other products are our own
+// f32 ones, of rounded operands. Convolutions without that instruction set stay f32.
 #include "kernels/cpu/makers.hpp"
 #include "kernels/plan.hpp"
 
@@ -10,8 +11,10 @@ namespace {
 Result<KernelPtr> make(const OpDef& op, const KernelCall& call) {
   const bool product = op.type == "MatMul" || (op.type == "Gemm" && op.domain == kOnnx);
   if (product) {
-    auto large = cpu::make_bf16_product(call);
-    return large ? std::move(large) : cpu::make_rounded_matmul(call);
+    for (auto* large : {cpu::make_rounded_product, cpu::make_bf16_product}) {
+      if (auto kernel = large(call)) return kernel;
+    }
+    return cpu::make_rounded_matmul(call);
   }
   const bool convolution = (op.type == "Conv" && op.domain == kOnnx) || op.type == "ConvDataGrad" || op.type == "ConvWeightGrad";
   if (convolution) return cpu::make_bf16_conv(call);

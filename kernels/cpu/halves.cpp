@@ -9,6 +9,7 @@
 #include "kernels/cpu/finish.hpp"
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/makers.hpp"
+#include "kernels/ops/matmul.hpp"
 #include "kernels/parallel.hpp"
 #include "runtime/base/format.hpp"
 
@@ -93,8 +94,11 @@ FALAJ_AVX512_BF16 inline void turn16(__m512i (&r)[16]) {
 FALAJ_AVX512_BF16 void pack_panel_turned(const float* x, std::int64_t apart, std::int64_t rows, std::int64_t width, Half* to) {
   for (std::int64_t r = 0; r < rows; r += kPair) {
     __m512i line[16];
+    FALAJ_UNROLL
     for (std::int64_t c = 0; c < kHalfPanel; ++c) {
       const float* from = x + (c < width ? c : 0) * apart + r;
+      for (std::int64_t ahead = 2 * kPair; ahead < 3 * kPair; ahead += 16)
+        _mm_prefetch(reinterpret_cast<const char*>(from + ahead), _MM_HINT_T0);
       const std::int64_t left = c < width ? rows - r : 0;
       const __m512 first = _mm512_maskz_loadu_ps(some_lanes(left), from);
       const __m512 second = _mm512_maskz_loadu_ps(some_lanes(std::max<std::int64_t>(left - 16, 0)), from + 16);
@@ -146,7 +150,7 @@ struct Columns {
 };
 
 template <int kPanels, class Left>
-FALAJ_AVX512_BF16 [[gnu::always_inline]] inline void add_up(const Left& left, const Half* w, std::int64_t panel, std::int64_t pairs,
+[[gnu::always_inline]] FALAJ_AVX512_BF16 inline void add_up(const Left& left, const Half* w, std::int64_t panel, std::int64_t pairs,
                                                             __m512 (&sum)[kTileRows][kPanels]) {
   FALAJ_UNROLL
   for (auto& row : sum) {
@@ -191,7 +195,7 @@ struct Ends {
 
 // Whole tiles, which nearly all of them are, have no ends to look at. What is masked has neither bias nor Relu.
 template <int kPanels, bool kWhole, bool kMasked>
-FALAJ_AVX512_BF16 [[gnu::always_inline]] inline void finish_tile(const __m512 (&sum)[kTileRows][kPanels], std::int64_t row,
+[[gnu::always_inline]] FALAJ_AVX512_BF16 inline void finish_tile(const __m512 (&sum)[kTileRows][kPanels], std::int64_t row,
                                                                  std::int64_t column, const Ends& e) {
   const __m512 least = _mm512_set1_ps(e.relu ? 0.0F : -__builtin_inff());
   FALAJ_UNROLL
@@ -390,6 +394,27 @@ class WeightGrad final : public Kernel {
 };
 
 }  // namespace
+
+Result<KernelPtr> make_rounded_product(const KernelCall& call) {
+  if (!has_avx512_bf16()) return refuse("this CPU has no AVX512_BF16");
+  if (call.batch_invariant) return refuse("only for training");
+  FALAJ_TRY(check_f32(call, "bf16 in halves"));
+  FALAJ_ASSIGN(const auto s, matmul_spec(call));
+  constexpr std::int64_t kWorkMin = std::int64_t{1} << 21;  // less does not repay the packing
+  if (s.batches() != 1 || s.m * s.n * s.k < kWorkMin) return refuse("several products, or a small one");
+  if (s.alpha != 1.0 || (s.b_row != 1 && s.b_col != 1)) return refuse("alpha is not 1, or the right operand has no runs");
+  if (s.a_col == 1 && s.a_row == s.k) {
+    const bool plain = s.activation == Activation::none || s.activation == Activation::relu;
+    if (!plain || (s.has_bias && (s.beta != 1.0 || s.bias_row != 0 || s.bias_col != 1)))
+      return refuse("another activation, or the bias is no row");
+    const HalfProductSpec product{
+        .m = s.m, .n = s.n, .k = s.k, .b_row = s.b_row, .b_col = s.b_col, .has_bias = s.has_bias, .relu = s.activation == Activation::relu};
+    return std::make_unique<Product>(product, 1, call.threads);
+  }
+  const bool grad = s.a_row == 1 && s.a_col == s.m && s.b_col == 1 && s.b_row == s.n && !s.has_bias && s.activation == Activation::none;
+  if (!grad) return refuse("operands do not lie as they do in training");
+  return std::make_unique<WeightGrad>(HalfGradSpec{s.m, s.n, s.k});
+}
 
 Result<KernelPtr> make_half_product(const KernelCall& call) {
   if (!has_avx512_bf16()) return refuse("this CPU has no AVX512_BF16");

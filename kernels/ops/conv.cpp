@@ -239,8 +239,9 @@ std::string bias_gradient(GradientCall& g) {
 }
 Status grad_conv(GradientCall& g) {
   const std::string& op = g.node().op;  // Conv, ConvTranspose
-  if (g.wants(0)) g.set(0, g.add_falaj(op + "DataGrad", {g.dy(), g.input(1), g.input(0)}, g.node().attributes));
+  // That of the weights first: then its input is free.
   if (g.wants(1)) g.set(1, g.add_falaj(op + "WeightGrad", {g.dy(), g.input(0), g.input(1)}, g.node().attributes));
+  if (g.wants(0)) g.set(0, g.add_falaj(op + "DataGrad", {g.dy(), g.input(1), g.input(0)}, g.node().attributes));
   if (g.wants(2)) g.set(2, bias_gradient(g));
   return {};
 }

@@ -198,32 +198,41 @@ Status grad_product(GradientCall& g, bool ta, bool tb, double alpha) {
     a = g.add("Unsqueeze", {a, g.graph().add_initializer(g.graph().fresh("axes"), Tensor::vector<std::int64_t>({0}))});
     dy = g.add("Unsqueeze", {dy, g.graph().add_initializer(g.graph().fresh("axes"), Tensor::vector<std::int64_t>({-2}))});
   }
-  // A shared operand's gradient is the sum over the batch.
+  // A shared operand's gradient is the sum over the batch; that of one that has the whole batch is as it is.
+  const auto shared = [&](std::size_t i) {
+    const auto batch = [](const Shape& shape) { return Shape(shape.dims().first(std::max<std::size_t>(shape.rank(), 2) - 2)); };
+    const bool batched = g.input_type(0).shape.rank() > 2 || g.input_type(1).shape.rank() > 2;
+    return batched && (vector_a || vector_b || batch(g.input_type(i).shape) != batch(g.output_type(0).shape));
+  };
   auto finish = [&](std::size_t i, std::string d, const std::string& like, bool vector) {
-    if (g.input_type(0).shape.rank() > 2 || g.input_type(1).shape.rank() > 2) d = g.add_falaj("ReduceLike", {d, like});
+    if (shared(i)) d = g.add_falaj("ReduceLike", {d, like});
     if (vector) d = g.add_falaj("ReshapeLike", {d, g.input(i)});
     g.set(i, std::move(d));
   };
-  if (g.wants(0)) finish(0, ta ? product(g, b, tb, dy, true, alpha) : product(g, dy, false, b, !tb, alpha), a, vector_a);
+  // That of the right one, which is weights mostly, comes first: what only it needs of the forward pass is free then.
   if (g.wants(1)) finish(1, tb ? product(g, dy, true, a, ta, alpha) : product(g, a, !ta, dy, false, alpha), b, vector_b);
+  if (g.wants(0)) finish(0, ta ? product(g, b, tb, dy, true, alpha) : product(g, dy, false, b, !tb, alpha), a, vector_a);
   return {};
 }
 
 // With a shared two-dimensional right operand, both are seen as matrices first: one product instead of a batch of them and a sum.
-Status grad_matmul(GradientCall& g) {
-  if (g.input_type(0).shape.rank() > 2 && g.input_type(1).shape.rank() == 2) {
-    std::string like_a = g.input(0);
-    auto flatten = [&](const std::string& x, std::size_t i) {
-      auto last = static_cast<std::int64_t>((i == 0 ? g.input_type(0) : g.output_type(0)).shape.rank()) - 1;
-      return g.add("Flatten", {x}, attr("axis", last));
-    };
-    std::string dy = flatten(g.dy(), 1);
-    if (g.wants(0)) g.set(0, g.add_falaj("ReshapeLike", {product(g, dy, false, g.input(1), true, 1.0), like_a}));
-    if (g.wants(1)) g.set(1, product(g, flatten(like_a, 0), true, dy, false, 1.0));
-    return {};
+Status grad_shared(GradientCall& g, bool tb, double alpha) {
+  const std::string like_a = g.input(0);
+  const auto flatten = [&](const std::string& x, std::size_t i) {
+    const auto last = static_cast<std::int64_t>((i == 0 ? g.input_type(0) : g.output_type(0)).shape.rank()) - 1;
+    return g.add("Flatten", {x}, attr("axis", last));
+  };
+  const std::string dy = flatten(g.dy(), 1);
+  if (g.wants(1)) {
+    const std::string a = flatten(like_a, 0);
+    g.set(1, tb ? product(g, dy, true, a, false, alpha) : product(g, a, true, dy, false, alpha));
   }
-  return grad_product(g, false, false, 1.0);
+  if (g.wants(0)) g.set(0, g.add_falaj("ReshapeLike", {product(g, dy, false, g.input(1), !tb, alpha), like_a}));
+  return {};
 }
+bool is_shared(const GradientCall& g) { return g.input_type(0).shape.rank() > 2 && g.input_type(1).shape.rank() == 2; }
+
+Status grad_matmul(GradientCall& g) { return is_shared(g) ? grad_shared(g, false, 1.0) : grad_product(g, false, false, 1.0); }
 
 Status grad_gemm(GradientCall& g) {
   const Node& node = g.node();
@@ -233,7 +242,7 @@ Status grad_gemm(GradientCall& g) {
   FALAJ_ASSIGN(auto tb, attr_int(node, "transB", 0));
   FALAJ_ASSIGN(auto alpha, attr_float(node, "alpha", 1.0));
   FALAJ_ASSIGN(auto beta, attr_float(node, "beta", 1.0));
-  FALAJ_TRY(grad_product(g, ta != 0, tb != 0, alpha));
+  FALAJ_TRY(ta == 0 && is_shared(g) ? grad_shared(g, tb != 0, alpha) : grad_product(g, ta != 0, tb != 0, alpha));
   if (!g.wants(2)) return {};
   std::string d = g.dy();
   if (beta != 1.0) d = g.add("Mul", {d, g.constant(beta, g.input_type(2).dtype)});

@@ -84,6 +84,27 @@ void find_ties(TrainableForm& form) {
   }
 }
 
+// A product by a transposed matrix of the graph reads it as it lies, and so gets its gradient: exporters that fold no constants write the
+// transposition of each Linear's weights as a node.
+void read_turned(Graph& graph) {
+  std::map<std::string, std::string> turned;
+  for (const Node& node : graph.nodes) {
+    const bool swaps =
+        node.op == "Transpose" &&
+        attr_ints(node, "perm", std::vector<std::int64_t>{1, 0}).value_or(std::vector<std::int64_t>{}) == std::vector<std::int64_t>{1, 0};
+    const auto found = swaps ? graph.initializers.find(node.inputs[0]) : graph.initializers.end();
+    if (found != graph.initializers.end() && found->second.shape().rank() == 2) turned.emplace(node.outputs[0], node.inputs[0]);
+  }
+  for (Node& node : graph.nodes) {
+    if (node.op != "MatMul" || node.domain != kOnnx) continue;
+    const auto found = turned.find(node.inputs[1]);
+    if (found == turned.end() || turned.contains(node.inputs[0])) continue;
+    node.domain = kFalaj;
+    node.inputs[1] = found->second;
+    node.attributes["transB"] = std::int64_t{1};
+  }
+}
+
 }  // namespace
 
 Result<TrainableForm> trainable_form(const Graph& graph) {
@@ -109,6 +130,7 @@ Result<TrainableForm> trainable_form(const Graph& graph) {
     }
   }
   find_ties(form);
+  read_turned(form.graph);
   return form;
 }
 

@@ -19,7 +19,8 @@ struct DropoutPlace {
   double share = 0.5;
 };
 struct TrainableForm {
-  Graph graph;  // Dropout passes, BatchNormalization by its running statistics, tied copies made from their source
+  // Dropout passes, BatchNormalization by its running statistics, tied copies made from their source, transposed weights read as they lie.
+  Graph graph;
   std::vector<Tie> ties;
   std::vector<DropoutPlace> dropouts;
 };

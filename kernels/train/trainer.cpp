@@ -12,6 +12,7 @@
 #include "kernels/train/columns.hpp"
 #include "kernels/train/cut.hpp"
 #include "kernels/train/forms.hpp"
+#include "kernels/train/recompute.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/base/random.hpp"
 
@@ -249,7 +250,9 @@ Result<Graph> Trainer::Impl::training_graph(const Cut& cut, const std::vector<Dr
   const std::string loss = append_loss(out, comparison.value_or(plain), cut.logits, info.name);
   out.outputs.clear();
   out.add_output(loss, DType::f32, {});
+  const std::size_t forward_nodes = out.nodes.size();
   FALAJ_ASSIGN(auto gradients, append_gradients(out, loss, cut.parameters));
+  recompute(out, forward_nodes);
   std::set<std::string> used = {loss};
   for (std::size_t i = 0; i < gradients.size(); ++i) {
     if (gradients[i].empty()) return invalid(format("the loss does not depend on '{}'", cut.parameters[i]));

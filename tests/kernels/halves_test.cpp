@@ -124,6 +124,51 @@ TEST_F(Halves, GradientsOfWeightsAreThoseOfTheReference) {
   }
 }
 
+// Products that hand on f32 take the same tiles where they are large.
+TEST_F(Halves, LargeProductsOfTrainingTakeTheSameTiles) {
+  const std::int64_t m = 130 + up_to(9);
+  const std::int64_t n = 140 + up_to(9);
+  const std::int64_t k = 150 + up_to(9);
+  const Tensor x = draw({m, k});
+  const Tensor w = draw({n, k});
+  const Tensor bias = draw({n});
+  const Tensor p = draw({k, m});
+  const Tensor q = draw({k, n});
+  const auto check = [&](const std::string& op, const Attributes& attributes, const std::vector<Tensor>& inputs, const Tensor& wanted) {
+    std::vector<Tensor> first;
+    for (const std::size_t threads : {1, 3}) {
+      Graph graph;
+      std::vector<std::string> names;
+      for (const Tensor& t : inputs) names.push_back(graph.add_input(format("in{}", names.size()), DType::f32, t.shape()).name);
+      graph.add_output(graph.add(op == "Gemm" ? kOnnx : kFalaj, op, names, attributes, "y"), DType::f32, {m, n});
+      const auto compiled = compile(
+          graph,
+          {.backends = {&bf16_training_backend(), &cpu_backend(), &reference_backend()}, .batch_invariant = false, .threads = threads});
+      ASSERT_TRUE(compiled) << compiled.error().message;
+      EXPECT_NE((*compiled)->why()->find("in halves"), std::string::npos) << *(*compiled)->why();
+      Executor executor(*compiled, threads);
+      std::vector<Tensor> got;
+      ASSERT_TRUE(executor.run(inputs, got));
+      for (std::size_t i = 0; i < wanted.elements(); ++i)
+        ASSERT_NEAR(got[0].data<float>()[i], wanted.data<float>()[i], 1e-3) << op << " element " << i;
+      EXPECT_TRUE(threads == 1 || equal_bits(first[0], got[0])) << op << " on three threads";
+      first = got;
+    }
+  };
+  const auto reference = [&](Node by, std::vector<Tensor> inputs) {
+    for (std::size_t i = 0; i < inputs.size(); ++i) by.inputs.push_back(format("in{}", i));
+    return (*run_reference(by, inputs))[0];
+  };
+  const Attributes turned{{"transB", std::int64_t{1}}};
+  Attributes relu = turned;
+  relu["relu"] = std::int64_t{1};
+  Attributes activated = turned;
+  activated["activation"] = std::string("Relu");
+  check("MatMul", activated, {x, w, bias}, reference(node("HalfMatMul", {"y"}, relu), {x, w, bias}));
+  check("Gemm", turned, {x, w, bias}, reference(node("HalfMatMul", {"y"}, turned), {x, w, bias}));
+  check("MatMul", {{"transA", std::int64_t{1}}}, {p, q}, reference(node("HalfWeightGrad", {"y"}), {p, q, draw({m, n})}));
+}
+
 // Products with Relu between, some with biases, weights turned as PyTorch writes them.
 Graph network(Random& random) {
   Graph g;

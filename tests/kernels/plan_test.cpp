@@ -87,6 +87,13 @@ TEST(MemoryPlan, LiveBlocksNeverOverlap) {
   }
 }
 
+// What a training step of products looks like: the largest first leaves holes, and nothing has to be left.
+TEST(MemoryPlan, LeavesNoHolesWhereNoneNeedBe) {
+  const std::vector<Block> blocks = {{2048, 0, 17}, {2048, 1, 13},  {1024, 2, 9},   {1024, 7, 12},  {2304, 10, 10}, {2048, 11, 16},
+                                     {512, 11, 11}, {2560, 14, 14}, {2048, 15, 19}, {1024, 15, 15}, {768, 18, 18}};
+  EXPECT_EQ(place(blocks).bytes, 2048U + 2048 + 1024 + 2048 + 512) << "what lives at step 11";
+}
+
 TEST(Plan, FusesBiasAndActivationAndSeesThroughAliases) {
   Random random(testing::test_seed());
   auto c = compiled(mlp(random, {6, 5, 4, 2}, "Relu"));

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "kernels/cpu/isa.hpp"
 #include "kernels/plan.hpp"
 #include "kernels/team.hpp"
 #include "kernels/train/steps.hpp"
@@ -121,6 +122,30 @@ TEST_F(Gradients, OfBatchNormalizationFarFromZeroToo) {
     compare(falaj("BatchNormalization", {{"momentum", 0.8F}}), {x, draw({channels}), draw({channels}), draw({channels}), variance}, 3,
             2e-4);
     compare(falaj("BatchNormalizationTrainingGrad"), {draw(shape), x, draw({channels})}, 3, 2e-3);
+  }
+}
+
+TEST_F(Gradients, OfBatchNormalizationAreTheSameBitsOnEachWidthOfVectors) {
+  for (int round = 0; round < 6; ++round) {
+    const Shape shape{1 + up_to(4), 3, up_to(9), 1 + up_to(9)};
+    const std::vector<Tensor> inputs = {as_f32(draw(shape)), as_f32(draw(shape)), as_f32(draw({3}))};
+    Graph graph;
+    for (std::size_t i = 0; i < inputs.size(); ++i) graph.add_input(format("in{}", i), DType::f32, inputs[i].shape());
+    Node node = falaj("BatchNormalizationTrainingGrad");
+    node.inputs = {"in0", "in1", "in2"};
+    node.outputs = {"dx", "dscale", "dbias"};
+    graph.add_node(node);
+    for (const auto& name : node.outputs) graph.outputs.push_back({name, DType::undefined, {}, {}, false});
+    const auto run = [&] {
+      std::vector<Tensor> got;
+      Executor executor(*compile(graph, {.batch_invariant = false}));
+      EXPECT_TRUE(executor.run(inputs, got));
+      return got;
+    };
+    const auto widest = run();
+    const cpu::WithoutAvx512 limit;
+    const auto narrow = run();
+    for (std::size_t k = 0; k < 3; ++k) EXPECT_TRUE(equal_bits(widest[k], narrow[k])) << node.outputs[k] << " of " << to_string(shape);
   }
 }
 
