@@ -16,15 +16,17 @@
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/makers.hpp"
 #include "kernels/cpu/vector_math.hpp"
+#include "kernels/cpu/winograd_tiles.hpp"
 #include "kernels/ops/channels_last.hpp"
 #include "runtime/base/format.hpp"
 
 namespace falaj::kernels::cpu {
 namespace {
 
-constexpr std::int64_t kOut = 2;                               // pixels of a tile's side
-constexpr std::int64_t kIn = 4;                                // that it reads
-constexpr std::int64_t kPlaces = kIn * kIn;                    // products of a tile
+constexpr std::int64_t kOut = 2;  // pixels of a tile's side
+constexpr std::int64_t kIn = 4;   // that it reads
+using Tiles = WinogradTiles<kOut, kIn>;
+constexpr std::int64_t kPlaces = Tiles::kPlaces;               // products of a tile
 constexpr std::int64_t kApart = 32;                            // elements between places, whose rows would fall on one cache set
 constexpr std::int64_t kChannelsMin = 32;                      // fewer do not repay the transformations
 constexpr std::int64_t kTilesMin = 36;                         // of an image: fewer do not repay reading twice the weights
@@ -32,17 +34,6 @@ constexpr std::int64_t kBlockBytes = std::int64_t{512} << 10;  // of transformed
 constexpr std::int64_t kBlockTilesMin = 48, kBlockTilesMax = 96;
 
 Error refuse(std::string_view why) { return Error{ErrorCode::unimplemented, format("bf16 winograd convolution: {}", why)}; }
-
-// Where a tile's results go.
-struct TileTarget {
-  float* y;             // of its first pixel
-  const float* addend;  // likewise; null: none
-  const float* bias;
-  std::int64_t rows, columns, maps;
-  std::int64_t row;  // floats from row to row
-  Activation activation;
-  float alpha;
-};
 
 // To nearest even; NaN stays NaN.
 FALAJ_AVX512_BF16 inline void store_half(Half* to, __m512 v) {
@@ -75,31 +66,27 @@ namespace lanes16 {
 class Bf16Winograd final : public Kernel {
  public:
   Bf16Winograd(FusedConv fused, HalfColumns columns, const float* bias)
-      : fused_(std::move(fused)),
+      : tiles_(std::move(fused)),
         columns_(std::move(columns)),
-        zeros_(static_cast<std::size_t>(fused_.conv.channels), 0.0F),
-        bias_(static_cast<std::size_t>(fused_.conv.maps), 0.0F),
+        bias_(static_cast<std::size_t>(tiles_.fused().conv.maps), 0.0F),
         name_(format("{} winograd 2x2 convolution, transformed weights", columns_.name())) {
-    const ConvSpec& s = fused_.conv;
+    const ConvSpec& s = tiles_.fused().conv;
     if (bias != nullptr) std::copy_n(bias, s.maps, bias_.begin());
-    tiles_ = {tiles_along(s.window, 0), tiles_along(s.window, 1)};
     const std::int64_t fit = kBlockBytes / (kPlaces * (2 * s.channels + 4 * s.maps));
-    block_ = std::min(std::clamp(fit / 6 * 6, kBlockTilesMin, kBlockTilesMax), s.batch * tiles_[0] * tiles_[1]);
+    block_ = std::min(std::clamp(fit / 6 * 6, kBlockTilesMin, kBlockTilesMax), tiles_.count());
   }
-  static std::int64_t tiles_along(const Window& w, std::size_t d) { return (w.out[d] + kOut - 1) / kOut; }
 
   void run(const Io& io) const override {
-    const ConvSpec& s = fused_.conv;
+    const ConvSpec& s = tiles_.fused().conv;
     const auto** rows = reinterpret_cast<const std::byte**>(io.scratch);
     auto* products = reinterpret_cast<float*>(io.scratch + pointer_bytes());
     auto* in = reinterpret_cast<Half*>(products + kPlaces * (block_ * s.maps + kApart));  // [places, tiles, channels]
-    const std::int64_t total = s.batch * tiles_[0] * tiles_[1];
     const std::int64_t weights = half_elements(s.maps, 1, s.channels);
-    for (std::int64_t first = 0; first < total; first += block_) {
-      const std::int64_t count = std::min(block_, total - first);
+    for (std::int64_t first = 0; first < tiles_.count(); first += block_) {
+      const std::int64_t count = std::min(block_, tiles_.count() - first);
       const std::int64_t in_stride = count * s.channels + kApart;
       const std::int64_t out_stride = count * s.maps + kApart;
-      for (std::int64_t t = 0; t < count; ++t) transform_in(io.input<float>(0), first + t, in + t * s.channels, in_stride);
+      for (std::int64_t t = 0; t < count; ++t) transform_in(io, first + t, in + t * s.channels, in_stride);
       for (std::int64_t p = 0; p < kPlaces; ++p) {
         for (std::int64_t t = 0; t < count; ++t) rows[t] = reinterpret_cast<const std::byte*>(in + p * in_stride + t * s.channels);
         columns_.run(rows, count, products + p * out_stride, nullptr, p * weights);
@@ -108,61 +95,28 @@ class Bf16Winograd final : public Kernel {
     }
   }
   [[nodiscard]] std::size_t scratch_bytes() const override {
-    const std::int64_t products = kPlaces * (block_ * fused_.conv.maps + kApart) * 4;
-    const std::int64_t in = kPlaces * (block_ * fused_.conv.channels + kApart) * 2;
+    const ConvSpec& s = tiles_.fused().conv;
+    const std::int64_t products = kPlaces * (block_ * s.maps + kApart) * 4;
+    const std::int64_t in = kPlaces * (block_ * s.channels + kApart) * 2;
     return pointer_bytes() + static_cast<std::size_t>(products + in);
   }
   [[nodiscard]] std::string_view implementation() const override { return name_; }
 
  private:
   static std::size_t pointer_bytes() { return kBlockTilesMax * sizeof(void*); }
-  struct Corner {  // of a tile, in output pixels
-    std::int64_t image, row, column;
-  };
-  [[nodiscard]] Corner corner(std::int64_t tile) const {
-    const std::int64_t of_image = tiles_[0] * tiles_[1];
-    return {tile / of_image, tile % of_image / tiles_[1] * kOut, tile % tiles_[1] * kOut};
-  }
 
-  void transform_in(const float* x, std::int64_t tile, Half* to, std::int64_t stride) const {
-    const Window& w = fused_.conv.window;
-    const std::int64_t channels = fused_.conv.channels;
-    const Corner at = corner(tile);
-    const std::int64_t top = at.row - w.pad_begin[0];
-    const std::int64_t left = at.column - w.pad_begin[1];
-    const float* image = x + at.image * w.in_elements() * channels;
-    std::array<const float*, kPlaces> from{};
-    for (std::int64_t i = 0; i < kPlaces; ++i) {
-      const std::int64_t row = top + i / kIn;
-      const std::int64_t column = left + i % kIn;
-      const bool inside = row >= 0 && row < w.in[0] && column >= 0 && column < w.in[1];
-      from[static_cast<std::size_t>(i)] = inside ? image + (row * w.in[1] + column) * channels : zeros_.data();
-    }
-    (columns_.wide() ? lanes16::transform_in : lanes8::transform_in)(from.data(), channels, to, stride);
+  void transform_in(const Io& io, std::int64_t tile, Half* to, std::int64_t stride) const {
+    const auto from = tiles_.sources(io.input<float>(0), tile);
+    (columns_.wide() ? lanes16::transform_in : lanes8::transform_in)(from.data(), tiles_.fused().conv.channels, to, stride);
   }
-
   void transform_out(const Io& io, const float* products, std::int64_t stride, std::int64_t tile) const {
-    const Window& w = fused_.conv.window;
-    const std::int64_t maps = fused_.conv.maps;
-    const Corner at = corner(tile);
-    const std::int64_t first = ((at.image * w.out[0] + at.row) * w.out[1] + at.column) * maps;
-    const TileTarget target{io.output<float>(0) + first,
-                            fused_.has_addend ? io.input<float>(3) + first : nullptr,
-                            bias_.data(),
-                            std::min(kOut, w.out[0] - at.row),
-                            std::min(kOut, w.out[1] - at.column),
-                            maps,
-                            w.out[1] * maps,
-                            fused_.activation,
-                            static_cast<float>(fused_.activation_alpha)};
-    (columns_.wide() ? lanes16::transform_out : lanes8::transform_out)(products, stride, target);
+    (columns_.wide() ? lanes16::transform_out : lanes8::transform_out)(products, stride, tiles_.target(io, bias_.data(), tile));
   }
 
-  FusedConv fused_;
+  Tiles tiles_;
   HalfColumns columns_;
-  std::vector<float> zeros_, bias_;
+  std::vector<float> bias_;
   std::string name_;
-  std::array<std::int64_t, 2> tiles_{};
   std::int64_t block_ = 0;  // tiles at a time
 };
 
@@ -202,7 +156,7 @@ Result<KernelPtr> make_bf16_winograd(const KernelCall& call) {
   if (s.groups != 1) return refuse("only one group");
   if (s.channels % 16 != 0 || s.maps % 16 != 0 || s.channels < kChannelsMin || s.maps < kChannelsMin)
     return refuse(format("{} channels and {} maps: whole sixteens, from {} on", s.channels, s.maps, kChannelsMin));
-  if (Bf16Winograd::tiles_along(w, 0) * Bf16Winograd::tiles_along(w, 1) < kTilesMin) return refuse("the image is too small");
+  if (Tiles::along(w, 0) * Tiles::along(w, 1) < kTilesMin) return refuse("the image is too small");
   const Tensor& weights = *call.in(1).constant;
   HalfColumns columns(packed_form(call, "bf16 winograd", [&] { return transform_weights(weights, s); }), s.maps, {0}, s.channels,
                       Activation::none, 0);

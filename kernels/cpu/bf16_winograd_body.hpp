@@ -33,7 +33,7 @@ FALAJ_LANES void transform_in(const float* const* from, std::int64_t channels, H
 }
 
 // The results' transformation, A^T m A, and what follows it.
-FALAJ_LANES void transform_out(const float* products, std::int64_t stride, const TileTarget& t) {
+FALAJ_LANES void transform_out(const float* products, std::int64_t stride, const WinogradTarget& t) {
   const bool simple = t.activation == Activation::none || t.activation == Activation::relu;
   const FALAJ_V least = all(FALAJ_V{}, t.activation == Activation::relu ? 0.0F : -__builtin_inff());
   for (std::int64_t m = 0; m < t.maps; m += kWidth) {

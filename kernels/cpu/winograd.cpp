@@ -13,6 +13,7 @@
 #include "kernels/cpu/gemm.hpp"
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/makers.hpp"
+#include "kernels/cpu/winograd_tiles.hpp"
 #include "kernels/ops/channels_last.hpp"
 #include "kernels/plan.hpp"
 #include "runtime/base/format.hpp"
@@ -20,9 +21,10 @@
 namespace falaj::kernels::cpu {
 namespace {
 
-constexpr std::int64_t kOut = 4;                                  // pixels of a tile's side
-constexpr std::int64_t kIn = 6;                                   // that it reads
-constexpr std::int64_t kPlaces = kIn * kIn;                       // products of a tile
+constexpr std::int64_t kOut = 4;  // pixels of a tile's side
+constexpr std::int64_t kIn = 6;   // that it reads
+using Tiles = WinogradTiles<kOut, kIn>;
+constexpr std::int64_t kPlaces = Tiles::kPlaces;                  // products of a tile
 constexpr std::int64_t kApart = 16;                               // floats between places, whose rows would fall on one cache set
 constexpr std::int64_t kChannelsMin = 16;                         // fewer do not repay the transformations
 constexpr std::int64_t kTilesMin = 9;                             // of an image: fewer do not repay reading four times the weights
@@ -30,17 +32,6 @@ constexpr std::int64_t kBlockFloats = std::int64_t{1} << 19;      // of transfor
 constexpr std::int64_t kBlockTilesMin = 12, kBlockTilesMax = 96;  // multiples of the products' six rows
 
 Error refuse(std::string_view why) { return Error{ErrorCode::unimplemented, format("winograd convolution: {}", why)}; }
-
-// Where a tile's results go.
-struct TileTarget {
-  float* y;             // of its first pixel
-  const float* addend;  // likewise; null: none
-  const float* bias;    // null: none
-  std::int64_t rows, columns, maps;
-  std::int64_t row;  // floats from row to row
-  Activation activation;
-  float alpha;
-};
 
 namespace lanes8 {
 #define FALAJ_LANES FALAJ_AVX2
@@ -59,82 +50,46 @@ namespace lanes16 {
 
 class WinogradKernel final : public Kernel {
  public:
-  WinogradKernel(FusedConv fused, std::shared_ptr<const Tensor> packed)
-      : fused_(std::move(fused)), packed_(std::move(packed)), zeros_(static_cast<std::size_t>(fused_.conv.channels), 0.0F) {
-    const ConvSpec& s = fused_.conv;
-    tiles_[0] = tiles_along(s.window, 0);
-    tiles_[1] = tiles_along(s.window, 1);
+  WinogradKernel(FusedConv fused, std::shared_ptr<const Tensor> packed) : tiles_(std::move(fused)), packed_(std::move(packed)) {
+    const ConvSpec& s = tiles_.fused().conv;
     const std::int64_t fit = kBlockFloats / (kPlaces * (s.channels + s.maps));
-    block_ = std::min(std::clamp(fit / 6 * 6, kBlockTilesMin, kBlockTilesMax), s.batch * tiles_[0] * tiles_[1]);
+    block_ = std::min(std::clamp(fit / 6 * 6, kBlockTilesMin, kBlockTilesMax), tiles_.count());
   }
-  static std::int64_t tiles_along(const Window& w, std::size_t d) { return (w.out[d] + kOut - 1) / kOut; }
 
   void run(const Io& io) const override {
-    const ConvSpec& s = fused_.conv;
+    const ConvSpec& s = tiles_.fused().conv;
     auto* in = reinterpret_cast<float*>(io.scratch);  // [places, tiles, channels]
     float* products = in + kPlaces * (block_ * s.channels + kApart);
-    const std::int64_t total = s.batch * tiles_[0] * tiles_[1];
     const auto* w = static_cast<const float*>(packed_->raw());
     const auto panel_floats = static_cast<std::int64_t>(packed_elements(s.channels, s.maps));
-    for (std::int64_t first = 0; first < total; first += block_) {
-      const std::int64_t count = std::min(block_, total - first);
+    for (std::int64_t first = 0; first < tiles_.count(); first += block_) {
+      const std::int64_t count = std::min(block_, tiles_.count() - first);
       const std::int64_t in_stride = count * s.channels + kApart;
       const std::int64_t out_stride = count * s.maps + kApart;
-      for (std::int64_t t = 0; t < count; ++t) transform_in(io.input<float>(0), first + t, in + t * s.channels, in_stride);
+      for (std::int64_t t = 0; t < count; ++t) transform_in(io, first + t, in + t * s.channels, in_stride);
       for (std::int64_t p = 0; p < kPlaces; ++p)
         multiply_(in + p * in_stride, s.channels, 1, w + p * panel_floats, products + p * out_stride, count, s.maps, s.channels, Finish{});
       for (std::int64_t t = 0; t < count; ++t) transform_out(io, products + t * s.maps, out_stride, first + t);
     }
   }
   [[nodiscard]] std::size_t scratch_bytes() const override {
-    return static_cast<std::size_t>(kPlaces * (block_ * (fused_.conv.channels + fused_.conv.maps) + 2 * kApart)) * sizeof(float);
+    const ConvSpec& s = tiles_.fused().conv;
+    return static_cast<std::size_t>(kPlaces * (block_ * (s.channels + s.maps) + 2 * kApart)) * sizeof(float);
   }
   [[nodiscard]] std::string_view implementation() const override { return "winograd 4x4 convolution, transformed weights"; }
 
  private:
-  struct Corner {  // of a tile, in output pixels
-    std::int64_t image, row, column;
-  };
-  [[nodiscard]] Corner corner(std::int64_t tile) const {
-    const std::int64_t of_image = tiles_[0] * tiles_[1];
-    return {tile / of_image, tile % of_image / tiles_[1] * kOut, tile % tiles_[1] * kOut};
+  void transform_in(const Io& io, std::int64_t tile, float* to, std::int64_t stride) const {
+    const auto from = tiles_.sources(io.input<float>(0), tile);
+    (wide_ ? lanes16::transform_in : lanes8::transform_in)(from.data(), tiles_.fused().conv.channels, to, stride);
   }
-
-  void transform_in(const float* x, std::int64_t tile, float* to, std::int64_t stride) const {
-    const Window& w = fused_.conv.window;
-    const std::int64_t channels = fused_.conv.channels;
-    const Corner at = corner(tile);
-    std::array<const float*, kPlaces> from{};
-    for (std::int64_t i = 0; i < kPlaces; ++i) {
-      const std::int64_t row = at.row - w.pad_begin[0] + i / kIn;
-      const std::int64_t column = at.column - w.pad_begin[1] + i % kIn;
-      const bool inside = row >= 0 && row < w.in[0] && column >= 0 && column < w.in[1];
-      from[static_cast<std::size_t>(i)] = inside ? x + ((at.image * w.in[0] + row) * w.in[1] + column) * channels : zeros_.data();
-    }
-    (wide_ ? lanes16::transform_in : lanes8::transform_in)(from.data(), channels, to, stride);
-  }
-
   void transform_out(const Io& io, const float* products, std::int64_t stride, std::int64_t tile) const {
-    const Window& w = fused_.conv.window;
-    const std::int64_t maps = fused_.conv.maps;
-    const Corner at = corner(tile);
-    const std::int64_t first = ((at.image * w.out[0] + at.row) * w.out[1] + at.column) * maps;
-    const TileTarget target{io.output<float>(0) + first,
-                            fused_.has_addend ? io.input<float>(3) + first : nullptr,
-                            fused_.has_bias ? io.input<float>(2) : nullptr,
-                            std::min(kOut, w.out[0] - at.row),
-                            std::min(kOut, w.out[1] - at.column),
-                            maps,
-                            w.out[1] * maps,
-                            fused_.activation,
-                            static_cast<float>(fused_.activation_alpha)};
+    const auto target = tiles_.target(io, tiles_.fused().has_bias ? io.input<float>(2) : nullptr, tile);
     (wide_ ? lanes16::transform_out : lanes8::transform_out)(products, stride, target);
   }
 
-  FusedConv fused_;
+  Tiles tiles_;
   std::shared_ptr<const Tensor> packed_;
-  std::vector<float> zeros_;
-  std::array<std::int64_t, 2> tiles_{};
   bool wide_ = has_avx512();
   Multiply multiply_ = multiply_packed();
   std::int64_t block_ = 0;  // tiles at a time
@@ -194,7 +149,7 @@ Result<KernelPtr> make_winograd(const KernelCall& call) {
   if (s.groups != 1) return refuse("only one group");
   if (s.channels % 8 != 0 || s.maps % 8 != 0 || s.channels < kChannelsMin || s.maps < kChannelsMin)
     return refuse(format("{} channels and {} maps: whole eights, from {} on", s.channels, s.maps, kChannelsMin));
-  if (WinogradKernel::tiles_along(w, 0) * WinogradKernel::tiles_along(w, 1) < kTilesMin) return refuse("the image is too small");
+  if (Tiles::along(w, 0) * Tiles::along(w, 1) < kTilesMin) return refuse("the image is too small");
   const auto make = [&] { return transform_weights(*weights, s); };
   const bool kept = call.packed != nullptr && !weights->borrowed();
   auto packed = kept ? call.packed->get(*weights, "winograd", make) : std::make_shared<const Tensor>(make());
