@@ -17,6 +17,8 @@
 #include "kernels/cpu/integer_finish.hpp"
 #include "kernels/cpu/isa.hpp"
 
+#define FALAJ_AMX __attribute__((target("amx-tile,amx-int8")))
+
 namespace falaj::kernels::cpu {
 namespace {
 
@@ -29,23 +31,23 @@ constexpr int kLeft = 4, kRight = 5;
 
 struct Engine {
   template <int N>
-  static void zero() {
+  FALAJ_AMX static void zero() {
     if constexpr (N == 0) _tile_zero(0);
     if constexpr (N == 1) _tile_zero(1);
     if constexpr (N == 2) _tile_zero(2);
     if constexpr (N == 3) _tile_zero(3);
   }
-  static void load_left(const void* from) { _tile_loadd(4, from, kTileBytes); }
-  static void load_right(const void* from) { _tile_loadd(5, from, kTileBytes); }
+  FALAJ_AMX static void load_left(const void* from) { _tile_loadd(4, from, kTileBytes); }
+  FALAJ_AMX static void load_right(const void* from) { _tile_loadd(5, from, kTileBytes); }
   template <int N>
-  static void multiply() {
+  FALAJ_AMX static void multiply() {
     if constexpr (N == 0) _tile_dpbusd(0, 4, 5);
     if constexpr (N == 1) _tile_dpbusd(1, 4, 5);
     if constexpr (N == 2) _tile_dpbusd(2, 4, 5);
     if constexpr (N == 3) _tile_dpbusd(3, 4, 5);
   }
   template <int N>
-  static void store(void* to, std::size_t stride) {
+  FALAJ_AMX static void store(void* to, std::size_t stride) {
     if constexpr (N == 0) _tile_stored(0, to, stride);
     if constexpr (N == 1) _tile_stored(1, to, stride);
     if constexpr (N == 2) _tile_stored(2, to, stride);
@@ -54,7 +56,7 @@ struct Engine {
 };
 
 // Palette 1, every tile whole.
-__attribute__((target("amx-tile"))) void configure() {
+FALAJ_AMX void configure() {
   struct alignas(64) {
     std::uint8_t palette, start_row, reserved[14];
     std::uint16_t bytes[16];
@@ -68,7 +70,7 @@ __attribute__((target("amx-tile"))) void configure() {
   }
   _tile_loadconfig(&config);
 }
-__attribute__((target("amx-tile"))) void release() { _tile_release(); }
+FALAJ_AMX void release() { _tile_release(); }
 
 struct PlainEngine {
   using Tile = std::uint8_t[kTileRows][kTileBytes];
