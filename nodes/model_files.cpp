@@ -8,13 +8,13 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <memory>
 
 #include "kernels/onnx/onnx.hpp"
 #include "nodes/array_files.hpp"
 #include "nodes/artifacts.hpp"
+#include "nodes/new_file.hpp"
 #include "runtime/base/format.hpp"
 
 namespace falaj::nodes {
@@ -115,30 +115,14 @@ Status write_model(const std::string& path, const Graph& graph, bool beside) {
     FALAJ_ASSIGN(const auto model, kernels::export_onnx(graph));
     return write_file(path, model);
   }
-  const fs::path data = path + ".data";
-  const fs::path temporary = path + ".data.part";
-  std::ofstream out(temporary, std::ios::binary | std::ios::trunc);
-  const auto failed_here = [&] {
-    std::error_code code;
-    const int why = errno;
-    fs::remove(temporary, code);
-    return failed(format("{}: cannot be written: {}", data.string(), std::strerror(why)));
-  };
-  const kernels::DataFile file{data.filename().string(), [&](ByteView part) -> Status {
-                                 out.write(reinterpret_cast<const char*>(part.data()), static_cast<std::streamsize>(part.size()));
-                                 return out ? Status{} : Status(failed("no room"));
-                               }};
-  auto model = kernels::export_onnx(graph, &file);
-  out.close();
-  if (!out) return failed_here();
+  const std::string data = path + ".data";
+  const auto as_failed = [](const Status& done) { return done ? done : Status(failed(done.error().message)); };
+  NewFile out(data, 0666);
+  const kernels::DataFile file{fs::path(data).filename().string(), [&](ByteView part) { return as_failed(out.write(part)); }};
+  FALAJ_ASSIGN(const auto model, kernels::export_onnx(graph, &file));
+  FALAJ_TRY(as_failed(out.finish()));
+  auto written = write_file(path, model);
   std::error_code code;
-  if (!model) {
-    fs::remove(temporary, code);
-    return std::move(model).error();
-  }
-  fs::rename(temporary, data, code);
-  if (code) return failed_here();
-  auto written = write_file(path, *model);
   if (!written) fs::remove(data, code);
   return written;
 }
