@@ -12,18 +12,17 @@
 
 namespace falaj::kernels::cpu {
 
-namespace {
-constexpr std::int64_t kRowsMax = 6;  // of a tile
-using HalfTile = void (*)(const std::byte* const* x, const std::int64_t* offsets, std::int64_t places, std::int64_t pairs, const Half* w,
-                          std::int64_t panel_stride, const Half* ahead, const ConvTarget& target);
-}  // namespace
-
-struct HalfTiles {
-  std::string_view name;
-  std::int64_t rows_max, panels_max;
-  void (*round)(const float* from, std::int64_t n, Half* to);
-  HalfTile tiles[3][kRowsMax + 1];  // for 1, 2 and 4 panels
-};
+FALAJ_AVX512_BF16 void round_row_avx512(const float* from, std::int64_t n, Half* to) {
+  std::int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const auto halves = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + 16), _mm512_loadu_ps(from + i));
+    _mm512_storeu_si512(to + i, reinterpret_cast<__m512i>(halves));
+  }
+  for (; i < n; i += 16) {
+    const auto halves = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(some_lanes(n - i), from + i)));
+    _mm256_mask_storeu_epi16(to + i, some_lanes(n - i), halves);
+  }
+}
 
 namespace {
 
@@ -150,17 +149,6 @@ FALAJ_AVX2 void tile_avx2(const std::byte* const* x, const std::int64_t* offsets
   finish_avx2(sums, kRows, 2, t);
 }
 
-FALAJ_AVX512_BF16 void round_row_avx512(const float* from, std::int64_t n, Half* to) {
-  std::int64_t i = 0;
-  for (; i + 32 <= n; i += 32) {
-    const auto halves = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + 16), _mm512_loadu_ps(from + i));
-    _mm512_storeu_si512(to + i, reinterpret_cast<__m512i>(halves));
-  }
-  for (; i < n; i += 16) {
-    const auto halves = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(some_lanes(n - i), from + i)));
-    _mm256_mask_storeu_epi16(to + i, some_lanes(n - i), halves);
-  }
-}
 FALAJ_AVX2 void round_row_avx2(const float* from, std::int64_t n, Half* to) {
   std::int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
@@ -186,6 +174,14 @@ constexpr HalfTiles kAvx512 = {
 constexpr HalfTiles kAvx2 = {
     "avx2 widened bf16", 4, 1, round_row_avx2, {{nullptr, tile_avx2<1>, tile_avx2<2>, tile_avx2<3>, tile_avx2<4>}, {}, {}}};
 
+// By the weights alone, so that a row's bits do not depend on its batch. Few do not repay what AMX's tiles cost to set up.
+const HalfTiles& tiles_for(std::int64_t weights) {
+  constexpr std::int64_t kWeightsMin = std::int64_t{1} << 13;
+  const HalfTiles* amx = weights >= kWeightsMin ? amx_half_tiles() : nullptr;
+  if (amx != nullptr) return *amx;
+  return has_avx512_bf16() && integer_isa() >= IntegerIsa::avx512_vnni ? kAvx512 : kAvx2;  // so that its limit holds here too
+}
+
 }  // namespace
 
 Status check_bf16(const KernelCall& call) {
@@ -199,7 +195,7 @@ Status check_bf16(const KernelCall& call) {
 
 HalfColumns::HalfColumns(std::shared_ptr<const Tensor> packed, std::int64_t columns, std::vector<std::int64_t> offsets, std::int64_t depth,
                          Activation activation, double alpha)
-    : tiles_(has_avx512_bf16() && integer_isa() >= IntegerIsa::avx512_vnni ? &kAvx512 : &kAvx2),  // so that its limit holds here too
+    : tiles_(&tiles_for(columns * depth * static_cast<std::int64_t>(offsets.size()))),
       packed_(std::move(packed)),
       columns_(columns),
       pairs_((depth + 1) / 2),
@@ -214,6 +210,7 @@ void HalfColumns::run(const std::byte* const* x, std::int64_t rows, float* y, co
   const std::int64_t tiles = (rows + tiles_->rows_max - 1) / tiles_->rows_max;
   const Shares shares(tiles, rows);
   const auto* w = static_cast<const Half*>(packed_->raw()) + first_half;
+  if (tiles_->begin != nullptr) tiles_->begin();
   for (std::int64_t first = 0; first < columns_;) {
     const std::int64_t left = (columns_ - first + kHalfPanel - 1) / kHalfPanel;
     const int kind = left >= 4 && tiles_->panels_max >= 4 ? 2 : (left >= 2 && tiles_->panels_max >= 2 ? 1 : 0);
@@ -235,10 +232,11 @@ void HalfColumns::run(const std::byte* const* x, std::int64_t rows, float* y, co
     w += panels * panel_stride;
     first += panels * kHalfPanel;
   }
+  if (tiles_->end != nullptr) tiles_->end();
 }
 
 void HalfColumns::round(const float* from, std::int64_t n, Half* to) const { tiles_->round(from, n, to); }
-bool HalfColumns::wide() const { return tiles_ == &kAvx512; }
+bool HalfColumns::wide() const { return tiles_ != &kAvx2; }
 std::string_view HalfColumns::name() const { return tiles_->name; }
 
 }  // namespace falaj::kernels::cpu

@@ -59,7 +59,21 @@ std::shared_ptr<const Tensor> packed_form(const KernelCall& call, const std::str
 
 Status check_bf16(const KernelCall& call);  // f32, known weights and bias, something to compute
 
-struct HalfTiles;
+constexpr std::int64_t kHalfRows = 16;  // of a tile, at most
+// Rows of bf16, one pointer each, read in `pairs` at each of `places` offsets from it; panels as pack_halves packs them, panel_stride
+// apart. ahead: a panel that may be fetched meanwhile.
+using HalfTile = void (*)(const std::byte* const* x, const std::int64_t* offsets, std::int64_t places, std::int64_t pairs, const Half* w,
+                          std::int64_t panel_stride, const Half* ahead, const ConvTarget& target);
+struct HalfTiles {
+  std::string_view name;
+  std::int64_t rows_max, panels_max;  // of one tile: at most kHalfRows; 1, 2 or 4
+  void (*round)(const float* from, std::int64_t n, Half* to);
+  HalfTile tiles[3][kHalfRows + 1];  // for 1, 2 and 4 panels: by rows, from 1 on
+  void (*begin)() = nullptr;         // around the tiles of a run, where there is something to be set up
+  void (*end)() = nullptr;
+};
+const HalfTiles* amx_half_tiles();  // null: kernels made now on this thread do not use them
+void round_row_avx512(const float* from, std::int64_t n, Half* to);
 
 // Packed weights and the ends of their columns.
 class HalfColumns {
@@ -74,7 +88,7 @@ class HalfColumns {
   // what was packed.
   void run(const std::byte* const* x, std::int64_t rows, float* y, const float* addend, std::int64_t first_half = 0) const;
   void round(const float* from, std::int64_t n, Half* to) const;
-  [[nodiscard]] bool wide() const;  // AVX512_BF16 is in use
+  [[nodiscard]] bool wide() const;  // AVX512_BF16 is there
   [[nodiscard]] std::string_view name() const;
 
  private:

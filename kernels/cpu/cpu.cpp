@@ -133,9 +133,9 @@ const Backend& cpu_backend() {
 
 std::string backends_version() {
   const dnnl_version_t& v = *dnnl_version();
-  return format("avx2 {:d} avx512 {:d} avx_vnni {:d} avx512_vnni {:d} avx512_bf16 {:d} amx_int8 {:d} oneDNN {}.{}.{} for {}",
+  return format("avx2 {:d} avx512 {:d} avx_vnni {:d} avx512_vnni {:d} avx512_bf16 {:d} amx_int8 {:d} amx_bf16 {:d} oneDNN {}.{}.{} for {}",
                 cpu::has_avx2(), cpu::has_avx512(), cpu::has_avx_vnni(), cpu::has_avx512_vnni(), cpu::has_avx512_bf16(),
-                cpu::has_amx_int8(), v.major, v.minor, v.patch, static_cast<int>(dnnl::get_effective_cpu_isa()));
+                cpu::has_amx_int8(), cpu::has_amx_bf16(), v.major, v.minor, v.patch, static_cast<int>(dnnl::get_effective_cpu_isa()));
 }
 
 void set_flush_denormals() {

@@ -1,11 +1,13 @@
-// HalfMatMul and HalfWeightGrad by AVX512_BF16 (see kernels/ops/halves.hpp). A tile is eight rows times up to three panels: 24 sums in
-// registers. What is a part follows from shapes alone, and a part's sums have one order: the bits do not depend on the threads.
+// HalfMatMul and HalfWeightGrad by AVX512_BF16 (see kernels/ops/halves.hpp): a tile is eight rows times up to three panels, 24 sums in
+// registers; or by AMX: 32 rows times up to two panels, four of its tiles. What is a part follows from shapes alone, and a part's sums have
+// one order: the bits do not depend on the threads.
 #include "kernels/ops/halves.hpp"
 
 #include <algorithm>
 #include <array>
 #include <cstring>
 
+#include "kernels/cpu/amx.hpp"
 #include "kernels/cpu/finish.hpp"
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/makers.hpp"
@@ -22,8 +24,10 @@ using Half = std::uint16_t;
 
 constexpr int kTileRows = 8;
 constexpr std::int64_t kTilePanels = 3;
+constexpr int kAmxRows = 2 * amx::kTileRows;
 constexpr std::int64_t kPartRows = 64;          // of a result: what a thread takes at a time
 constexpr std::int64_t kPair = kHalfPanel * 2;  // elements of a panel's pair of rows
+constexpr std::int64_t kHalfBytes = sizeof(Half);
 constexpr std::int64_t kPackWork = std::int64_t{1} << 14;
 
 Error refuse(std::string_view why) { return Error{ErrorCode::unimplemented, format("bf16 in halves: {}", why)}; }
@@ -176,8 +180,8 @@ template <int kPanels, class Left>
   }
 }
 
-// How many panels the next tile takes: three, without leaving one alone at the end.
-std::int64_t panels_at_once(std::int64_t left) { return left == 4 || left == 2 ? 2 : std::min(left, kTilePanels); }
+// How many panels the next tile takes: as many as it can, without leaving one of four alone at the end.
+std::int64_t panels_at_once(std::int64_t left, std::int64_t most) { return left == 4 || left == 2 ? 2 : std::min(left, most); }
 
 // What becomes of a product's sums.
 struct Ends {
@@ -260,8 +264,33 @@ FALAJ_AVX512_BF16 void product_tile(const Half* a, std::int64_t apart, const Hal
     finish_tile<kPanels, false, kMasked>(sum, row, column, e);
   }
 }
-template <bool kMasked>
-constexpr auto kProductTiles = std::array{product_tile<1, kMasked>, product_tile<2, kMasked>, product_tile<3, kMasked>};
+// As many rows as AMX takes, or what is left of them.
+template <class E, int kPanels>
+void sum_up(const Half* left, std::int64_t apart, std::int64_t rows, const Half* w, std::int64_t panel, std::int64_t pairs, float* sums) {
+  const amx::Rows<std::byte> x{nullptr, reinterpret_cast<const std::byte*>(left), apart * kHalfBytes, static_cast<int>(rows)};
+  constexpr std::int64_t kNoOffset = 0;
+  if (rows > amx::kTileRows) {
+    amx::sum_up<E, 2, kPanels>(x, &kNoOffset, 1, pairs, w, panel * kHalfBytes, sums);
+  } else {
+    amx::sum_up<E, 1, kPanels>(x, &kNoOffset, 1, pairs, w, panel * kHalfBytes, sums);
+  }
+}
+template <class E, int kPanels, bool kMasked>
+FALAJ_AVX512_BF16 void product_tile_amx(const Half* a, std::int64_t apart, const Half* w, std::int64_t panel, std::int64_t pairs,
+                                        std::int64_t row, std::int64_t column, const Ends& e) {
+  const std::int64_t rows = std::min<std::int64_t>(kAmxRows, e.m - row);
+  alignas(64) float sums[kAmxRows * kPanels * kHalfPanel];
+  sum_up<E, kPanels>(a, apart, rows, w, panel, pairs, sums);
+  for (std::int64_t first = 0; first < rows; first += kTileRows) {
+    __m512 sum[kTileRows][kPanels];
+    FALAJ_UNROLL
+    for (int r = 0; r < kTileRows; ++r) {
+      FALAJ_UNROLL
+      for (int c = 0; c < kPanels; ++c) sum[r][c] = _mm512_load_ps(sums + ((first + r) * kPanels + c) * kHalfPanel);
+    }
+    finish_tile<kPanels, false, kMasked>(sum, row + first, column, e);
+  }
+}
 
 template <int kPanels>
 FALAJ_AVX512_BF16 void grad_tile(const Half* p, const Half* q, std::int64_t panel, std::int64_t pairs, float* y, std::int64_t apart,
@@ -276,12 +305,72 @@ FALAJ_AVX512_BF16 void grad_tile(const Half* p, const Half* q, std::int64_t pane
   }
 }
 
+// Sixteen columns' rows in pairs become rows of pairs, which lie `apart`; what there is not of the last sixteen pairs is zeros.
+FALAJ_AVX512_BF16 void turn_panel(const Half* panel, std::int64_t pairs, Half* to, std::int64_t apart) {
+  for (std::int64_t g = 0; g < pairs; g += 16) {
+    __m512i line[16];
+    FALAJ_UNROLL
+    for (std::int64_t i = 0; i < 16; ++i) line[i] = g + i < pairs ? _mm512_load_si512(panel + (g + i) * kPair) : _mm512_setzero_si512();
+    turn16(line);
+    FALAJ_UNROLL
+    for (std::int64_t i = 0; i < 16; ++i) _mm512_store_si512(to + i * apart + 2 * g, line[i]);
+  }
+}
+template <class E, int kPanels>
+FALAJ_AVX512_BF16 void grad_tile_amx(const Half* rows, std::int64_t row_apart, const Half* q, std::int64_t panel, std::int64_t pairs,
+                                     float* y, std::int64_t apart, std::int64_t count, std::int64_t width) {
+  alignas(64) float sums[kAmxRows * kPanels * kHalfPanel];
+  sum_up<E, kPanels>(rows, row_apart, count, q, panel, pairs, sums);
+  for (std::int64_t r = 0; r < count; ++r) {
+    FALAJ_UNROLL
+    for (int c = 0; c < kPanels; ++c)
+      _mm512_mask_storeu_ps(y + r * apart + c * kHalfPanel, some_lanes(width - c * kHalfPanel),
+                            _mm512_load_ps(sums + (r * kPanels + c) * kHalfPanel));
+  }
+}
+
+// The tiles of one instruction set. Gradients read eight columns of pairs, or on AMX rows that turn_panel made of them.
+struct Tiles {
+  std::string_view name;
+  std::int64_t rows, panels;  // of a tile, at most
+  std::array<decltype(&product_tile<1, false>), 3> plain, masked;
+  std::array<decltype(&grad_tile<1>), 3> grad;
+  std::array<decltype(&grad_tile_amx<amx::Engine<amx::Of::halves>, 1>), 2> grad_of_rows;
+  void (*begin)() = nullptr;  // around the tiles of a part
+  void (*end)() = nullptr;
+};
+constexpr Tiles kAvx512 = {.name = "avx512-bf16",
+                           .rows = kTileRows,
+                           .panels = kTilePanels,
+                           .plain = {product_tile<1, false>, product_tile<2, false>, product_tile<3, false>},
+                           .masked = {product_tile<1, true>, product_tile<2, true>, product_tile<3, true>},
+                           .grad = {grad_tile<1>, grad_tile<2>, grad_tile<3>},
+                           .grad_of_rows = {}};
+template <class E>
+constexpr Tiles kAmx = {.name = std::is_same_v<E, amx::Engine<amx::Of::halves>> ? "amx-bf16" : "amx-bf16 by plain loops",
+                        .rows = kAmxRows,
+                        .panels = 2,
+                        .plain = {product_tile_amx<E, 1, false>, product_tile_amx<E, 2, false>, nullptr},
+                        .masked = {product_tile_amx<E, 1, true>, product_tile_amx<E, 2, true>, nullptr},
+                        .grad = {},
+                        .grad_of_rows = {grad_tile_amx<E, 1>, grad_tile_amx<E, 2>},
+                        .begin = std::is_same_v<E, amx::Engine<amx::Of::halves>> ? amx::configure : nullptr,
+                        .end = std::is_same_v<E, amx::Engine<amx::Of::halves>> ? amx::release : nullptr};
+
+const Tiles& tiles_now() {
+  const amx::Use use = amx::use_for_halves();
+  if (use == amx::Use::none) return kAvx512;
+  return use == amx::Use::tiles ? kAmx<amx::Engine<amx::Of::halves>> : kAmx<amx::Loops<amx::Of::halves>>;
+}
+
 // --- kernels --------------------------------------------------------------------------------------------------------------------------
 
 class Product final : public Kernel {
  public:
   Product(const HalfProductSpec& spec, std::size_t outputs, std::size_t threads)
       : s_(spec),
+        tiles_(tiles_now()),
+        name_(format("{} product in halves", tiles_.name)),
         outputs_(outputs),
         parts_((spec.m + kPartRows - 1) / kPartRows),
         slots_(std::min(parts_, static_cast<std::int64_t>(threads))),
@@ -297,7 +386,7 @@ class Product final : public Kernel {
   [[nodiscard]] std::size_t scratch_bytes() const override {
     return packed_bytes_ + static_cast<std::size_t>(slots_) * left_bytes_ + static_cast<std::size_t>(parts_) * sums_bytes_;
   }
-  [[nodiscard]] std::string_view implementation() const override { return "avx512-bf16 product in halves"; }
+  [[nodiscard]] std::string_view implementation() const override { return name_; }
 
  private:
   [[nodiscard]] void* out(const Io& io, std::size_t i) const { return i < outputs_ ? io.out[i] : nullptr; }
@@ -331,14 +420,16 @@ class Product final : public Kernel {
     const auto* w = reinterpret_cast<const Half*>(io.scratch);
     const std::int64_t pairs = apart / 2;
     const std::int64_t panel = pairs * kPair;
-    const auto& tiles = s_.has_mask ? kProductTiles<true> : kProductTiles<false>;
+    const auto& tiles = s_.has_mask ? tiles_.masked : tiles_.plain;
+    if (tiles_.begin != nullptr) tiles_.begin();
     for (std::int64_t j = 0; j < panels_of(s_.n);) {
-      const std::int64_t panels = panels_at_once(panels_of(s_.n) - j);
+      const std::int64_t panels = panels_at_once(panels_of(s_.n) - j, tiles_.panels);
       const auto tile = tiles[static_cast<std::size_t>(panels) - 1];
-      for (std::int64_t i = first; i < last; i += kTileRows)
+      for (std::int64_t i = first; i < last; i += tiles_.rows)
         tile(a + (i - first) * apart, apart, w + j * panel, panel, pairs, i, j * kHalfPanel, ends);
       j += panels;
     }
+    if (tiles_.end != nullptr) tiles_.end();
   }
 
   void fold_sums(const Io& io) const {
@@ -351,6 +442,8 @@ class Product final : public Kernel {
   }
 
   HalfProductSpec s_;
+  const Tiles& tiles_;
+  std::string name_;
   std::size_t outputs_;
   std::int64_t parts_, slots_;
   std::size_t packed_bytes_, left_bytes_, sums_bytes_;
@@ -358,8 +451,14 @@ class Product final : public Kernel {
 
 class WeightGrad final : public Kernel {
  public:
-  explicit WeightGrad(const HalfGradSpec& spec)
+  WeightGrad(const HalfGradSpec& spec, std::size_t threads)
       : s_(spec),
+        tiles_(tiles_now()),
+        name_(format("{} gradient in halves", tiles_.name)),
+        parts_((spec.m + kPartRows - 1) / kPartRows),
+        slots_(std::min(parts_, static_cast<std::int64_t>(threads))),
+        turned_apart_((even(spec.k) / 2 + amx::kGroups - 1) / amx::kGroups * amx::kGroups * 2),
+        turned_bytes_(tiles_.rows == kAmxRows ? aligned(kAmxRows * turned_apart_ * kHalfBytes) : 0),
         p_bytes_(spec.p_rounded ? 0 : aligned(panels_of(spec.m) * even(spec.k) * kHalfPanel * 2)),
         q_bytes_(spec.q_rounded ? 0 : aligned(panels_of(spec.n) * even(spec.k) * kHalfPanel * 2)) {}
 
@@ -372,24 +471,59 @@ class WeightGrad final : public Kernel {
     const Half* p = operand(0, s_.p_rounded, s_.m, io.scratch);
     const Half* q = operand(1, s_.q_rounded, s_.n, io.scratch + p_bytes_);
     const std::int64_t pairs = even(s_.k) / 2;
-    const std::int64_t panel = pairs * kPair;
-    in_ranges(io, s_.m, kPartRows, [&](std::int64_t first, std::int64_t last) {
-      for (std::int64_t j = 0; j < panels_of(s_.n);) {
-        const std::int64_t panels = panels_at_once(panels_of(s_.n) - j);
-        const auto tile = panels == 3 ? grad_tile<3> : (panels == 2 ? grad_tile<2> : grad_tile<1>);
-        for (std::int64_t i = first; i < last; i += kTileRows) {
-          tile(p + i / kHalfPanel * panel + i % kHalfPanel * 2, q + j * panel, panel, pairs,
-               io.output<float>(0) + i * s_.n + j * kHalfPanel, s_.n, last - i, s_.n - j * kHalfPanel);
-        }
-        j += panels;
+    in_slots(io, parts_, slots_, [&](std::int64_t part, std::int64_t slot) {
+      const std::int64_t first = part * kPartRows;
+      const std::int64_t last = std::min(s_.m, first + kPartRows);
+      if (turned_bytes_ == 0) {
+        run_part(p, q, pairs, first, last, io.output<float>(0));
+      } else {
+        auto* turned = reinterpret_cast<Half*>(io.scratch + p_bytes_ + q_bytes_ + static_cast<std::size_t>(slot) * turned_bytes_);
+        run_part_turned(p, q, pairs, first, last, turned, io.output<float>(0));
       }
     });
   }
-  [[nodiscard]] std::size_t scratch_bytes() const override { return p_bytes_ + q_bytes_; }
-  [[nodiscard]] std::string_view implementation() const override { return "avx512-bf16 gradient in halves"; }
+  [[nodiscard]] std::size_t scratch_bytes() const override {
+    return p_bytes_ + q_bytes_ + static_cast<std::size_t>(slots_) * turned_bytes_;
+  }
+  [[nodiscard]] std::string_view implementation() const override { return name_; }
 
  private:
+  void run_part(const Half* p, const Half* q, std::int64_t pairs, std::int64_t first, std::int64_t last, float* y) const {
+    const std::int64_t panel = pairs * kPair;
+    for (std::int64_t j = 0; j < panels_of(s_.n);) {
+      const std::int64_t panels = panels_at_once(panels_of(s_.n) - j, tiles_.panels);
+      const auto tile = tiles_.grad[static_cast<std::size_t>(panels) - 1];
+      for (std::int64_t i = first; i < last; i += kTileRows) {
+        tile(p + i / kHalfPanel * panel + i % kHalfPanel * 2, q + j * panel, panel, pairs, y + i * s_.n + j * kHalfPanel, s_.n, last - i,
+             s_.n - j * kHalfPanel);
+      }
+      j += panels;
+    }
+  }
+  void run_part_turned(const Half* p, const Half* q, std::int64_t pairs, std::int64_t first, std::int64_t last, Half* turned,
+                       float* y) const {
+    const std::int64_t panel = pairs * kPair;
+    if (tiles_.begin != nullptr) tiles_.begin();
+    for (std::int64_t i = first; i < last; i += kAmxRows) {
+      const std::int64_t rows = std::min<std::int64_t>(kAmxRows, last - i);
+      for (std::int64_t r = 0; r < rows; r += kHalfPanel)
+        turn_panel(p + (i + r) / kHalfPanel * panel, pairs, turned + r * turned_apart_, turned_apart_);
+      for (std::int64_t j = 0; j < panels_of(s_.n);) {
+        const std::int64_t panels = panels_at_once(panels_of(s_.n) - j, tiles_.panels);
+        tiles_.grad_of_rows[static_cast<std::size_t>(panels) - 1](turned, turned_apart_, q + j * panel, panel, pairs,
+                                                                  y + i * s_.n + j * kHalfPanel, s_.n, rows, s_.n - j * kHalfPanel);
+        j += panels;
+      }
+    }
+    if (tiles_.end != nullptr) tiles_.end();
+  }
+
   HalfGradSpec s_;
+  const Tiles& tiles_;
+  std::string name_;
+  std::int64_t parts_, slots_;
+  std::int64_t turned_apart_;  // of rows that are turned panels, elements
+  std::size_t turned_bytes_;   // of a slot
   std::size_t p_bytes_, q_bytes_;
 };
 
@@ -413,7 +547,7 @@ Result<KernelPtr> make_rounded_product(const KernelCall& call) {
   }
   const bool grad = s.a_row == 1 && s.a_col == s.m && s.b_col == 1 && s.b_row == s.n && !s.has_bias && s.activation == Activation::none;
   if (!grad) return refuse("operands do not lie as they do in training");
-  return std::make_unique<WeightGrad>(HalfGradSpec{s.m, s.n, s.k});
+  return std::make_unique<WeightGrad>(HalfGradSpec{s.m, s.n, s.k}, call.threads);
 }
 
 Result<KernelPtr> make_half_product(const KernelCall& call) {
@@ -421,7 +555,7 @@ Result<KernelPtr> make_half_product(const KernelCall& call) {
   if (call.node.op == "HalfWeightGrad") {
     FALAJ_ASSIGN(const auto spec, half_grad_spec(call));
     if (spec.m == 0 || spec.n == 0 || spec.k == 0) return refuse("nothing to compute");
-    return std::make_unique<WeightGrad>(spec);
+    return std::make_unique<WeightGrad>(spec, call.threads);
   }
   FALAJ_ASSIGN(const auto spec, half_product_spec(call));
   if (spec.m == 0 || spec.n == 0 || spec.k == 0) return refuse("nothing to compute");

@@ -10,6 +10,7 @@ bool has_avx_vnni() noexcept;     // AVX2, FMA and AVX-VNNI
 bool has_avx512_vnni() noexcept;  // the same as has_avx512(), and AVX512-VNNI
 bool has_amx_int8() noexcept;     // the same as has_avx512_vnni(), and AMX-TILE and AMX-INT8, which the system lets this process use
 bool has_avx512_bf16() noexcept;  // the same as has_avx512(), and AVX512_BF16
+bool has_amx_bf16() noexcept;     // the same as has_avx512_bf16(), and AMX-TILE and AMX-BF16, likewise
 
 // While this lives, has_avx512() and what builds on it say no on this thread: tests compare the kernels made then with the others.
 class WithoutAvx512 {

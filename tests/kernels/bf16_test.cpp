@@ -61,12 +61,12 @@ class Bf16 : public ::testing::Test {
   // On each instruction set: the values of f32, and bf16's kernels in use.
   void exact(const Graph& g, const Tensor& x, const std::string& what) {
     const Tensor plain = run(g, x, {});
-    for (const IntegerIsa most : {IntegerIsa::avx2, IntegerIsa::avx512_vnni}) {
-      const cpu::IntegerIsaLimit limit(most);
+    for (const IntegerIsa most : {IntegerIsa::avx2, IntegerIsa::avx512_vnni, IntegerIsa::amx}) {
+      const cpu::IntegerIsaLimit limit(most, true);
       std::string why;
       const Tensor fast = run(g, x, asked(), &why);
       EXPECT_TRUE(equal_bits(fast, plain)) << what << "\n" << why;
-      EXPECT_NE(why.find("bf16/avx"), std::string::npos) << why;
+      EXPECT_NE(why.find("bf16/a"), std::string::npos) << why;
     }
   }
 
@@ -128,8 +128,8 @@ TEST_F(Bf16, TransformedConvolutionsOfWholeNumbersAreExact) {
     CompileOptions plain;
     plain.backends = {&reference_backend()};
     const Tensor wanted = run(g, x, plain);
-    for (const IntegerIsa most : {IntegerIsa::avx2, IntegerIsa::avx512_vnni}) {
-      const cpu::IntegerIsaLimit limit(most);
+    for (const IntegerIsa most : {IntegerIsa::avx2, IntegerIsa::avx512_vnni, IntegerIsa::amx}) {
+      const cpu::IntegerIsaLimit limit(most, true);
       std::string why;
       const Tensor fast = run(g, x, asked(), &why);
       EXPECT_TRUE(equal_bits(fast, wanted)) << why;
@@ -152,8 +152,8 @@ TEST_F(Bf16, TransformedConvolutionsErrLessThanTwiceAsMuchAsPlainOnes) {
   }
   const Tensor exact = run(g, x, {});
   const Tensor plain = run(by_rounded, through_bf16(x), {});
-  for (const IntegerIsa most : {IntegerIsa::avx2, IntegerIsa::avx512_vnni}) {
-    const cpu::IntegerIsaLimit limit(most);
+  for (const IntegerIsa most : {IntegerIsa::avx2, IntegerIsa::avx512_vnni, IntegerIsa::amx}) {
+    const cpu::IntegerIsaLimit limit(most, true);
     const Tensor fast = run(g, x, asked());
     EXPECT_GT(distance(fast, exact), 0);
     EXPECT_LT(distance(fast, exact), 2 * distance(plain, exact));

@@ -7,6 +7,8 @@
 #include <cmath>
 
 #include "kernels/convert.hpp"
+#include "kernels/cpu/amx.hpp"
+#include "kernels/cpu/integer.hpp"
 #include "kernels/cpu/isa.hpp"
 #include "kernels/plan.hpp"
 #include "kernels/train/trainer.hpp"
@@ -62,8 +64,16 @@ class Halves : public ::testing::Test {
     return got;
   }
 
-  // Fast on one thread and on three, beside the reference; sums of bfloat16 products may be rounded to a neighbour.
-  void compare(Node node, const std::vector<Tensor>& inputs) {
+  // Fast on one thread and on three, beside the reference, by AVX512_BF16 and by AMX; sums of bfloat16 products may be rounded to a
+  // neighbour.
+  void compare(const Node& node, const std::vector<Tensor>& inputs) {
+    for (const cpu::IntegerIsa most : {cpu::IntegerIsa::avx512_vnni, cpu::IntegerIsa::amx}) {
+      const cpu::IntegerIsaLimit limit(most, true);
+      ASSERT_EQ(cpu::amx::use_for_halves() != cpu::amx::Use::none, most == cpu::IntegerIsa::amx);
+      compare_now(node, inputs);
+    }
+  }
+  void compare_now(Node node, const std::vector<Tensor>& inputs) {
     for (std::size_t i = 0; i < inputs.size(); ++i) node.inputs.push_back(inputs[i].empty() ? "" : format("in{}", i));
     auto wanted = run_reference(node, inputs);
     ASSERT_TRUE(wanted) << wanted.error().message;
@@ -126,6 +136,7 @@ TEST_F(Halves, GradientsOfWeightsAreThoseOfTheReference) {
 
 // Products that hand on f32 take the same tiles where they are large.
 TEST_F(Halves, LargeProductsOfTrainingTakeTheSameTiles) {
+  const cpu::IntegerIsaLimit limit(random_.below(2) == 0 ? cpu::IntegerIsa::amx : cpu::IntegerIsa::avx512_vnni, true);
   const std::int64_t m = 130 + up_to(9);
   const std::int64_t n = 140 + up_to(9);
   const std::int64_t k = 150 + up_to(9);
@@ -185,6 +196,7 @@ Graph network(Random& random) {
 }
 
 TEST_F(Halves, TrainingGoesThroughThemWithTheSameGradients) {
+  const cpu::IntegerIsaLimit tiles(random_.below(2) == 0 ? cpu::IntegerIsa::amx : cpu::IntegerIsa::avx512_vnni, true);
   const Graph graph = network(random_);
   const Tensor x = draw({77, 37});
   Tensor labels(DType::i64, {77});
