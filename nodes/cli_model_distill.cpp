@@ -114,11 +114,10 @@ Status do_distill(Arguments a) {
                compare_models({teacher->graph, large.size(), kernels::deflated_size(large), teacher_test, a.teacher_logits},
                               {student, small.size(), kernels::deflated_size(small), test, a.logits}, a, a.offer));
   FALAJ_ASSIGN(const auto untrained, evaluate_model(untaught, test, a.logits, a.batch));
-  const auto json = format(
-      "{{\"method\":\"distill\",\"temperature\":{:g},\"teacher_share\":{:g},\"steps\":{},\"first_loss\":{:.9g},\"last_loss\":{:.9g},"
-      "\"untrained\":{},{},\"output\":{}}}",
-      a.how.temperature, a.how.share, a.steps, log.losses.front(), log.losses.back(), metrics_json(untrained),
-      offer_json(measured, a.offer), measured.offered ? net::json_text(a.output) : "null");
+  const auto json =
+      format("{{\"method\":\"distill\",\"temperature\":{:g},\"teacher_share\":{:g},\"steps\":{},{},\"untrained\":{},{},\"output\":{}}}",
+             a.how.temperature, a.how.share, a.steps, log.change_json(), metrics_json(untrained), offer_json(measured, a.offer),
+             measured.offered ? net::json_text(a.output) : "null");
   student.metadata["falaj.compression"] = json;
   FALAJ_ASSIGN(const auto model, kernels::export_onnx(student));
   return hand_over(json, "before: the teacher; after: the student\n" + offer_table(measured), measured, a.offer, a, model);

@@ -61,16 +61,14 @@ Status do_train(const Arguments& a) {
   FALAJ_TRY(log.write(a.log));
   const std::size_t parameters = trainer->parameters().size();
   if (a.json) {
-    print(
-        format("{{\"steps\":{},\"resumed_at\":{},\"rows\":{},\"parameters\":{},\"tensors\":{},\"first_loss\":{:.9g},\"last_loss\":{:.9g},"
-               "\"output\":{}}}",
-               spec.steps, checkpoints.reports().size(), rows.rows(), parameters, trainer->layout().size(), log.losses.front(),
-               log.losses.back(), net::json_text(a.output)));
+    print(format("{{\"steps\":{},\"resumed_at\":{},\"rows\":{},\"parameters\":{},\"tensors\":{},{},\"output\":{}}}", spec.steps,
+                 checkpoints.reports().size(), rows.rows(), parameters, trainer->layout().size(), log.change_json(),
+                 net::json_text(a.output)));
     return {};
   }
   if (output_is_terminal()) print(plot(log.losses, "loss"));
-  print(format("{} steps on {} rows, {} parameters in {} tensors: loss {:.6g} -> {:.6g}", spec.steps, rows.rows(), parameters,
-               trainer->layout().size(), log.losses.front(), log.losses.back()));
+  print(format("{} steps on {} rows, {} parameters in {} tensors: {}", spec.steps, rows.rows(), parameters, trainer->layout().size(),
+               log.change()));
   print(a.output);
   return {};
 }

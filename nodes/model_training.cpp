@@ -87,7 +87,24 @@ std::string metrics_json(const kernels::Evaluation& evaluation) {
 
 void TrainingLog::add(const kernels::StepReport& report) {
   text += format("{},{:.9g},{:.9g},{:.9g}\n", report.step, report.loss, report.learning_rate, report.gradient_norm);
-  losses.push_back(report.loss);
+  if (report.skipped()) {
+    ++skipped;
+  } else {
+    losses.push_back(report.loss);
+  }
+}
+
+std::string TrainingLog::change() const {
+  if (losses.empty()) return format("all {} steps left out: no number", skipped);
+  return format("loss {:.6g} -> {:.6g}{}", losses.front(), losses.back(),
+                skipped == 0 ? std::string() : format(", {} steps left out: no number", skipped));
+}
+
+std::string TrainingLog::change_json() const {
+  const auto number = [&](bool last) {
+    return losses.empty() ? std::string("null") : format("{:.9g}", last ? losses.back() : losses.front());
+  };
+  return format("\"first_loss\":{},\"last_loss\":{},\"skipped\":{}", number(false), number(true), skipped);
 }
 
 Status TrainingLog::write(const std::string& path) const { return path.empty() ? Status{} : write_file(path, as_bytes(text)); }
@@ -115,6 +132,7 @@ Result<kernels::StepsSpec> steps_spec(const TrainingArguments& a) {
   if (a.schedule == "cosine") spec.schedule.kind = kernels::ScheduleKind::warmup_cosine;
   if (a.schedule == "step") spec.schedule.kind = kernels::ScheduleKind::step;
   spec.plateau = a.schedule == "plateau";
+  spec.skip_not_finite = a.not_finite == "skip";
   FALAJ_TRY(check(spec));
   return spec;
 }
@@ -196,6 +214,11 @@ void add_step_options(CLI::App& command, TrainingArguments& a) {
   command.add_flag("--dropout", a.dropout, "Let the model's Dropout nodes drop; without it they pass everything");
   command.add_flag("--fixed-statistics", a.fixed_statistics,
                    "Keep BatchNormalization's running statistics, instead of training by the batch's");
+  command
+      .add_option("--not-finite", a.not_finite,
+                  "When a step's loss or gradient is no number: stop, with the first value that went bad, or skip the step and count it")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"stop", "skip"}));
   command.add_option("--freeze", a.freeze, "Initialisers that are not trained; a name may end in *")->type_name("NAME");
   command.add_option("--log", a.log, "CSV with one row a step: step, loss before the update, learning rate, norm of the gradient")
       ->type_name("FILE");

@@ -33,6 +33,7 @@ struct TrainingArguments {
   std::uint64_t steps = 0;
   std::uint64_t seed = 0;
   bool no_shuffle = false, dropout = false, fixed_statistics = false;
+  std::string not_finite = "stop";
   RunOptions run;
   std::vector<std::string> freeze;
   std::string log, output;
@@ -62,9 +63,12 @@ std::string metrics_json(const kernels::Evaluation& evaluation);
 // Rows of the log, kept until the run is over: a run that fails leaves no half of one.
 struct TrainingLog {
   std::string text = "step,loss,learning_rate,gradient_norm\n";
-  std::vector<double> losses;
+  std::vector<double> losses;  // without those of steps that were left out
+  std::uint64_t skipped = 0;
   void add(const kernels::StepReport& report);
-  Status write(const std::string& path) const;  // nowhere if the path is empty
+  Status write(const std::string& path) const;    // nowhere if the path is empty
+  [[nodiscard]] std::string change() const;       // the first and the last loss, as people read them
+  [[nodiscard]] std::string change_json() const;  // "first_loss":...,"last_loss":...,"skipped":...
 };
 
 Status check_writable(const std::string& path);  // said before hours of work, not after; an empty path is fine

@@ -29,7 +29,6 @@ using messages::TrainingJob;
 constexpr std::size_t kLossAt = 0, kRowsAt = 1, kExtra = 2;
 constexpr std::uint32_t kStateMagic = 0x534c4c46;  // "FLLS"
 constexpr std::uint32_t kStateFormat = 2;
-constexpr std::uint64_t kSkippedMax = 100;  // steps without a number, one after the other: nothing will become of it
 
 // ---- rows ------------------------------------------------------------------------------------------------------------------------------
 
@@ -323,11 +322,7 @@ class FitLearner final : public Learner {
         std::isfinite(loss) && std::isfinite(kernels::apply_step(*trainer_, *optimizer_, factor, rows, sum.first(parameters())));
     if (!good) {
       if (!material_->skip_not_finite) return kernels::not_finite(*trainer_, *data_, sampler_->batch(step_), key(), step_ + 1);
-      if (skipped_here_ + 1 == kSkippedMax)
-        return failed(
-            format("step {}: {} steps one after the other had a gradient that is no number; lower the learning rate, clip its "
-                   "norm, or mend the data",
-                   step_ + 1, kSkippedMax));
+      if (skipped_here_ + 1 == kernels::kSkippedMax) return kernels::too_many_skipped(step_ + 1);
       return false;
     }
     for (std::size_t i = 0; i < statistics_.size(); ++i) statistics_[i] += sum[parameters() + i] / static_cast<float>(rows);

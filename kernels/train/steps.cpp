@@ -1,6 +1,7 @@
 #include "kernels/train/steps.hpp"
 
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "kernels/collective/float_mode.hpp"
@@ -40,7 +41,12 @@ class Run {
     if (from.step > spec_.steps) return invalid(format("the checkpoint is of step {}, the run has {}", from.step, spec_.steps));
     FALAJ_TRY(trainer_.load(from.parameters));
     FALAJ_TRY(trainer_.load_statistics(from.statistics));
-    FALAJ_TRY(optimizer_.load(from.step, from.optimizer));
+    std::uint64_t skipped = 0;
+    for (const StepReport& report : from.reports) {
+      skipped += report.skipped() ? 1 : 0;
+      skipped_here_ = report.skipped() ? skipped_here_ + 1 : 0;
+    }
+    FALAJ_TRY(optimizer_.load(from.step - skipped, from.optimizer));
     state_.step = from.step;
     state_.plateau.factor = from.plateau.factor;
     state_.plateau.best = from.plateau.best;
@@ -62,6 +68,7 @@ class Run {
   [[nodiscard]] std::uint64_t done() const { return state_.step; }
 
   Result<StepReport> step() {
+    const std::vector<float> statistics = spec_.skip_not_finite ? trainer_.statistics() : std::vector<float>();
     double loss = 0;
     double count = 0;
     Batch last;
@@ -70,8 +77,14 @@ class Run {
     StepReport report{state_.step + 1, loss / count, 0, 0};
     const double factor = spec_.schedule.factor(state_.step) * state_.plateau.factor;
     report.learning_rate = spec_.optimizer.learning_rate * factor;
-    report.gradient_norm = optimizer_.step(trainer_.parameters(), sum_, factor, trainer_.team(), static_cast<float>(1.0 / count));
-    if (!std::isfinite(report.gradient_norm)) return not_finite(trainer_, data_, last.rows, last.key, state_.step + 1);
+    report.gradient_norm =
+        std::isfinite(loss) ? optimizer_.step(trainer_.parameters(), sum_, factor, trainer_.team(), static_cast<float>(1.0 / count)) : loss;
+    if (report.skipped()) {
+      if (!spec_.skip_not_finite) return not_finite(trainer_, data_, last.rows, last.key, state_.step + 1);
+      if (skipped_here_ + 1 == kSkippedMax) return too_many_skipped(state_.step + 1);
+      FALAJ_TRY(trainer_.load_statistics(statistics));
+    }
+    skipped_here_ = report.skipped() ? skipped_here_ + 1 : 0;
     ++state_.step;
     return report;
   }
@@ -98,12 +111,12 @@ class Run {
     for (std::size_t i = 0; k > 0 && i < sum_.size(); ++i) sum_[i] += part_[i];
     // The last sum's norm is looked at by the optimizer, which changes nothing where it is no number.
     const bool whole = std::isfinite(share) && (k + 1 == spec_.accumulate || std::isfinite(global_norm(sum_, trainer_.team())));
-    if (!whole) return not_finite(trainer_, data_, taken, key, state_.step + 1);
+    if (!whole && !spec_.skip_not_finite) return not_finite(trainer_, data_, taken, key, state_.step + 1);
     const double here = trainer_.compared(data_, taken);
-    loss += share;
+    loss += whole ? share : std::numeric_limits<double>::quiet_NaN();
     count += here;
-    state_.epoch_loss += share;
-    state_.epoch_count += here;
+    state_.epoch_loss += whole ? share : 0;
+    state_.epoch_count += whole ? here : 0;
     if ((batch + 1) % sampler_.steps_per_epoch() == 0) {
       if (spec_.plateau && state_.epoch_count > 0) state_.plateau.update(state_.epoch_loss / state_.epoch_count);
       state_.epoch_loss = state_.epoch_count = 0;
@@ -117,6 +130,7 @@ class Run {
   Sampler sampler_;
   Optimizer optimizer_;
   std::vector<float> sum_, part_;
+  std::uint64_t skipped_here_ = 0;  // the last steps, one after the other
   StepsState state_;
 };
 

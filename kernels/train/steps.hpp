@@ -19,6 +19,7 @@ struct StepsSpec {
   Plateau plateau_spec = {};
   std::uint32_t accumulate = 1;  // batches of one optimizer step
   std::uint64_t steps = 0;
+  bool skip_not_finite = false;  // steps whose loss or gradient is no number are left out, instead of ending the run
 };
 Status check(const StepsSpec& spec);
 
@@ -28,7 +29,8 @@ struct Checkpoints {
   std::function<Status(const StepsState&)> save = {};
 };
 
-// Ends at the first loss or gradient that is not finite, with the step and the first value that went bad; nothing is updated by it.
+// Ends at the first loss or gradient that is not finite, with the step and the first value that went bad; or leaves such steps out, but
+// for too many one after the other. Nothing is updated by them.
 Status train_steps(Trainer& trainer, const DataSet& data, const StepsSpec& spec, const std::function<Status(const StepReport&)>& on_step,
                    const Checkpoints& checkpoints = {});
 

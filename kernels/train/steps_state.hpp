@@ -4,6 +4,7 @@
 // As bytes: magic "FALAJSTP", version (u32), then by codec.hpp (little endian, CRC-32C at the end) the identity, the numbers, the
 // parameters, the optimizer's state, the running statistics and what was reported of each step.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -19,6 +20,8 @@ struct StepReport {
   double loss = 0;         // mean over what the step's batches compare, before the update
   double learning_rate = 0;
   double gradient_norm = 0;  // before clipping
+  // Left out, for its loss or gradient is no number: nothing moved.
+  [[nodiscard]] bool skipped() const { return !std::isfinite(loss) || !std::isfinite(gradient_norm); }
   bool operator==(const StepReport&) const = default;
 };
 

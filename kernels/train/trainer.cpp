@@ -477,6 +477,13 @@ Error not_finite(Trainer& trainer, const DataSet& data, std::span<const std::uin
              number, first));
 }
 
+Error too_many_skipped(std::uint64_t number) {
+  return failed(
+      format("step {}: {} steps one after the other had a gradient that is no number; lower the learning rate, clip its norm, or mend the "
+             "data",
+             number, kSkippedMax));
+}
+
 Result<std::vector<float>> Trainer::Impl::logits(const DataSet& data, std::span<const std::uint32_t> rows) {
   const ComputeScope scope;
   std::vector<float> out;

@@ -145,4 +145,8 @@ class Trainer {
 // The error of step `number` (the first is 1), by the rows of its batch: names the first value that is no number.
 Error not_finite(Trainer& trainer, const DataSet& data, std::span<const std::uint32_t> rows, std::uint64_t key, std::uint64_t number);
 
+// Where such steps are left out: this many one after the other are too many, for nothing will become of it.
+constexpr std::uint64_t kSkippedMax = 100;
+Error too_many_skipped(std::uint64_t number);
+
 }  // namespace falaj::kernels

@@ -225,6 +225,23 @@ def test_training_that_goes_bad_stops_and_writes_nothing(blobs, tmp_path):
     assert not out.exists() and not log.exists() and not list(tmp_path.glob("*.part"))
 
 
+def test_training_leaves_steps_out_that_are_no_numbers_where_it_may(blobs, tmp_path):
+    model, x, labels = blobs
+    values = np.load(x)
+    values[41, 2] = np.nan
+    bad = array(tmp_path, "bad.npy", values)
+    log, out = tmp_path / "losses.csv", tmp_path / "trained.onnx"
+    told = json.loads(train(model, bad, labels, out, "--not-finite", "skip", "--log", log, "--json", "--no-shuffle").stdout)
+    losses = [float(r.split(",")[1]) for r in log.read_text().splitlines()[1:]]
+    without = [i for i, loss in enumerate(losses) if not np.isfinite(loss)]
+    period = without[1] - without[0]  # the row comes once an epoch
+    assert told["skipped"] == len(without) > 1 and without == list(range(without[0], 30, period))
+    assert told["last_loss"] < told["first_loss"] and out.exists()
+    assert f"{len(without)} steps left out" in train(model, bad, labels, out, "--not-finite", "skip", "--no-shuffle").stdout
+    lines = refused("train", model, "--input", f"x={bad}", "--labels", labels, "--steps", 5, "--not-finite", "carry-on", "--output", out)
+    assert "--not-finite" in lines and "skip" in lines
+
+
 def test_bench_measures_answers_and_steps(affine, tmp_path):
     told = json.loads(falaj("model", "bench", affine, "--batch", 3, "--threads", 1, "--seconds", 0.01, "--json").stdout)
     assert sorted(told) == ["compile_ms", "p50_us", "p99_us", "peak_bytes", "rows_per_s"]

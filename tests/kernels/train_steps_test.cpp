@@ -247,6 +247,66 @@ TEST(TrainSteps, ANumberThatGoesBadIsNamedAndNothingMoves) {
   EXPECT_EQ(message(4, 1e-3), "");
 }
 
+TEST(TrainSteps, StepsWithoutANumberAreLeftOutWhereThatIsWanted) {
+  Random random(10);
+  const Graph graph = linear(random, 2, 1);
+  const float bad = std::numeric_limits<float>::quiet_NaN();
+  const auto run = [&](std::vector<float> x, std::uint64_t steps, std::uint32_t accumulate, std::vector<StepReport>& reports,
+                       const StepsState* from = nullptr, std::vector<StepsState>* states = nullptr) {
+    auto trainer = trainer_of(graph, {.loss = Loss::mse, .label_row = {1}});
+    const auto rows = static_cast<std::int64_t>(x.size() / 2);
+    std::vector<float> labels(static_cast<std::size_t>(rows), 1.0F);
+    const auto data = trainer->prepare({Tensor::of<float>({rows, 2}, x)}, Tensor::of<float>({rows, 1}, labels));
+    StepsSpec spec = sgd(1e-2, steps, 1);
+    spec.optimizer = default_optimizer(OptimizerKind::adam);  // its steps are counted
+    spec.accumulate = accumulate;
+    spec.skip_not_finite = true;
+    Checkpoints checkpoints{.from = from, .every = states != nullptr ? 1U : 0U};
+    checkpoints.save = [&](const StepsState& state) -> Status {
+      states->push_back(state);
+      return {};
+    };
+    const auto done = train_steps(
+        *trainer, *data, spec,
+        [&](const StepReport& report) -> Status {
+          reports.push_back(report);
+          return {};
+        },
+        checkpoints);
+    EXPECT_TRUE(done || done.error().message.find("100 steps one after the other") != std::string::npos) << done.error().message;
+    const auto parameters = trainer->parameters();
+    return std::pair(done.has_value(), std::vector<float>(parameters.begin(), parameters.end()));
+  };
+  // A bad row moves nothing: what comes out is what the others give.
+  std::vector<StepReport> with_bad;
+  std::vector<StepReport> without;
+  std::vector<StepsState> states;
+  const auto [done, parameters] = run({1, 2, bad, 4, 5, 6}, 3, 1, with_bad, nullptr, &states);
+  const auto [also_done, expected] = run({1, 2, 5, 6}, 2, 1, without);
+  EXPECT_TRUE(done && also_done);
+  EXPECT_EQ(parameters, expected);
+  ASSERT_EQ(with_bad.size(), 3U);
+  EXPECT_FALSE(with_bad[0].skipped());
+  EXPECT_TRUE(with_bad[1].skipped());
+  EXPECT_EQ(with_bad[2].loss, without[1].loss);
+  // Taken up behind it, the same.
+  std::vector<StepReport> rest;
+  ASSERT_EQ(states.size(), 3U);
+  const auto resumed = decode_steps(encode(states[1], {}), {});
+  ASSERT_TRUE(resumed);
+  EXPECT_EQ(run({1, 2, bad, 4, 5, 6}, 3, 1, rest, &*resumed).second, parameters);
+  // A batch without a number takes its whole step with it.
+  std::vector<StepReport> two;
+  run({1, 2, bad, 4, 5, 6, 7, 8}, 2, 2, two);
+  ASSERT_EQ(two.size(), 2U);
+  EXPECT_TRUE(two[0].skipped());
+  EXPECT_FALSE(two[1].skipped());
+  // Nothing but bad ones: that ends.
+  std::vector<StepReport> none;
+  EXPECT_FALSE(run({bad, bad}, 500, 1, none).first);
+  EXPECT_EQ(none.size(), 99U);
+}
+
 TEST(TrainSteps, BadLabelsAndShapesAreRefusedByName) {
   Random random(9);
   const Graph graph = linear(random, 2, 3);
