@@ -167,45 +167,38 @@ Result<KernelPtr> make(const KernelCall& call, const ConvSpec& spec, bool bf16) 
   const auto any = [](const memory::dims& dims, memory::data_type type) { return memory::desc(dims, type, memory::format_tag::any); };
   const bool bias = op == "Conv" && call.has(2);
   const memory::desc bias_desc = bias ? memory::desc({spec.maps}, memory::data_type::f32, memory::format_tag::a) : memory::desc();
-  const auto algorithm = dnnl::algorithm::convolution_direct;
-  using forward = dnnl::convolution_forward;
   const auto kind = call.batch_invariant ? dnnl::prop_kind::forward_inference : dnnl::prop_kind::forward_training;
-  const memory::desc x = any(p.x, operand);
-  const memory::desc w = any(p.w, operand);
-  const memory::desc y = any(p.y, op == "Conv" ? memory::data_type::f32 : operand);
-  const auto forward_desc = bias ? forward::desc(kind, algorithm, x, w, bias_desc, y, p.strides, p.dilations, p.pad_begin, p.pad_end)
-                                 : forward::desc(kind, algorithm, x, w, y, p.strides, p.dilations, p.pad_begin, p.pad_end);
-  const forward::primitive_desc pd(forward_desc, attributes, engine());
+  ConvSides s{any(p.x, operand), any(p.w, operand), bias_desc,   any(p.y, op == "Conv" ? memory::data_type::f32 : operand),
+              p.strides,         p.dilations,       p.pad_begin, p.pad_end};
+  const auto pd = describe_conv(kind, s, attributes);
   if (op == "Conv") {
     std::vector<Side> sides = {{plain(p.x), pd.src_desc(), DNNL_ARG_SRC, x_step},
                                {plain(p.w), pd.weights_desc(), DNNL_ARG_WEIGHTS},
                                {plain(p.y), pd.dst_desc(), DNNL_ARG_DST, y_step}};
     if (bias) sides.push_back({bias_desc, bias_desc, DNNL_ARG_BIAS});
-    return std::make_unique<DnnlConv>(forward(pd), std::move(sides), pd.scratchpad_desc(), pd.impl_info_str(), p.images, call.threads);
+    return std::make_unique<DnnlConv>(dnnl::convolution_forward(pd), std::move(sides), pd.scratchpad_desc(), pd.impl_info_str(), p.images,
+                                      call.threads);
   }
   if (op == "ConvDataGrad") {
-    using backward = dnnl::convolution_backward_data;
-    const backward::primitive_desc back(
-        backward::desc(algorithm, any(p.x, memory::data_type::f32), w, y, p.strides, p.dilations, p.pad_begin, p.pad_end), attributes,
-        engine(), pd);
+    s.x = any(p.x, memory::data_type::f32);
+    const auto back = describe_data_grad(s, attributes, pd);
     std::vector<Side> sides = {{plain(p.y), back.diff_dst_desc(), DNNL_ARG_DIFF_DST, y_step},
                                {plain(p.w), back.weights_desc(), DNNL_ARG_WEIGHTS},
                                {plain(p.x), back.diff_src_desc(), DNNL_ARG_DIFF_SRC, x_step}};
-    return std::make_unique<DnnlConv>(backward(back), std::move(sides), back.scratchpad_desc(), back.impl_info_str(), p.images,
-                                      call.threads);
+    return std::make_unique<DnnlConv>(dnnl::convolution_backward_data(back), std::move(sides), back.scratchpad_desc(), back.impl_info_str(),
+                                      p.images, call.threads);
   }
   if (p.images > 1) return refuse("a gradient of weights sums over the batch");
-  using backward = dnnl::convolution_backward_weights;
-  const backward::primitive_desc back(
-      backward::desc(algorithm, x, any(p.w, memory::data_type::f32), y, p.strides, p.dilations, p.pad_begin, p.pad_end), attributes,
-      engine(), pd);
+  s.w = any(p.w, memory::data_type::f32);
+  const auto back = describe_weight_grad(s, attributes, pd);
   const bool parts = p.maps > 1;
   memory::dims maps_of_one = p.y;
   maps_of_one[0] = 1;
   std::vector<Side> sides = {{some_maps(p.y, spec.maps), back.diff_dst_desc(), DNNL_ARG_DIFF_DST, parts ? bytes_of(maps_of_one) : 0},
                              {plain(p.x), back.src_desc(), DNNL_ARG_SRC},
                              {plain(p.w), back.diff_weights_desc(), DNNL_ARG_DIFF_WEIGHTS, parts ? bytes_of(p.w) : 0}};
-  return std::make_unique<DnnlConv>(backward(back), std::move(sides), back.scratchpad_desc(), back.impl_info_str(), p.maps, call.threads);
+  return std::make_unique<DnnlConv>(dnnl::convolution_backward_weights(back), std::move(sides), back.scratchpad_desc(),
+                                    back.impl_info_str(), p.maps, call.threads);
 }
 
 Result<KernelPtr> make_if_fit(const KernelCall& call, bool bf16) {

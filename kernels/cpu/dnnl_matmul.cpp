@@ -30,19 +30,19 @@ Status add_activation(const MatMulSpec& spec, dnnl::post_ops& ops) {
     case Activation::none:
       return {};
     case Activation::relu:
-      ops.append_eltwise(1.0F, dnnl::algorithm::eltwise_relu, 0.0F, 0.0F);
+      append_eltwise(ops, dnnl::algorithm::eltwise_relu);
       return {};
     case Activation::leaky_relu:
-      ops.append_eltwise(1.0F, dnnl::algorithm::eltwise_relu, alpha, 0.0F);
+      append_eltwise(ops, dnnl::algorithm::eltwise_relu, alpha);
       return {};
     case Activation::sigmoid:
-      ops.append_eltwise(1.0F, dnnl::algorithm::eltwise_logistic, 0.0F, 0.0F);
+      append_eltwise(ops, dnnl::algorithm::eltwise_logistic);
       return {};
     case Activation::tanh:
-      ops.append_eltwise(1.0F, dnnl::algorithm::eltwise_tanh, 0.0F, 0.0F);
+      append_eltwise(ops, dnnl::algorithm::eltwise_tanh);
       return {};
     case Activation::gelu:
-      ops.append_eltwise(1.0F, dnnl::algorithm::eltwise_gelu_erf, 0.0F, 0.0F);
+      append_eltwise(ops, dnnl::algorithm::eltwise_gelu_erf);
       return {};
   }
   return {};
@@ -164,14 +164,14 @@ Result<KernelPtr> make(const KernelCall& call, const MatMulSpec& spec, bool bf16
   const std::int64_t together = rows_of_part(spec);
   dnnl::primitive_attr attributes;
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-  if (spec.alpha != 1.0) attributes.set_output_scales(0, {static_cast<float>(spec.alpha)});
   dnnl::post_ops ops;
+  if (spec.alpha != 1.0) append_eltwise(ops, dnnl::algorithm::eltwise_linear, static_cast<float>(spec.alpha));
   FALAJ_TRY(add_activation(spec, ops));
   attributes.set_post_ops(ops);
   const memory::desc own = plain(spec.k, spec.n, spec.b_row, spec.b_col);
   const bool blocks = constant || bf16 || together < spec.m;  // parts would arrange it each for itself
   const memory::desc b = blocks ? memory::desc({spec.k, spec.n}, type, memory::format_tag::any) : own;
-  const memory::desc bias({1, spec.n}, memory::data_type::f32, memory::format_tag::ab);
+  const memory::desc bias = spec.has_bias ? memory::desc({1, spec.n}, memory::data_type::f32, memory::format_tag::ab) : memory::desc();
   std::vector<DnnlMatMul::Part> parts;
   for (std::int64_t first = 0; first < spec.m; first += together) {
     const std::int64_t rows = std::min(together, spec.m - first);
@@ -182,8 +182,7 @@ Result<KernelPtr> make(const KernelCall& call, const MatMulSpec& spec, bool bf16
     const memory::desc y = plain(rows, spec.n, spec.n, 1);
     // All parts take the right operand as the first one wants it.
     const memory::desc& given = parts.empty() ? b : parts[0].pd.weights_desc();
-    const auto product = spec.has_bias ? dnnl::matmul::desc(a, given, bias, y) : dnnl::matmul::desc(a, given, y);
-    parts.push_back({dnnl::matmul::primitive_desc(product, attributes, engine()), first, rows});
+    parts.push_back({describe_product(a, given, bias, y, attributes), first, rows});
   }
   std::shared_ptr<const Tensor> packed;
   if (constant && parts[0].pd.weights_desc() != own) packed = packed_weights(call, spec, parts[0].pd.weights_desc(), own);
