@@ -4,11 +4,10 @@
 
 #include <algorithm>
 
-#include "kernels/npz.hpp"
-#include "kernels/onnx/onnx.hpp"
 #include "kernels/plan.hpp"
 #include "kernels/train/cut.hpp"
 #include "kernels/train/soft_targets.hpp"
+#include "nodes/model_files.hpp"
 #include "nodes/model_offer.hpp"
 #include "nodes/progress.hpp"
 #include "runtime/base/format.hpp"
@@ -108,19 +107,15 @@ Status do_distill(Arguments a) {
   const kernels::Graph untaught = data.graph;
   TrainingLog log;
   FALAJ_ASSIGN(kernels::Graph student, learn(a, std::move(data), taught, log));
-  FALAJ_ASSIGN(const auto large, kernels::export_onnx(teacher->graph));
-  FALAJ_ASSIGN(const auto small, kernels::export_onnx(student));
   FALAJ_ASSIGN(const auto measured,
-               compare_models({teacher->graph, large.size(), kernels::deflated_size(large), teacher_test, a.teacher_logits},
-                              {student, small.size(), kernels::deflated_size(small), test, a.logits}, a, a.offer));
+               compare_models({teacher->graph, teacher_test, a.teacher_logits}, {student, test, a.logits}, a, a.offer));
   FALAJ_ASSIGN(const auto untrained, evaluate_model(untaught, test, a.logits, a.batch));
   const auto json =
       format("{{\"method\":\"distill\",\"temperature\":{:g},\"teacher_share\":{:g},\"steps\":{},{},\"untrained\":{},{},\"output\":{}}}",
              a.how.temperature, a.how.share, a.steps, log.change_json(), metrics_json(untrained), offer_json(measured, a.offer),
              measured.offered ? net::json_text(a.output) : "null");
   student.metadata["falaj.compression"] = json;
-  FALAJ_ASSIGN(const auto model, kernels::export_onnx(student));
-  return hand_over(json, "before: the teacher; after: the student\n" + offer_table(measured), measured, a.offer, a, model);
+  return hand_over(json, "before: the teacher; after: the student\n" + offer_table(measured), measured, a.offer, a, student);
 }
 
 }  // namespace
@@ -151,6 +146,7 @@ void add_model_distill_command(CLI::App& model, Cli& cli) {
   command->add_option("--output,-o", a->output, "The trained student, .onnx: written only when it is offered")
       ->required()
       ->type_name("FILE");
+  add_external_data_option(*command, a->external_data);
   command->footer(
       "Losses: cross-entropy, bce, mse. The budget is a share of the teacher's accuracy. Ends with exit code 6 when the student is not "
       "offered.\nExample:\n  falaj model distill small.onnx --teacher large.onnx --input x=x.npy --labels y.npy --temperature 4 --steps "

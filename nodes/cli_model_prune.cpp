@@ -3,8 +3,7 @@
 #include "nodes/cli_model_prune.hpp"
 
 #include "kernels/compress/prune.hpp"
-#include "kernels/npz.hpp"
-#include "kernels/onnx/onnx.hpp"
+#include "nodes/model_files.hpp"
 #include "nodes/model_offer.hpp"
 #include "nodes/progress.hpp"
 #include "runtime/base/format.hpp"
@@ -118,18 +117,13 @@ Status do_prune(Arguments a) {
   const auto declared = data.declared;
   if (a.steps > 0) FALAJ_TRY(fine_tune(a, std::move(data), pruned, log));
   pruned.graph.inputs = declared;  // sizes that the arrays filled in are open again
-  FALAJ_ASSIGN(const auto before, kernels::export_onnx(whole));
-  FALAJ_ASSIGN(const auto after, kernels::export_onnx(pruned.graph));
-  FALAJ_ASSIGN(const auto measured,
-               compare_models({whole, before.size(), kernels::deflated_size(before), test, a.logits},
-                              {pruned.graph, after.size(), kernels::deflated_size(after), test, a.logits}, a, a.offer));
+  FALAJ_ASSIGN(const auto measured, compare_models({whole, test, a.logits}, {pruned.graph, test, a.logits}, a, a.offer));
   const auto layers = describe_layers(a, pruned);
   const auto json = format("{{\"method\":\"{}\",\"amount\":{:g},\"steps\":{},\"layers\":{},{},\"output\":{}}}", a.method, a.amount, a.steps,
                            layers.json, offer_json(measured, a.offer), measured.offered ? net::json_text(a.output) : "null");
   // The report goes where the model goes.
   pruned.graph.metadata["falaj.compression"] = json;
-  FALAJ_ASSIGN(const auto model, kernels::export_onnx(pruned.graph));
-  return hand_over(json, layers.table + "\n" + offer_table(measured), measured, a.offer, a, model);
+  return hand_over(json, layers.table + "\n" + offer_table(measured), measured, a.offer, a, pruned.graph);
 }
 
 }  // namespace
@@ -154,6 +148,7 @@ void add_model_prune_command(CLI::App& model, Cli& cli) {
   add_step_options(*command, *a);
   add_offer_options(*command, a->offer);
   command->add_option("--output,-o", a->output, "The pruned model, .onnx: written only when it is offered")->required()->type_name("FILE");
+  add_external_data_option(*command, a->external_data);
   command->footer(
       "With --steps K what is left is trained as by `falaj model train`. Ends with exit code 6 when the model is not offered.\nExample:\n  "
       "falaj model prune net.onnx --method channels --amount 0.5 --input x=x.npy --labels y.npy --steps 500 --budget 0.01 -o small.onnx");

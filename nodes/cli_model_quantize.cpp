@@ -7,7 +7,6 @@
 #include <cmath>
 
 #include "kernels/compress/quantize.hpp"
-#include "kernels/onnx/onnx.hpp"
 #include "kernels/plan.hpp"
 #include "nodes/array_files.hpp"
 #include "nodes/artifacts.hpp"
@@ -37,7 +36,7 @@ struct Arguments {
   std::int64_t batch = 1;
   double seconds = 1;
   std::string output, report;
-  bool keep_anyway = false;
+  bool keep_anyway = false, external_data = false;
   bool json = false;
 };
 
@@ -120,10 +119,9 @@ Status do_quantize(const Arguments& a) {
   const bool any = std::ranges::any_of(made->report.layers, [](const auto& layer) { return layer.quantised; });
   const bool offered = any && made->report.within_budget() && speed.ratio() > 1;
   const bool written = offered || a.keep_anyway;
-  FALAJ_ASSIGN(const auto model, kernels::export_onnx(made->graph));
   const std::string text = report_json(made->report, speed, offered, written ? a.output : "");
   if (!a.report.empty()) FALAJ_TRY(write_file(a.report, as_bytes(text)));
-  if (written) FALAJ_TRY(write_file(a.output, model));
+  if (written) FALAJ_TRY(write_model(a.output, made->graph, a.external_data));
   if (a.json) {
     print(text);
   } else {
@@ -174,6 +172,7 @@ void add_model_quantize_command(CLI::App& model, Cli& cli) {
   command->add_option("--output,-o", a->output, "The quantised model, .onnx (QuantizeLinear and DequantizeLinear around float ops)")
       ->required()
       ->type_name("FILE");
+  add_external_data_option(*command, a->external_data);
   command->add_option("--report", a->report, "The report, .json")->type_name("FILE");
   command->add_flag("--keep-anyway", a->keep_anyway, "Write the model even if it is over its budget or no faster here");
   command->add_flag("--json", a->json, "Print the report as JSON");

@@ -17,7 +17,6 @@ namespace falaj::nodes {
 namespace {
 
 struct Arguments : TrainingArguments {
-  bool external_data = false;
   CheckpointArguments checkpoints;
 };
 
@@ -83,8 +82,7 @@ void add_model_training_commands(CLI::App& model, Cli& cli) {
   train->get_option("--steps")->required();
   add_checkpoint_options(*train, a->checkpoints);
   train->add_option("--output,-o", a->output, "The trained model, .onnx")->required()->type_name("FILE");
-  train->add_flag("--external-data", a->external_data,
-                  "Weights in a file beside it (OUTPUT.data), as always where they are too large for one file (2 GiB)");
+  add_external_data_option(*train, a->external_data);
   train->footer(
       "Example:\n  falaj model train net.onnx --input x=x.npy --labels y.npy --loss cross-entropy --optimizer adamw --lr 1e-3 --batch 64 "
       "--steps 1000 --log losses.csv --output trained.onnx");

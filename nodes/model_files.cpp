@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 
+#include "kernels/npz.hpp"
 #include "kernels/onnx/onnx.hpp"
 #include "nodes/array_files.hpp"
 #include "nodes/artifacts.hpp"
@@ -107,11 +108,35 @@ Result<kernels::Graph> load_model(const std::string& path, std::vector<std::stri
   return graph;
 }
 
-Status write_model(const std::string& path, const Graph& graph, bool beside) {
+namespace {
+bool fits_one_file(const Graph& graph) {
   constexpr std::size_t kOneFileMax = (std::size_t{2} << 30) - (std::size_t{64} << 20);  // nodes and names have room in the rest
   std::size_t bytes = 0;
   for (const auto& [name, value] : graph.initializers) bytes += value.bytes();
-  if (!beside && bytes < kOneFileMax) {
+  return bytes < kOneFileMax;
+}
+}  // namespace
+
+void add_external_data_option(CLI::App& command, bool& beside) {
+  command.add_flag("--external-data", beside,
+                   "Weights in a file beside it (OUTPUT.data), as always where they are too large for one file (2 GiB)");
+}
+
+Result<ModelSize> model_size(const Graph& graph, bool beside) {
+  ModelSize size;
+  const auto add = [&](ByteView part) {
+    size.bytes += part.size();
+    size.packed += kernels::deflated_size(part);
+    return Status();
+  };
+  const kernels::DataFile file{"data", add};
+  FALAJ_ASSIGN(const auto model, kernels::export_onnx(graph, beside || !fits_one_file(graph) ? &file : nullptr));
+  FALAJ_TRY(add(model));
+  return size;
+}
+
+Status write_model(const std::string& path, const Graph& graph, bool beside) {
+  if (!beside && fits_one_file(graph)) {
     FALAJ_ASSIGN(const auto model, kernels::export_onnx(graph));
     return write_file(path, model);
   }

@@ -6,6 +6,7 @@
 #include "kernels/graph.hpp"
 #include "kernels/onnx/onnx.hpp"
 #include "kernels/ops.hpp"
+#include "nodes/cli.hpp"
 #include "runtime/base/result.hpp"
 
 namespace falaj::nodes {
@@ -18,6 +19,12 @@ Result<kernels::ModelBytes> map_model(const std::string& path);
 
 // Whole, or not at all. `beside`: initialisers in PATH.data, as always where they are too large for one file (2 GiB).
 Status write_model(const std::string& path, const kernels::Graph& graph, bool beside);
+void add_external_data_option(CLI::App& command, bool& beside);
+// What write_model would write, together: bytes, and what they deflate to.
+struct ModelSize {
+  std::uint64_t bytes = 0, packed = 0;
+};
+Result<ModelSize> model_size(const kernels::Graph& graph, bool beside);
 
 std::string type_text(const kernels::ValueInfo& info);  // float32[N, 2]
 // Values for the graph's inputs, in its order, from NAME=FILE each (array_files.hpp); sequences take several of one name.

@@ -5,6 +5,7 @@
 
 #include "kernels/plan.hpp"
 #include "nodes/artifacts.hpp"
+#include "nodes/model_files.hpp"
 #include "runtime/base/clock.hpp"
 #include "runtime/base/format.hpp"
 #include "runtime/net/http/json_writer.hpp"
@@ -117,8 +118,10 @@ Result<Measured> compare_models(const Candidate& before, const Candidate& after,
                                 const OfferArguments& a) {
   kernels::set_flush_denormals();
   Measured m;
-  m.before = {parameters_of(before.graph), before.bytes, before.packed_bytes, 0, {}};
-  m.after = {parameters_of(after.graph), after.bytes, after.packed_bytes, 0, {}};
+  for (const auto& [of, figures] : {std::pair(&before, &m.before), std::pair(&after, &m.after)}) {
+    FALAJ_ASSIGN(const ModelSize size, model_size(of->graph, training.external_data));
+    *figures = {parameters_of(of->graph), size.bytes, size.packed, 0, {}};
+  }
   FALAJ_ASSIGN(m.before.evaluation, evaluate_model(before.graph, before.data, before.logits, training.batch));
   FALAJ_ASSIGN(m.after.evaluation, evaluate_model(after.graph, after.data, after.logits, training.batch));
   FALAJ_ASSIGN(const double was, accuracy_of(m.before.evaluation));
@@ -165,11 +168,11 @@ std::string offer_table(const Measured& m) {
 }
 
 Status hand_over(const std::string& json, const std::string& table, const Measured& measured, const OfferArguments& a,
-                 const TrainingArguments& training, ByteView model) {
+                 const TrainingArguments& training, const kernels::Graph& model) {
   if (!a.report.empty()) FALAJ_TRY(write_file(a.report, as_bytes(json + "\n")));
   print(training.json ? json : table);
   if (!measured.offered) return Error{ErrorCode::conflict, format("{} is not written: {}", training.output, measured.why_not)};
-  FALAJ_TRY(write_file(training.output, model));
+  FALAJ_TRY(write_model(training.output, model, training.external_data));
   if (!training.json) print(training.output);
   return {};
 }

@@ -39,8 +39,6 @@ struct Measured {
 };
 struct Candidate {
   const kernels::Graph& graph;
-  std::uint64_t bytes = 0;
-  std::uint64_t packed_bytes = 0;
   const TrainingData& data;
   const std::string& logits;  // as of --logits
 };
@@ -53,6 +51,6 @@ std::string offer_json(const Measured& measured, const OfferArguments& a);  // "
 std::string offer_table(const Measured& measured);
 // Prints the report, writes it, and the model if it is offered; else ends with `conflict` and why not.
 Status hand_over(const std::string& json, const std::string& table, const Measured& measured, const OfferArguments& a,
-                 const TrainingArguments& training, ByteView model);
+                 const TrainingArguments& training, const kernels::Graph& model);
 
 }  // namespace falaj::nodes

@@ -37,6 +37,7 @@ struct TrainingArguments {
   RunOptions run;
   std::vector<std::string> freeze;
   std::string log, output;
+  bool external_data = false;
 };
 
 // Options that read data: model, --input, --labels, --loss, ...; and those of the steps: --optimizer, --lr, --steps, --seed, ...

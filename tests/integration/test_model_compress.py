@@ -101,6 +101,25 @@ def test_small_weights_become_zeros_and_stay_zeros(digits, tmp_path, scope):
     assert "SPARSITY" in falaj(*words[:-2], "--budget", 0.5, "-o", tmp_path / "again.onnx").stdout
 
 
+def test_weights_of_what_is_made_may_lie_in_a_file_beside_it(digits, tmp_path):
+    folder, data, test = digits
+    ways = {
+        "prune": ["prune", folder / "net.onnx", *data, *test, "--amount", 0.3, "--budget", 0.5, "--seconds", 0.05],
+        "distill": ["distill", network(tmp_path / "student.onnx", [64, 32, 10]), "--teacher", folder / "net.onnx", *data, *test, "--steps", 2, "--budget", 0.99, "--seconds", 0.05,
+                    "--want", "smaller"],
+        "quantize": ["quantize", folder / "net.onnx", *data, "--budget", 0.5, "--seconds", 0.05, "--keep-anyway"],
+    }
+    for name, words in ways.items():
+        one, two = tmp_path / f"{name}.onnx", tmp_path / f"{name}_beside.onnx"
+        done = [falaj("model", *words, "-o", out, "--report", tmp_path / "report.json", *more, check=False) for out, more in ((one, []), (two, ["--external-data"]))]
+        assert [d.returncode for d in done] == [0, 0], [d.stderr for d in done]
+        beside = two.with_name(two.name + ".data")
+        assert beside.stat().st_size > two.stat().st_size and not one.with_name(one.name + ".data").exists()
+        assert accuracy(two, folder) == accuracy(one, folder)
+        if name != "quantize":
+            assert json.loads((tmp_path / "report.json").read_text())["after"]["bytes"] == pytest.approx(two.stat().st_size + beside.stat().st_size, abs=2000)  # but for the report in it
+
+
 def test_what_is_not_good_enough_is_not_offered(digits, tmp_path):
     folder, data, test = digits
     out, report = tmp_path / "out.onnx", tmp_path / "report.json"
