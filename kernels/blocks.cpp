@@ -6,13 +6,14 @@
 #include "kernels/ops/blocks.hpp"
 
 #include <algorithm>
-#include <array>
 
 #include "kernels/ops.hpp"
 #include "kernels/optimise.hpp"
 
 namespace falaj::kernels {
 namespace {
+
+using Ints = std::vector<std::int64_t>;
 
 class Blocker {
  public:
@@ -37,7 +38,21 @@ class Blocker {
   }
 
  private:
-  enum class Kind : std::uint8_t { other, conv, data_grad, weight_grad, norm, norm_grad, relu, relu_grad, add, sums };
+  enum class Kind : std::uint8_t {
+    other,
+    conv,
+    data_grad,
+    weight_grad,
+    norm,
+    norm_grad,
+    relu,
+    relu_grad,
+    add,
+    sums,
+    pool,
+    max_pool_grad,
+    mean_pool_grad
+  };
 
   [[nodiscard]] const ValueType& type(const std::string& name) const { return typed_.types.at(name); }
   [[nodiscard]] bool fits(const std::string& name) const {
@@ -62,16 +77,28 @@ class Blocker {
     if (!ours && node.op == "Relu") return fits(node.inputs[0]) ? Kind::relu : Kind::other;
     if (ours && node.op == "ReluGrad") return two() ? Kind::relu_grad : Kind::other;
     if (!ours && node.op == "ReduceSum") return fits(node.inputs[0]) && sums_channels(node) ? Kind::sums : Kind::other;
+    if (!ours && is_pool(node, node.op)) return fits(node.inputs[0]) && node.outputs.size() == 1 ? Kind::pool : Kind::other;
+    if (ours && node.op == "PoolGrad") {
+      const std::string function = attr_string(node, "function", "").value_or("");
+      if (!is_pool(node, function) || !two()) return Kind::other;
+      return function.ends_with("MaxPool") ? Kind::max_pool_grad : Kind::mean_pool_grad;
+    }
     const bool sum = !ours && node.op == "Add";
     return sum && two() && type(node.inputs[0]).shape == type(node.inputs[1]).shape ? Kind::add : Kind::other;
   }
   static bool one_group(const Node& node) { return attr_int(node, "group", 1).value_or(0) == 1; }
 
+  // With dilations, versions of the standard differ in what some means divide by.
+  static bool is_pool(const Node& node, std::string_view function) {
+    if (function == "GlobalAveragePool" || function == "GlobalMaxPool" || function == "MaxPool") return true;
+    const auto dilations = attr_ints(node, "dilations", Ints{});
+    return function == "AveragePool" && dilations && std::ranges::all_of(*dilations, [](std::int64_t d) { return d == 1; });
+  }
   // As the gradient of a convolution's bias is.
   [[nodiscard]] bool sums_channels(const Node& node) const {
     const Tensor* axes = node.inputs.size() > 1 ? type(node.inputs[1]).constant : nullptr;
     return axes != nullptr && attr_int(node, "keepdims", 1).value_or(1) == 0 &&
-           std::ranges::equal(axes->data<std::int64_t>(), std::array<std::int64_t, 3>{0, 2, 3});
+           std::ranges::equal(axes->data<std::int64_t>(), Ints{0, 2, 3});
   }
 
   // Which of a node's inputs it reads in blocks, if it goes through them. A convolution takes its input as it comes.
@@ -84,7 +111,11 @@ class Blocker {
       case Kind::norm:
       case Kind::relu:
       case Kind::sums:
+      case Kind::pool:
+      case Kind::mean_pool_grad:
         return 1;
+      case Kind::max_pool_grad:
+        return 3;
       default:
         return 2;
     }
@@ -289,6 +320,11 @@ class Blocker {
       case Kind::sums:
         make("ChannelSums", node, {blocks(node.inputs[0])}, node.outputs);
         break;
+      case Kind::pool:
+      case Kind::max_pool_grad:
+      case Kind::mean_pool_grad:
+        rewrite_pool(at, node);
+        break;
     }
     if (in_blocks(node.outputs[0])) turn_back(node.outputs[0]);
   }
@@ -310,6 +346,19 @@ class Blocker {
     const std::string& dx = node.outputs[0];
     inputs[2] = in_blocks(dx) ? blocks(inputs[2]) : inputs[2];
     make("BlockConvDataGrad", node, std::move(inputs), {in_blocks(dx) ? blocks(dx) : dx}, std::move(attributes));
+  }
+
+  void rewrite_pool(std::size_t at, const Node& node) {
+    Attributes attributes = node.attributes;
+    const std::string y = blocks(node.outputs[0]);
+    if (kinds_[at] == Kind::pool) {
+      attributes["function"] = node.op;
+      make("BlockPool", node, {blocks(node.inputs[0])}, {y}, std::move(attributes));
+    } else if (kinds_[at] == Kind::max_pool_grad) {
+      make("BlockMaxPoolGrad", node, {blocks(node.inputs[0]), blocks(node.inputs[1]), blocks(node.inputs[2])}, {y}, std::move(attributes));
+    } else {
+      make("BlockMeanPoolGrad", node, {blocks(node.inputs[0]), blocks(node.inputs[1])}, {y}, std::move(attributes));
+    }
   }
 
   void rewrite_norm(const Node& norm, const std::string& y, bool relu, const std::string& addend) {

@@ -60,6 +60,16 @@ Result<ConvSpec> block_conv_spec(const OpCall& call) {
   return spec;
 }
 
+Result<Window> block_window(const OpCall& call) {
+  const bool forward = call.node.op == "BlockPool";
+  FALAJ_TRY(check_blocks(call, forward ? 0 : 1));
+  FALAJ_ASSIGN(const auto function, attr_string(call.node, "function"));
+  const Shape in = plain_of(call.in(forward ? 0 : 1).shape);
+  if (function.starts_with("Global")) return whole_plane(in);
+  FALAJ_ASSIGN(const auto kernel, attr_ints(call.node, "kernel_shape"));
+  return sliding_window(call, in.dims().subspan(2), kernel);
+}
+
 Result<Blocks> blocks_in(const OpCall& call, std::size_t input) {
   FALAJ_TRY(check_blocks(call, input));
   const ValueType& type = call.in(input);
@@ -281,6 +291,51 @@ Result<KernelPtr> make_channel_sums(const KernelCall& c) {
   return plain_kernel(c, 1, [b](const Values& x, Values& y) { each(b, [&](std::size_t i, std::size_t k) { y[0][k] += x[0][i]; }); });
 }
 
+Result<Shape> pooled(const OpCall& call, const Shape& in) {
+  FALAJ_ASSIGN(const Window window, block_window(call));
+  return Shape{in[0], in[1], window.out[0], window.out[1], kBlockChannels};
+}
+Status infer_pool(InferCall& call) {
+  FALAJ_TRY(check_blocks(call, 0));
+  FALAJ_ASSIGN(const Shape out, pooled(call, call.in(0).shape));
+  return set_output(call, 0, call.in(0).dtype, out);
+}
+Status infer_pool_grad(InferCall& call) {
+  FALAJ_TRY(check_blocks(call, 0));
+  FALAJ_TRY(check_same_dtype(call, 0, 1));
+  FALAJ_ASSIGN(const Shape out, pooled(call, call.in(1).shape));
+  if (call.in(0).shape != out) return invalid("the gradient does not fit the pool");
+  if (call.has(2)) FALAJ_TRY(check_like(call, 0, 2));
+  return set_output(call, 0, call.in(0).dtype, call.in(1).shape);
+}
+// By the kernels of ai.onnx's pools.
+Result<KernelPtr> make_pool(const KernelCall& c) {
+  const bool forward = c.node.op == "BlockPool";
+  Node node = c.node;
+  FALAJ_ASSIGN(const auto function, attr_string(c.node, "function"));
+  node.op = forward ? function : "PoolGrad";
+  node.domain = forward ? kOnnx : kFalaj;
+  node.inputs.resize(forward ? 1 : 3, node.inputs[0]);
+  const auto plain = [](const ValueType& type) { return ValueType{DType::f64, plain_of(type.shape)}; };
+  std::vector<ValueType> inputs;
+  for (const ValueType& type : c.inputs) inputs.push_back(plain(type));
+  inputs.resize(node.inputs.size(), inputs[0]);  // the mean's gradient reads neither x nor y
+  const ValueType out = plain(c.outputs[0]);
+  FALAJ_ASSIGN(auto kernel, make_reference(*find_op(node.domain, node.op), KernelCall{{node, inputs, c.opset}, {&out, 1}}));
+  return plain_kernel(c, 1, [inputs, kernel = std::shared_ptr<const Kernel>(std::move(kernel))](Values& x, Values& y) {
+    x.resize(inputs.size());
+    std::vector<void*> from;
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      x[i].resize(elements_of(inputs[i]));
+      from.push_back(x[i].data());
+    }
+    std::vector<std::byte> scratch(kernel->scratch_bytes());
+    void* to = y[0].data();
+    std::string failure;
+    kernel->run(Io{from.data(), &to, scratch.data(), &failure});
+  });
+}
+
 constexpr OpDef kOps[] = {
     {kFalaj, "ToBlocks", 1, 1, 1, 1, infer_to_blocks, make_moved},
     {kFalaj, "FromBlocks", 1, 1, 1, 1, infer_from_blocks, make_moved},
@@ -292,6 +347,9 @@ constexpr OpDef kOps[] = {
     {kFalaj, "BlockNormGrad", 4, 5, 1, 3, infer_norm_grad, make_norm_grad, nullptr, Placement::in_place},
     {kFalaj, "BlockSum", 1, 3, 1, 1, infer_sum, make_sum, nullptr, Placement::in_place},
     {kFalaj, "ChannelSums", 1, 1, 1, 1, infer_channel_sums, make_channel_sums},
+    {kFalaj, "BlockPool", 1, 1, 1, 1, infer_pool, make_pool},
+    {kFalaj, "BlockMaxPoolGrad", 3, 3, 1, 1, infer_pool_grad, make_pool},
+    {kFalaj, "BlockMeanPoolGrad", 2, 2, 1, 1, infer_pool_grad, make_pool, nullptr, Placement::own, 0b10},
 };
 
 }  // namespace

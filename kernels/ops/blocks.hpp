@@ -29,6 +29,9 @@ inline bool is_blocks(const Shape& shape) { return shape.rank() == 5; }
 // Of BlockConv and its gradients.
 Result<ConvSpec> block_conv_spec(const OpCall& call);
 
+// Of BlockPool and its gradients.
+Result<Window> block_window(const OpCall& call);
+
 // How the values of the other ops lie: planes of sixteen channels each.
 struct Blocks {
   std::int64_t batch = 0, blocks = 0, pixels = 0;

@@ -191,6 +191,29 @@ TEST_F(InBlocks, WhatIsBetweenConvolutionsIsAsTheReferenceHasIt) {
   }
 }
 
+TEST_F(InBlocks, PoolsAreThoseOfTheReference) {
+  for (int round = 0; round < 12; ++round) {
+    const DType type = round % 2 == 0 ? DType::bf16 : DType::f32;
+    Attributes attributes{{"kernel_shape", Ints{up_to(3), up_to(3)}}, {"strides", Ints{up_to(2), up_to(2)}}, {"ceil_mode", up_to(2) - 1}};
+    if (round % 3 == 0) attributes["pads"] = Ints{0, 0, 0, 0};
+    if (round % 4 == 1) attributes["count_include_pad"] = std::int64_t{1};
+    const Tensor x = draw({up_to(3), up_to(3), 3 + up_to(9), 3 + up_to(9), 16}, type);
+    for (const char* function : {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}) {
+      attributes["function"] = std::string(function);
+      Node pool = node("BlockPool", 1, attributes);
+      compare(pool, {x});
+      pool.inputs = {"in0"};
+      const Tensor y = (*run_reference(pool, std::vector<Tensor>{x}))[0];
+      const Tensor dy = draw(y.shape(), type);
+      if (std::string_view(function).ends_with("MaxPool")) {
+        compare(node("BlockMaxPoolGrad", 1, attributes), {dy, x, y});
+      } else {
+        compare(node("BlockMeanPoolGrad", 1, attributes), {dy, x});
+      }
+    }
+  }
+}
+
 TEST_F(InBlocks, StatisticsFarFromZeroLoseNoDigits) {
   Tensor x = draw({3, 2, 9, 7, 16});
   for (float& v : x.mutable_data<float>()) v += 1000;
@@ -292,9 +315,11 @@ TEST_F(InBlocks, ValuesAreTurnedAtTheEdgesOnly) {
   EXPECT_EQ(count("BatchNormalizationTrainingGrad"), 0);
   EXPECT_EQ(count("BlockStatistics"), 6) << "of each normalisation, for both passes";
   EXPECT_EQ(count("ChannelSums"), 3);
-  // To the convolution of 20 maps, to MaxPool, which its gradient reads too, and to the last pool; and what comes back from there.
-  EXPECT_LE(count("FromBlocks"), 4);
-  EXPECT_LE(count("ToBlocks"), 5);
+  EXPECT_EQ(count("BlockPool"), 2);
+  EXPECT_EQ(count("PoolGrad"), 0);
+  // To the convolution of 20 maps and from the last pool, and what comes back from there; Sigmoid is plain on both sides.
+  EXPECT_LE(count("FromBlocks"), 3);
+  EXPECT_LE(count("ToBlocks"), 3);
 }
 
 }  // namespace

@@ -72,6 +72,18 @@ class Maker : public CaseMaker {
     blocks("BlockSum", {x, whole({2, 2, 2, 2, 16}), whole({2, 2, 2, 2, 16})});
     blocks("BlockSum", {x}, relu);
     blocks("ChannelSums", {x});
+    Attributes pool{{"kernel_shape", Ints{3, 2}}, {"strides", Ints{2, 1}}, {"pads", Ints{1, 0, 1, 1}}};
+    for (const char* function : {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}) {
+      pool["function"] = std::string(function);
+      const bool global = std::string_view(function).starts_with("Global");
+      const Shape out = global ? Shape{2, 1, 1, 1, 16} : Shape{2, 1, 3, 4, 16};
+      blocks("BlockPool", {whole({2, 1, 5, 4, 16})}, pool);
+      if (std::string_view(function).ends_with("MaxPool")) {
+        blocks("BlockMaxPoolGrad", {whole(out), whole({2, 1, 5, 4, 16}), whole(out)}, pool);
+      } else {
+        blocks("BlockMeanPoolGrad", {whole(out), whole({2, 1, 5, 4, 16})}, pool);
+      }
+    }
   }
 
   void microsoft() {
