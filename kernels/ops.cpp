@@ -19,6 +19,7 @@ constexpr Family kFamilies[] = {
     logic_ops,         // Equal Less LessOrEqual Greater GreaterOrEqual And Or Not IsNaN Where Cast
     matmul_ops,        // MatMul Gemm
     halves_ops,        // ai.falaj: HalfMatMul HalfWeightGrad
+    blocks_ops,        // ai.falaj: ToBlocks FromBlocks BlockConv BlockConvDataGrad BlockConvWeightGrad BlockStatistics BlockNorm ...
     reduce_ops,        // ReduceSum ReduceMean ReduceMax ReduceMin ArgMax ArgMin
     shape_ops,         // Identity Dropout Reshape Flatten Squeeze Unsqueeze Transpose Expand Shape Size Constant ConstantOfShape
     slice_ops,         // Concat Split Slice

@@ -189,7 +189,9 @@ Result<std::shared_ptr<const Compiled>> compile(Graph graph, CompileOptions opti
     FALAJ_TRY(use_channels_last(graph));
   }
   if (options.fuse) FALAJ_TRY(fuse(graph));
-  if (fast && cpu::has_avx512_bf16() && std::ranges::find(backends, &bf16_training_backend()) != backends.end()) share_halves(graph);
+  const bool rounds = std::ranges::find(backends, &bf16_training_backend()) != backends.end();
+  if (fast && cpu::has_avx512_bf16() && rounds) share_halves(graph);
+  if (fast && !options.batch_invariant && (rounds ? cpu::has_avx512_bf16() : cpu::has_avx512())) use_blocks(graph, rounds);
   return compiled_from(std::move(graph), std::move(options), std::move(notes));
 }
 

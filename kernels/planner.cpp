@@ -229,7 +229,9 @@ class Planner {
     std::vector<std::size_t> arguments;  // value ids, or kCopy for none
     for (std::size_t k = 0; k < node.inputs.size(); ++k) arguments.push_back(reads_bytes(node, k) ? root_[id_.at(node.inputs[k])] : kCopy);
     for (const auto& name : node.outputs) {
-      if (!name.empty()) place_output(&node, &op, values_[id_.at(name)], step);
+      // Only the first output may take over a block: two must not have one.
+      const bool first = &name == &node.outputs.front();
+      if (!name.empty()) place_output(first ? &node : nullptr, &op, values_[id_.at(name)], step);
       arguments.push_back(name.empty() ? kCopy : id_.at(name));
     }
     launch.inputs = static_cast<std::uint32_t>(node.inputs.size());

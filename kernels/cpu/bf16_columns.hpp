@@ -14,8 +14,6 @@
 #include "kernels/ops.hpp"
 #include "kernels/plan.hpp"
 
-#define FALAJ_AVX512_BF16 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
-
 namespace falaj::kernels::cpu {
 
 using Half = std::uint16_t;

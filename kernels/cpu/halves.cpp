@@ -15,8 +15,6 @@
 #include "kernels/parallel.hpp"
 #include "runtime/base/format.hpp"
 
-#define FALAJ_AVX512_BF16 __attribute__((target("avx2,fma,bmi2,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
-
 namespace falaj::kernels::cpu {
 namespace {
 

@@ -27,6 +27,10 @@ Result<KernelPtr> make_trees(const KernelCall& call);            // tree ensembl
 Result<KernelPtr> make_dnnl_conv(const KernelCall& call);        // Conv, ConvDataGrad, ConvWeightGrad by oneDNN
 Result<KernelPtr> make_bf16_product(const KernelCall& call);     // MatMul and Gemm by oneDNN, operands rounded to bfloat16 in the run
 Result<KernelPtr> make_bf16_conv(const KernelCall& call);        // Conv and its gradients, likewise
+Result<KernelPtr> make_block_conv(const KernelCall& call);       // ai.falaj's BlockConv and its gradients by oneDNN
+Result<KernelPtr> make_block_reorder(const KernelCall& call);    // ToBlocks FromBlocks
+Result<KernelPtr> make_blocks(const KernelCall& call);           // what is between convolutions on blocks of channels
+Result<KernelPtr> make_block_pool(const KernelCall& call);       // BlockPool and its gradients
 Result<KernelPtr> make_half_product(const KernelCall& call);     // ai.falaj's HalfMatMul, HalfWeightGrad
 Result<KernelPtr> make_rounded_product(const KernelCall& call);  // MatMul and Gemm in the same tiles, operands rounded in the run
 Result<KernelPtr> make_winograd(const KernelCall& call);         // ai.falaj's Conv, 3 x 3 at stride 1: channels last, weights known

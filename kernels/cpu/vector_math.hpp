@@ -13,6 +13,7 @@
 
 #define FALAJ_AVX2 __attribute__((target("avx2,fma")))
 #define FALAJ_AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")))
+#define FALAJ_AVX512_BF16 __attribute__((target("avx2,fma,bmi2,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
 
 namespace falaj::kernels::cpu {
 

@@ -19,6 +19,7 @@ std::span<const OpDef> activation_ops();
 std::span<const OpDef> logic_ops();
 std::span<const OpDef> matmul_ops();
 std::span<const OpDef> halves_ops();
+std::span<const OpDef> blocks_ops();
 std::span<const OpDef> reduce_ops();
 std::span<const OpDef> shape_ops();
 std::span<const OpDef> slice_ops();

@@ -12,7 +12,7 @@ namespace falaj::kernels {
 namespace {
 
 // A value that is computed again is computed from kept ones, or from one that is computed again from kept ones.
-constexpr int kDepthMax = 1;
+constexpr int kDepthMax = 2;
 
 class Recompute {
  public:

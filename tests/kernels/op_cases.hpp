@@ -19,6 +19,7 @@ struct OpCase {
   std::vector<Tensor> inputs;
   bool differentiable = false;      // with respect to its f64 inputs
   std::size_t differentiated = 64;  // those from here on are data: targets, weights of rows, statistics
+  bool as_given = false;            // f64 is what the op wants, and is not to be narrowed
 };
 std::vector<OpCase> op_cases(Random& random);          // all
 std::vector<OpCase> more_op_cases(Random& random);     // those of op_cases_more.cpp

@@ -41,6 +41,51 @@ class Maker : public CaseMaker {
     add(kFalaj, "HalfWeightGrad", {whole({6, 4}), half(pairs_form(6, 16)), whole({4, 16})});
   }
 
+  // Blocks of channels; what is f64 stays f64.
+  void blocks(std::string_view op, std::vector<Tensor> inputs, Attributes attributes = {}, std::size_t outputs = 1) {
+    add(kFalaj, op, std::move(inputs), std::move(attributes), outputs);
+    cases.back().as_given = true;
+  }
+  void blocks() {
+    const Attributes in_half{{"half", std::int64_t{1}}};
+    const Attributes relu{{"relu", std::int64_t{1}}};
+    blocks("ToBlocks", {whole({2, 32, 3, 2})}, in_half);
+    blocks("ToBlocks", {whole({1, 16, 3, 2})});
+    blocks("FromBlocks", {half({2, 2, 3, 2, 16})});
+    Attributes conv{{"pads", Ints{1, 1, 1, 1}}, {"strides", Ints{2, 2}}, {"half", std::int64_t{1}}};
+    blocks("BlockConv", {whole({2, 3, 5, 4}), whole({32, 3, 3, 3}), whole({32})}, conv);
+    blocks("BlockConv", {half({2, 1, 5, 4, 16}), whole({32, 16, 3, 3})}, conv);
+    blocks("BlockConvDataGrad", {half({2, 2, 3, 2, 16}), whole({32, 16, 3, 3}), half({2, 1, 5, 4, 16})}, conv);
+    blocks("BlockConvDataGrad", {half({2, 2, 3, 2, 16}), whole({32, 3, 3, 3}), whole({2, 3, 5, 4})}, conv);
+    blocks("BlockConvWeightGrad", {half({2, 2, 3, 2, 16}), half({2, 1, 5, 4, 16}), whole({32, 16, 3, 3})}, conv);
+    blocks("BlockConvWeightGrad", {half({2, 2, 3, 2, 16}), whole({2, 3, 5, 4}), whole({32, 3, 3, 3})}, conv);
+    conv.erase("half");
+    blocks("BlockConv", {whole({2, 1, 5, 4, 16}), whole({32, 16, 3, 3})}, conv);
+    const Tensor x = whole({2, 2, 2, 2, 16});  // eight pixels: means are exact
+    const Tensor statistics = t({2, 32}, 0.5, 2);
+    blocks("BlockStatistics", {x, whole({32}), whole({32})}, {}, 3);
+    blocks("BlockStatistics", {half({2, 2, 2, 2, 16})});
+    blocks("BlockNorm", {x, statistics, whole({32}), whole({32}), whole({2, 2, 2, 2, 16})}, relu);
+    blocks("BlockNorm", {x, statistics, whole({32}), whole({32})});
+    blocks("BlockNormGrad", {whole({2, 2, 2, 2, 16}), x, statistics, whole({32}), whole({32})}, relu, 3);
+    blocks("BlockNormGrad", {whole({2, 2, 2, 2, 16}), x, statistics, whole({32})}, {}, 3);
+    blocks("BlockSum", {x, whole({2, 2, 2, 2, 16}), whole({2, 2, 2, 2, 16})});
+    blocks("BlockSum", {x}, relu);
+    blocks("ChannelSums", {x});
+    Attributes pool{{"kernel_shape", Ints{3, 2}}, {"strides", Ints{2, 1}}, {"pads", Ints{1, 0, 1, 1}}};
+    for (const char* function : {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}) {
+      pool["function"] = std::string(function);
+      const bool global = std::string_view(function).starts_with("Global");
+      const Shape out = global ? Shape{2, 1, 1, 1, 16} : Shape{2, 1, 3, 4, 16};
+      blocks("BlockPool", {whole({2, 1, 5, 4, 16})}, pool);
+      if (std::string_view(function).ends_with("MaxPool")) {
+        blocks("BlockMaxPoolGrad", {whole(out), whole({2, 1, 5, 4, 16}), whole(out)}, pool);
+      } else {
+        blocks("BlockMeanPoolGrad", {whole(out), whole({2, 1, 5, 4, 16})}, pool);
+      }
+    }
+  }
+
   void microsoft() {
     const auto quantised = [&](std::string_view op, const Shape& shape, Attributes attributes = {}) {
       add(kMicrosoft, op, {u8(shape), scale(0.05F), zero(100), scale(0.04F), zero(90)}, std::move(attributes));
@@ -68,6 +113,7 @@ std::vector<OpCase> integer_op_cases(Random& random) {
   Maker maker(random);
   maker.falaj();
   maker.halves();
+  maker.blocks();
   maker.microsoft();
   return std::move(maker.cases);
 }

@@ -1,0 +1,326 @@
+// Training of convolutional networks in blocks of channels: the kernels beside the reference ones in all sizes, odd ones too, and training
+// in blocks beside training without them; any number of threads gives the same bits.
+#include "kernels/ops/blocks.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "kernels/convert.hpp"
+#include "kernels/cpu/isa.hpp"
+#include "kernels/optimise.hpp"
+#include "kernels/plan.hpp"
+#include "kernels/train/trainer.hpp"
+#include "runtime/base/format.hpp"
+#include "tests/kernels/op_cases.hpp"
+
+namespace falaj::kernels {
+namespace {
+
+using testing::as_f32;
+using testing::random_tensor;
+using Ints = std::vector<std::int64_t>;
+
+class InBlocks : public ::testing::Test {
+ protected:
+  InBlocks() : seed_(testing::test_seed()), random_(seed_) { RecordProperty("seed", std::to_string(seed_)); }
+  void SetUp() override {
+    if (!cpu::has_avx512_bf16()) GTEST_SKIP() << "this CPU has no AVX512_BF16";
+  }
+  void TearDown() override {
+    if (HasFailure()) std::printf("repeat with FALAJ_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed_));
+  }
+  std::int64_t up_to(std::int64_t most) { return 1 + static_cast<std::int64_t>(random_.below(static_cast<std::uint64_t>(most))); }
+  Tensor draw(const Shape& shape, double low = -2, double high = 2) { return as_f32(random_tensor(random_, shape, low, high)); }
+  Tensor draw(const Shape& shape, DType type) { return converted(draw(shape), type); }
+  static Node node(std::string op, std::size_t outputs, Attributes attributes = {}) {
+    Node made{std::move(op), std::string(kFalaj), "n", {}, {}, std::move(attributes)};
+    for (std::size_t i = 0; i < outputs; ++i) made.outputs.push_back(format("out{}", i));
+    return made;
+  }
+
+  static std::vector<Tensor> run(const Node& node, const std::vector<Tensor>& inputs, std::size_t threads) {
+    Graph graph;
+    std::vector<Tensor> given;
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      if (inputs[i].empty()) continue;
+      graph.add_input(node.inputs[i], inputs[i].dtype(), inputs[i].shape());
+      given.push_back(inputs[i]);
+    }
+    graph.add_node(node);
+    for (const auto& name : node.outputs) graph.outputs.push_back({name, DType::undefined, {}, {}, false});
+    const auto compiled = compile(graph, {.batch_invariant = false, .threads = threads});
+    EXPECT_TRUE(compiled) << compiled.error().message;
+    EXPECT_EQ((*compiled)->why()->find("reference"), std::string::npos) << *(*compiled)->why();
+    Executor executor(*compiled, threads);
+    std::vector<Tensor> got;
+    const auto status = executor.run(given, got);
+    EXPECT_TRUE(status) << status.error().message;
+    return got;
+  }
+
+  // Fast on one thread and on three, beside the reference; a sum in bfloat16 may be rounded to a neighbour.
+  void compare(Node node, const std::vector<Tensor>& inputs, double tolerance = 1e-4) {
+    for (std::size_t i = 0; i < inputs.size(); ++i) node.inputs.push_back(inputs[i].empty() ? "" : format("in{}", i));
+    const auto wanted = run_reference(node, inputs);
+    ASSERT_TRUE(wanted) << wanted.error().message;
+    const auto got = run(node, inputs, 1);
+    const auto again = run(node, inputs, 3);
+    ASSERT_EQ(got.size(), wanted->size());
+    for (std::size_t k = 0; k < got.size(); ++k) {
+      EXPECT_TRUE(equal_bits(got[k], again[k])) << node.op << " output " << k << " on three threads";
+      const Tensor a = converted(got[k], DType::f64);
+      const Tensor b = converted((*wanted)[k], DType::f64);
+      const double bound = got[k].dtype() == DType::bf16 ? 0.01 : tolerance;
+      for (std::size_t i = 0; i < a.elements(); ++i) {
+        const double exact = b.data<double>()[i];
+        ASSERT_NEAR(a.data<double>()[i], exact, bound * (1 + std::abs(exact)))
+            << node.op << " output " << k << " element " << i << " of " << to_string(inputs[0].shape());
+      }
+    }
+  }
+
+  // Gradients of one batch, and their loss.
+  struct Step {
+    double loss = 0;
+    std::vector<float> gradients;
+  };
+  Step step_of(const Graph& graph, const Tensor& x, const Tensor& labels, bool bf16, std::size_t threads) {
+    auto trainer = Trainer::make(
+        graph, {.objective = Objective{.loss = Loss::cross_entropy}, .batch_statistics = true, .bf16 = bf16, .threads = threads});
+    EXPECT_TRUE(trainer) << trainer.error().message;
+    const auto data = (*trainer)->prepare({x}, labels);
+    EXPECT_TRUE(data) << data.error().message;
+    std::vector<std::uint32_t> rows(static_cast<std::size_t>(x.shape()[0]));
+    std::iota(rows.begin(), rows.end(), 0U);
+    Step step;
+    step.gradients.resize((*trainer)->parameters().size());
+    const auto loss = (*trainer)->gradient(*data, rows, step.gradients);
+    EXPECT_TRUE(loss) << loss.error().message;
+    step.loss = *loss;
+    const std::vector<float> statistics = (*trainer)->statistics();
+    step.gradients.insert(step.gradients.end(), statistics.begin(), statistics.end());
+    return step;
+  }
+  static double distance(const std::vector<float>& a, const std::vector<float>& b) {
+    double difference = 0;
+    double size = 0;
+    for (std::size_t i = 0; i < a.size(); ++i) {
+      difference += std::pow(static_cast<double>(a[i]) - static_cast<double>(b[i]), 2);
+      size += std::pow(static_cast<double>(b[i]), 2);
+    }
+    return std::sqrt(difference / size);
+  }
+
+  // ResNet in small, with what is no part of it: a bias, a layer whose channels are no blocks, Sigmoid and pools between.
+  Graph network() {
+    Graph g;
+    const auto weights = [&](const std::string& name, const Shape& shape) {
+      return g.add_initializer(name, draw(shape, -1, 1) /* scaled below */);
+    };
+    const auto conv = [&](const std::string& x, const std::string& name, const Shape& shape, std::int64_t stride, bool bias = false) {
+      Tensor w = draw(shape);
+      const auto depth = static_cast<float>(shape.elements(1, 4));
+      for (float& v : w.mutable_data<float>()) v /= std::sqrt(depth);
+      std::vector<std::string> inputs = {x, g.add_initializer(name, std::move(w))};
+      if (bias) inputs.push_back(weights(name + "_bias", {shape[0]}));
+      const std::int64_t pad = shape[2] / 2;
+      return g.add("Conv", inputs, {{"pads", Ints{pad, pad, pad, pad}}, {"strides", Ints{stride, stride}}}, name + "_y");
+    };
+    const auto norm = [&](const std::string& x, const std::string& name, std::int64_t channels) {
+      Tensor variance(DType::f32, {channels});
+      for (float& v : variance.mutable_data<float>()) v = 1;
+      return g.add("BatchNormalization",
+                   {x, g.add_initializer(name + "_scale", draw({channels}, 0.5, 1.5)), weights(name + "_shift", {channels}),
+                    g.add_initializer(name + "_mean", Tensor(DType::f32, {channels})), g.add_initializer(name + "_variance", variance)},
+                   {}, name);
+    };
+    const auto relu = [&](const std::string& x) { return g.add("Relu", {x}); };
+    g.add_input("x", DType::f32, {-1, 3, 12, 12});
+    std::string x = relu(norm(conv("x", "stem", {16, 3, 3, 3}, 1), "stem_norm", 16));
+    std::string y = relu(norm(conv(x, "a", {16, 16, 3, 3}, 1), "a_norm", 16));
+    x = relu(g.add("Add", {norm(conv(y, "b", {16, 16, 3, 3}, 1), "b_norm", 16), x}));
+    y = relu(norm(conv(x, "c", {32, 16, 3, 3}, 2), "c_norm", 32));
+    y = norm(conv(y, "d", {32, 32, 3, 3}, 1), "d_norm", 32);
+    x = relu(g.add("Add", {y, norm(conv(x, "skip", {32, 16, 1, 1}, 2), "skip_norm", 32)}));
+    x = g.add("Sigmoid", {relu(conv(x, "e", {20, 32, 3, 3}, 1, true))});
+    x = relu(conv(x, "f", {32, 20, 3, 3}, 1, true));
+    x = g.add("MaxPool", {relu(conv(x, "g", {32, 32, 3, 3}, 1, true))}, {{"kernel_shape", Ints{2, 2}}, {"strides", Ints{2, 2}}});
+    x = relu(conv(x, "h", {32, 32, 3, 3}, 1, true));
+    x = g.add("Flatten", {g.add("GlobalAveragePool", {x})});
+    g.add_output(g.add("Gemm", {x, weights("last", {10, 32}), weights("last_bias", {10})}, {{"transB", std::int64_t{1}}}, "y"), DType::f32,
+                 {-1, 10});
+    return g;
+  }
+  Tensor classes(std::int64_t rows) {
+    Tensor labels(DType::i64, {rows});
+    for (auto& l : labels.mutable_data<std::int64_t>()) l = static_cast<std::int64_t>(random_.below(10));
+    return labels;
+  }
+
+  std::uint64_t seed_;
+  Random random_;
+};
+
+TEST_F(InBlocks, WhatIsBetweenConvolutionsIsAsTheReferenceHasIt) {
+  for (int round = 0; round < 12; ++round) {
+    const DType type = round % 2 == 0 ? DType::bf16 : DType::f32;
+    const std::int64_t channels = 16 * up_to(3);
+    const Shape shape = round < 2 ? Shape{5, channels / 16, 36, 33, 16} : Shape{up_to(5), channels / 16, up_to(7), up_to(7), 16};
+    const Tensor x = draw(shape, type);
+    const Tensor dy = draw(shape, type);
+    Tensor statistics = random_tensor(random_, {2, channels}, 0.3, 1.5);
+    const Tensor scale = draw({channels});
+    const Tensor shift = draw({channels});
+    const Attributes relu{{"relu", std::int64_t{1}}};
+    compare(node("BlockStatistics", 3, {{"momentum", 0.7F}}), {x, draw({channels}), draw({channels})});
+    compare(node("BlockNorm", 1, relu), {x, statistics, scale, shift, dy});
+    compare(node("BlockNorm", 1, {{"epsilon", 0.1F}}), {x, statistics, scale, shift});
+    compare(node("BlockNorm", 1, relu), {x, statistics, scale, shift});
+    compare(node("BlockNormGrad", 3), {dy, x, statistics, scale}, 1e-3);
+    compare(node("BlockNormGrad", 3, relu), {dy, x, statistics, scale, shift}, 1e-3);
+    compare(node("BlockSum", 1), {x, dy});
+    compare(node("BlockSum", 1, relu), {x, dy});
+    compare(node("BlockSum", 1), {x, Tensor(), dy});
+    compare(node("BlockSum", 1), {x, dy, draw(shape, type)});
+    compare(node("ChannelSums", 1), {x}, 1e-3);
+    compare(node("FromBlocks", 1), {x});
+    compare(node("ToBlocks", 1, {{"half", std::int64_t{type == DType::bf16 ? 1 : 0}}}), {draw(plain_of(shape))});
+  }
+}
+
+TEST_F(InBlocks, PoolsAreThoseOfTheReference) {
+  for (int round = 0; round < 12; ++round) {
+    const DType type = round % 2 == 0 ? DType::bf16 : DType::f32;
+    Attributes attributes{{"kernel_shape", Ints{up_to(3), up_to(3)}}, {"strides", Ints{up_to(2), up_to(2)}}, {"ceil_mode", up_to(2) - 1}};
+    if (round % 3 == 0) attributes["pads"] = Ints{0, 0, 0, 0};
+    if (round % 4 == 1) attributes["count_include_pad"] = std::int64_t{1};
+    const Tensor x = draw({up_to(3), up_to(3), 3 + up_to(9), 3 + up_to(9), 16}, type);
+    for (const char* function : {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}) {
+      attributes["function"] = std::string(function);
+      Node pool = node("BlockPool", 1, attributes);
+      compare(pool, {x});
+      pool.inputs = {"in0"};
+      const Tensor y = (*run_reference(pool, std::vector<Tensor>{x}))[0];
+      const Tensor dy = draw(y.shape(), type);
+      if (std::string_view(function).ends_with("MaxPool")) {
+        compare(node("BlockMaxPoolGrad", 1, attributes), {dy, x, y});
+      } else {
+        compare(node("BlockMeanPoolGrad", 1, attributes), {dy, x});
+      }
+    }
+  }
+}
+
+TEST_F(InBlocks, StatisticsFarFromZeroLoseNoDigits) {
+  Tensor x = draw({3, 2, 9, 7, 16});
+  for (float& v : x.mutable_data<float>()) v += 1000;
+  compare(node("BlockStatistics", 1), {x}, 1e-9);
+}
+
+TEST_F(InBlocks, ConvolutionsAreThoseOfTheReference) {
+  for (int round = 0; round < 10; ++round) {
+    const DType type = round % 2 == 0 ? DType::bf16 : DType::f32;
+    const bool large = round < 4;  // in parts: of the images, or of the maps
+    const std::int64_t batch = large ? 8 : up_to(3);
+    const std::int64_t maps = 16 * (large ? 4 : up_to(3));
+    const std::int64_t channels = 16 * (large ? 4 : up_to(2));
+    const std::int64_t kernel = round % 3 == 0 ? 3 : up_to(3);
+    const std::int64_t stride = up_to(2);
+    const std::int64_t high = round < 2 ? 20 : (large ? 6 : 2 + up_to(5));
+    const std::int64_t wide = round < 2 ? 18 : (large ? 7 : 2 + up_to(5));
+    const std::int64_t pad = kernel / 2;
+    Attributes attributes{{"pads", Ints{pad, pad, pad, pad}}, {"strides", Ints{stride, stride}}};
+    if (type == DType::bf16) attributes["half"] = std::int64_t{1};
+    const auto out = [&](std::int64_t in) { return (in + 2 * pad - kernel) / stride + 1; };
+    const Tensor x = draw({batch, channels / 16, high, wide, 16}, type);
+    const Tensor plain = draw({batch, 3, high, wide});
+    const Tensor w = draw({maps, channels, kernel, kernel});
+    const Tensor few = draw({maps, 3, kernel, kernel});
+    const Tensor dy = draw({batch, maps / 16, out(high), out(wide), 16}, type);
+    compare(node("BlockConv", 1, attributes), {x, w, draw({maps})}, 1e-3);
+    compare(node("BlockConv", 1, attributes), {plain, few}, 1e-3);
+    compare(node("BlockConvDataGrad", 1, attributes), {dy, w, x}, 1e-3);
+    compare(node("BlockConvDataGrad", 1, attributes), {dy, few, plain}, 1e-3);
+    compare(node("BlockConvWeightGrad", 1, attributes), {dy, x, w}, 1e-3);
+    compare(node("BlockConvWeightGrad", 1, attributes), {dy, plain, few}, 1e-3);
+  }
+}
+
+// The same convolutions, and sums in f64: all but the last digits are those of training without blocks.
+TEST_F(InBlocks, TrainingInF32HasTheSameGradients) {
+  const Graph graph = network();
+  const Tensor x = draw({8, 3, 12, 12});
+  const Tensor labels = classes(8);
+  const Step blocks = step_of(graph, x, labels, false, 1);
+  const Step threads = step_of(graph, x, labels, false, 3);
+  EXPECT_EQ(blocks.gradients, threads.gradients);
+  EXPECT_EQ(blocks.loss, threads.loss);
+  Step plain;
+  {
+    const cpu::WithoutAvx512 limit;
+    plain = step_of(graph, x, labels, false, 1);
+  }
+  EXPECT_NEAR(blocks.loss, plain.loss, 1e-5 * plain.loss);
+  EXPECT_LT(distance(blocks.gradients, plain.gradients), 1e-5);
+}
+
+TEST_F(InBlocks, TrainingInHalvesIsNearTrainingInF32) {
+  const Graph graph = network();
+  const Tensor x = draw({16, 3, 12, 12});
+  const Tensor labels = classes(16);
+  const Step halves = step_of(graph, x, labels, true, 1);
+  const Step threads = step_of(graph, x, labels, true, 3);
+  EXPECT_EQ(halves.gradients, threads.gradients);
+  EXPECT_EQ(halves.loss, threads.loss);
+  const Step exact = step_of(graph, x, labels, false, 1);
+  EXPECT_NEAR(halves.loss, exact.loss, 0.02 * exact.loss);
+  EXPECT_LT(distance(halves.gradients, exact.gradients), 0.1);
+}
+
+// What the pass makes of the graph of a training step.
+TEST_F(InBlocks, ValuesAreTurnedAtTheEdgesOnly) {
+  Graph graph = network();
+  use_blocks(graph, true);
+  EXPECT_EQ(std::ranges::count(graph.nodes, "BlockConv", &Node::op), 0) << "nothing learns";
+  graph.outputs.clear();
+  std::vector<std::string> wrt;
+  for (const auto& [name, value] : graph.initializers) {
+    if (name.find("_mean") == std::string::npos && name.find("_variance") == std::string::npos) wrt.push_back(name);
+  }
+  for (Node& node : graph.nodes) {
+    if (node.op == "BatchNormalization") node.domain = kFalaj;
+  }
+  const auto gradients = append_gradients(graph, "y", wrt);
+  ASSERT_TRUE(gradients) << gradients.error().message;
+  for (const std::string& name : *gradients) graph.outputs.push_back({name, DType::undefined, {}, {}, false});
+  ASSERT_TRUE(promote_to_inputs(graph, wrt));  // as parameters are
+  const auto taken = [&](std::vector<const Backend*> backends, bool batch_invariant) {
+    const auto compiled = compile(graph, {.backends = std::move(backends), .batch_invariant = batch_invariant});
+    return compiled && std::ranges::count((*compiled)->graph().nodes, "BlockConv", &Node::op) > 0;
+  };
+  EXPECT_TRUE(taken({}, false));
+  EXPECT_TRUE(taken(backends_after(bf16_training_backend()), false));
+  EXPECT_FALSE(taken({}, true)) << "answers do not depend on the batch";
+  EXPECT_FALSE(taken({&reference_backend()}, false));
+  use_blocks(graph, true);
+  remove_dead(graph);
+  ASSERT_TRUE(validate(graph)) << validate(graph).error().message;
+  const auto count = [&](std::string_view op) { return std::ranges::count(graph.nodes, op, &Node::op); };
+  EXPECT_EQ(count("BlockConv"), 9) << "all but the one that has 20 maps";
+  EXPECT_EQ(count("Conv"), 1);
+  EXPECT_EQ(count("BatchNormalization"), 0);
+  EXPECT_EQ(count("BatchNormalizationTrainingGrad"), 0);
+  EXPECT_EQ(count("BlockStatistics"), 6) << "of each normalisation, for both passes";
+  EXPECT_EQ(count("ChannelSums"), 3);
+  EXPECT_EQ(count("BlockPool"), 2);
+  EXPECT_EQ(count("PoolGrad"), 0);
+  // To the convolution of 20 maps and from the last pool, and what comes back from there; Sigmoid is plain on both sides.
+  EXPECT_LE(count("FromBlocks"), 3);
+  EXPECT_LE(count("ToBlocks"), 3);
+}
+
+}  // namespace
+}  // namespace falaj::kernels
