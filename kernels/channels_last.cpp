@@ -1,7 +1,7 @@
 // Convolutions with known weights are moved to [N, H, W, C], where neighbouring channels are one vector, and all between them with
 // them: element-wise ops, pools, concatenations. Before it, BatchNormalization by fixed statistics goes into the weights; with it,
-// additions and activations go into the convolution. Whatever else reads a moved value gets it back by a Transpose, which is dropped
-// again where nobody does.
+// additions, activations and pools of two by two go into the convolution. Whatever else reads a moved value gets it back by a Transpose,
+// which is dropped again where nobody does.
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -26,7 +26,8 @@ bool is(const Node& node, std::string_view op) { return node.domain == kOnnx && 
 
 class Mover {
  public:
-  Mover(Graph& graph, TypedGraph typed) : graph_(graph), typed_(std::move(typed)), uses_(graph), gone_(graph.nodes.size(), false) {}
+  Mover(Graph& graph, TypedGraph typed, bool pooled)
+      : graph_(graph), typed_(std::move(typed)), uses_(graph), gone_(graph.nodes.size(), false), pooled_(pooled) {}
 
   Status run() {
     FALAJ_TRY(take_all_statistics());
@@ -174,6 +175,7 @@ class Mover {
     gone_[at] = true;
     take_addend(conv, result);
     take_activation(conv, result);
+    take_pool(conv, result);
     while (conv.inputs.back().empty()) conv.inputs.pop_back();
     made(std::move(conv), result);
   }
@@ -195,10 +197,30 @@ class Mover {
     result = graph_.nodes[*reader].outputs[0];
   }
 
+  // Of two by two neighbours the largest, without padding.
+  void take_pool(Node& conv, std::string& result) {
+    const auto reader = uses_.only_reader(result);
+    if (!pooled_ || !reader || gone_[*reader] || !is(graph_.nodes[*reader], "MaxPool") || !conv.inputs[3].empty()) return;
+    const Node& pool = graph_.nodes[*reader];
+    const auto all = [&](std::string_view name, std::int64_t value, bool needed) {
+      const auto given = attr_ints(pool, name, Ints{});
+      return given && (given->empty() ? !needed : std::ranges::all_of(*given, [&](std::int64_t v) { return v == value; }));
+    };
+    const bool plain = attr_string(pool, "auto_pad", "NOTSET").value_or("") == "NOTSET" &&
+                       attr_int(pool, "ceil_mode", 0).value_or(1) == 0 && attr_int(pool, "storage_order", 0).value_or(1) == 0 &&
+                       attr_int(conv, "group", 1).value_or(0) == 1;
+    const bool fits = all("kernel_shape", 2, true) && all("strides", 2, true) && all("pads", 0, false) && all("dilations", 1, false);
+    if (!plain || !fits || pool.outputs.size() != 1 || !is_image(pool.outputs[0])) return;
+    gone_[*reader] = true;
+    conv.attributes["pooled"] = std::int64_t{1};
+    result = pool.outputs[0];
+  }
+
   Graph& graph_;
   TypedGraph typed_;
   Uses uses_;
   std::vector<bool> gone_;
+  bool pooled_;
   std::vector<Node> made_;
   std::map<std::string, std::string, std::less<>> last_;
 };
@@ -207,15 +229,15 @@ class Mover {
 
 Status fold_statistics(Graph& graph) {
   FALAJ_ASSIGN(auto typed, infer_types(graph, 7));
-  return Mover(graph, std::move(typed)).fold_statistics();
+  return Mover(graph, std::move(typed), false).fold_statistics();
 }
 
-Status use_channels_last(Graph& graph) {
+Status use_channels_last(Graph& graph, bool pooled) {
   const bool any = std::ranges::any_of(graph.nodes, [](const Node& node) { return is(node, "Conv"); });
   if (!any) return {};
   auto typed = infer_types(graph, 7);  // as fuse() does
   if (!typed) return {};
-  return Mover(graph, std::move(*typed)).run();
+  return Mover(graph, std::move(*typed), pooled).run();
 }
 
 }  // namespace falaj::kernels

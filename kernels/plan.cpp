@@ -186,7 +186,7 @@ Result<std::shared_ptr<const Compiled>> compile(Graph graph, CompileOptions opti
   if (fast) {
     find_gelus(graph);
     find_attention(graph);
-    FALAJ_TRY(use_channels_last(graph));
+    FALAJ_TRY(use_channels_last(graph, backends.front() == &cpu_backend()));  // others' convolutions do not pool
   }
   if (options.fuse) FALAJ_TRY(fuse(graph));
   const bool rounds = std::ranges::find(backends, &bf16_training_backend()) != backends.end();

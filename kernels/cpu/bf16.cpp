@@ -159,6 +159,7 @@ Result<KernelPtr> make_conv(const KernelCall& call) {
   FALAJ_ASSIGN(auto fused, fused_conv(call));
   const ConvSpec& s = fused.conv;
   if (s.window.rank() != 2) return refuse("only two spatial dimensions");
+  if (fused.pooled) return refuse("the results are pooled");
   if (s.groups != 1) return refuse("several groups");
   const bool along = runs_along_rows(s);
   const std::int64_t width = s.window.kernel[1];

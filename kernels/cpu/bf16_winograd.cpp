@@ -66,18 +66,20 @@ namespace lanes16 {
 class Bf16Winograd final : public Kernel {
  public:
   Bf16Winograd(FusedConv fused, HalfColumns columns, const float* bias)
-      : tiles_(std::move(fused)),
+      : fused_(std::move(fused)),
+        tiles_(fused_.conv),
+        zeros_(static_cast<std::size_t>(kIn * fused_.conv.channels), 0.0F),
         columns_(std::move(columns)),
-        bias_(static_cast<std::size_t>(tiles_.fused().conv.maps), 0.0F),
+        bias_(static_cast<std::size_t>(fused_.conv.maps), 0.0F),
         name_(format("{} winograd 2x2 convolution, transformed weights", columns_.name())) {
-    const ConvSpec& s = tiles_.fused().conv;
+    const ConvSpec& s = fused_.conv;
     if (bias != nullptr) std::copy_n(bias, s.maps, bias_.begin());
     const std::int64_t fit = kBlockBytes / (kPlaces * (2 * s.channels + 4 * s.maps));
     block_ = std::min(std::clamp(fit / 6 * 6, kBlockTilesMin, kBlockTilesMax), tiles_.count());
   }
 
   void run(const Io& io) const override {
-    const ConvSpec& s = tiles_.fused().conv;
+    const ConvSpec& s = fused_.conv;
     const auto** rows = reinterpret_cast<const std::byte**>(io.scratch);
     auto* products = reinterpret_cast<float*>(io.scratch + pointer_bytes());
     auto* in = reinterpret_cast<Half*>(products + kPlaces * (block_ * s.maps + kApart));  // [places, tiles, channels]
@@ -95,7 +97,7 @@ class Bf16Winograd final : public Kernel {
     }
   }
   [[nodiscard]] std::size_t scratch_bytes() const override {
-    const ConvSpec& s = tiles_.fused().conv;
+    const ConvSpec& s = fused_.conv;
     const std::int64_t products = kPlaces * (block_ * s.maps + kApart) * 4;
     const std::int64_t in = kPlaces * (block_ * s.channels + kApart) * 2;
     return pointer_bytes() + static_cast<std::size_t>(products + in);
@@ -106,14 +108,16 @@ class Bf16Winograd final : public Kernel {
   static std::size_t pointer_bytes() { return kBlockTilesMax * sizeof(void*); }
 
   void transform_in(const Io& io, std::int64_t tile, Half* to, std::int64_t stride) const {
-    const auto from = tiles_.sources(io.input<float>(0), tile);
-    (columns_.wide() ? lanes16::transform_in : lanes8::transform_in)(from.data(), tiles_.fused().conv.channels, to, stride);
+    const auto from = tiles_.source(io.input<float>(0), zeros_.data(), tile);
+    (columns_.wide() ? lanes16::transform_in : lanes8::transform_in)(from, fused_.conv.channels, to, stride);
   }
   void transform_out(const Io& io, const float* products, std::int64_t stride, std::int64_t tile) const {
-    (columns_.wide() ? lanes16::transform_out : lanes8::transform_out)(products, stride, tiles_.target(io, bias_.data(), tile));
+    (columns_.wide() ? lanes16::transform_out : lanes8::transform_out)(products, stride, tiles_.target(fused_, io, bias_.data(), tile));
   }
 
+  FusedConv fused_;
   Tiles tiles_;
+  std::vector<float> zeros_;
   HalfColumns columns_;
   std::vector<float> bias_;
   std::string name_;
@@ -148,6 +152,7 @@ Result<KernelPtr> make_bf16_winograd(const KernelCall& call) {
   FALAJ_TRY(check_bf16(call));
   if (call.in(0).shape.rank() != 4) return refuse("only two spatial dimensions");
   FALAJ_ASSIGN(auto fused, fused_conv(call));
+  if (fused.pooled) return refuse("the results are pooled");
   const ConvSpec& s = fused.conv;
   const Window& w = s.window;
   for (std::size_t d = 0; d < 2; ++d) {

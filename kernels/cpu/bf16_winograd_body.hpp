@@ -11,15 +11,17 @@ FALAJ_LANES inline void into(const FALAJ_V* d, FALAJ_V* to, std::int64_t step) {
   to[3 * step] = sub(d[1], d[3]);
 }
 
-// from: for each place of a tile the pixel's channels. The results of a place are `stride` from those of the one before.
-FALAJ_LANES void transform_in(const float* const* from, std::int64_t channels, Half* to, std::int64_t stride) {
+// The results of a place are `stride` from those of the one before.
+FALAJ_LANES void transform_in(const WinogradSource<float, kIn>& from, std::int64_t channels, Half* to, std::int64_t stride) {
   for (std::int64_t c = 0; c < channels; c += kWidth) {
     FALAJ_V half[kPlaces];
     FALAJ_UNROLL
     for (std::int64_t i = 0; i < kIn; ++i) {
       FALAJ_V line[kIn];
+      const bool inside = i >= from.first && i < from.end;
+      const std::int64_t at = (i - from.first) * channels + c;
       FALAJ_UNROLL
-      for (std::int64_t r = 0; r < kIn; ++r) line[r] = load(FALAJ_V{}, from[r * kIn + i] + c, kWidth);
+      for (std::size_t r = 0; r < kIn; ++r) line[r] = inside ? load(FALAJ_V{}, from.rows[r] + at, kWidth) : all(FALAJ_V{}, 0.0F);
       into(line, half + i, kIn);
     }
     FALAJ_UNROLL

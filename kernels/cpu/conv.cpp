@@ -29,6 +29,7 @@ class ConvKernel final : public Kernel {
         packed_(std::move(packed)),
         rows_run_(runs_along_rows(fused_.conv)),
         inside_(rows_run_ || never_outside(fused_.conv.window)),
+        unit_(fused_.pooled ? 4 : 1),
         zeros_(static_cast<std::size_t>(fused_.conv.channels), 0.0F) {
     const ConvSpec& s = fused_.conv;
     const Window& w = s.window;
@@ -64,12 +65,13 @@ class ConvKernel final : public Kernel {
   void run(const Io& io) const override {
     const ConvSpec& s = fused_.conv;
     const std::int64_t images = rows_run_ ? 1 : s.batch;  // in one go
-    const std::int64_t out = s.window.out_elements();
+    const std::int64_t out = fused_.out(0) * fused_.out(1) * unit_;
+    const std::int64_t of_tile = loops_.pixels / unit_ * unit_;
     for (std::int64_t n = 0; n < s.batch; n += images) {
       const float* x = io.input<float>(0) + n * s.window.in_elements() * s.channels;
       if (rows_run_) x = pad(x, reinterpret_cast<float*>(io.scratch));
       const std::int64_t pixels = images * out;
-      const std::int64_t tiles = (pixels + loops_.pixels - 1) / loops_.pixels;
+      const std::int64_t tiles = (pixels + of_tile - 1) / of_tile;
       const std::int64_t blocks = (tiles * loops_.pixels + kBlockPixels - 1) / kBlockPixels;
       for (std::int64_t b = 0; b < blocks; ++b)
         run_block(io, x, n * out, pixels, tiles, first_of(b, blocks, tiles), first_of(b + 1, blocks, tiles));
@@ -104,16 +106,34 @@ class ConvKernel final : public Kernel {
     std::int64_t image, row, column;
   };
   [[nodiscard]] Pixel pixel_at(std::int64_t pixel) const {
-    const Window& w = fused_.conv.window;
-    return {pixel / (w.out[0] * w.out[1]), pixel / w.out[1] % w.out[0], pixel % w.out[1]};
+    const std::int64_t side = fused_.pooled ? 2 : 1;
+    const std::int64_t unit = pixel / unit_;
+    const std::int64_t row = unit / fused_.out(1);
+    return {row / fused_.out(0), row % fused_.out(0) * side, unit % fused_.out(1) * side};
   }
+  // To the next one in the order of tiles: the two by two that are pooled follow one another.
   void advance(Pixel& pixel) const {
-    const Window& w = fused_.conv.window;
-    if (++pixel.column < w.out[1]) return;
+    const std::int64_t side = fused_.pooled ? 2 : 1;
+    if (fused_.pooled && pixel.column % 2 == 0) {
+      ++pixel.column;
+      return;
+    }
+    if (fused_.pooled && pixel.row % 2 == 0) {
+      ++pixel.row;
+      --pixel.column;
+      return;
+    }
+    pixel.row -= side - 1;
+    if (++pixel.column < side * fused_.out(1)) return;
     pixel.column = 0;
-    if (++pixel.row < w.out[0]) return;
+    pixel.row += side;
+    if (pixel.row < side * fused_.out(0)) return;
     pixel.row = 0;
     ++pixel.image;
+  }
+  // The first pixel of tile t.
+  [[nodiscard]] std::int64_t first_pixel(std::int64_t t, std::int64_t tiles, std::int64_t pixels) const {
+    return first_of(t, tiles, pixels / unit_) * unit_;
   }
 
   // Where every place lies in the image: the first place of neighbouring pixels.
@@ -123,6 +143,12 @@ class ConvKernel final : public Kernel {
     const std::int64_t row = w.strides[0] * (rows_run_ ? padded_[1] : w.in[1]) * fused_.conv.channels;
     const std::int64_t image = w.in_elements() * fused_.conv.channels;
     for (Pixel at = pixel_at(first); count > 0;) {
+      if (fused_.pooled) {
+        *to++ = x + at.image * image + at.row * row + at.column * step;
+        --count;
+        advance(at);
+        continue;
+      }
       const std::int64_t run = std::min(count, w.out[1] - at.column);
       const float* from = x + at.image * image + at.row * row + at.column * step;
       for (std::int64_t i = 0; i < run; ++i) to[i] = from + i * step;
@@ -165,12 +191,12 @@ class ConvKernel final : public Kernel {
                  std::int64_t end) const {
     const ConvSpec& s = fused_.conv;
     const auto** places = reinterpret_cast<const float**>(io.scratch + pad_bytes());
-    const std::int64_t begin = first_of(first, tiles, pixels);
-    if (inside_) point_all(x, begin, first_of(end, tiles, pixels) - begin, places);
+    const std::int64_t begin = first_pixel(first, tiles, pixels);
+    if (inside_) point_all(x, begin, first_pixel(end, tiles, pixels) - begin, places);
     Pixel pixel = pixel_at(begin);
     for (std::int64_t t = first; t < end && !inside_; ++t) {
-      const std::int64_t from = first_of(t, tiles, pixels);
-      const std::int64_t to = first_of(t + 1, tiles, pixels);
+      const std::int64_t from = first_pixel(t, tiles, pixels);
+      const std::int64_t to = first_pixel(t + 1, tiles, pixels);
       for (std::int64_t p = from; p < to; ++p, advance(pixel)) point(x, pixel, places + (t - first) * loops_.pixels * places_ + (p - from));
     }
     const std::int64_t share = s.maps / s.groups;
@@ -182,8 +208,9 @@ class ConvKernel final : public Kernel {
       const std::int64_t panels = left > kMaps ? loops_.panels_max : 1;
       const std::int64_t width = std::min(panels * kMaps, left);
       for (std::int64_t t = first; t < end; ++t) {
-        const std::int64_t from = first_of(t, tiles, pixels);
-        const std::int64_t at = (done + from) * s.maps + m;
+        const std::int64_t from = first_pixel(t, tiles, pixels);
+        const std::int64_t count = first_pixel(t + 1, tiles, pixels) - from;
+        const std::int64_t at = (done + from) / unit_ * s.maps + m;
         const bool more = t - first < panels && m + width + (t - first) * kMaps < s.maps;  // the first tiles fetch the next panels
         const ConvInput in{.places = places + (inside_ ? from - begin : (t - first) * loops_.pixels * places_),
                            .place_step = inside_ ? 0 : loops_.pixels,
@@ -200,7 +227,7 @@ class ConvKernel final : public Kernel {
                                 width,
                                 fused_.activation,
                                 static_cast<float>(fused_.activation_alpha)};
-        loops_.tiles[panels - 1][first_of(t + 1, tiles, pixels) - from](in, target);
+        (fused_.pooled ? loops_.pooled[panels - 1][count / unit_] : loops_.tiles[panels - 1][count])(in, target);
       }
       w += panels * panel;
       m += width;
@@ -211,7 +238,8 @@ class ConvKernel final : public Kernel {
   FusedConv fused_;
   std::shared_ptr<const Tensor> packed_;
   bool rows_run_;
-  bool inside_;  // one pointer for each pixel does
+  bool inside_;        // one pointer for each pixel does
+  std::int64_t unit_;  // pixels that must be of one tile
   std::vector<float> zeros_;
   std::int64_t depth_ = 0, places_ = 0;
   std::int64_t padded_[2] = {0, 0};
@@ -242,6 +270,62 @@ Tensor pack_weights(const Tensor& weights, const ConvSpec& s) {
   }
   return packed;
 }
+
+// A 3 x 3 kernel at stride 1 over one channel, as over the pixels of a picture in grey: a panel's weights stay in registers along a row.
+class OneChannelKernel final : public Kernel {
+ public:
+  OneChannelKernel(FusedConv fused, std::shared_ptr<const Tensor> packed)
+      : fused_(std::move(fused)),
+        packed_(std::move(packed)),
+        name_(format("{} convolution of one channel, packed weights", loops_.name)),
+        height_(fused_.conv.window.out[0] + 2),
+        width_(fused_.conv.window.out[1] + 2) {}
+
+  static bool fits(const FusedConv& fused) {
+    const Window& w = fused.conv.window;
+    for (std::size_t d = 0; d < 2; ++d) {
+      if (w.kernel[d] != 3 || w.strides[d] != 1 || w.dilations[d] != 1 || w.pad_begin[d] + w.in[d] > w.out[d] + 2) return false;
+    }
+    return fused.conv.channels == 1 && !fused.has_addend && (fused.activation == Activation::none || fused.activation == Activation::relu);
+  }
+
+  void run(const Io& io) const override {
+    const ConvSpec& s = fused_.conv;
+    auto* padded = reinterpret_cast<float*>(io.scratch);
+    std::fill_n(padded, height_ * width_, 0.0F);
+    const auto* w = static_cast<const float*>(packed_->raw());
+    const std::int64_t side = fused_.pooled ? 2 : 1;
+    const std::int64_t row = fused_.out(1) * s.maps;
+    float* y = io.output<float>(0);
+    for (std::int64_t n = 0; n < s.batch; ++n) {
+      fill(io.input<float>(0) + n * s.window.in_elements(), padded);
+      for (std::int64_t r = 0; r < fused_.out(0); ++r, y += row) {
+        for (std::int64_t m = 0; m < s.maps; m += kMaps) {
+          const ConvTarget target{y + m, nullptr, fused_.has_bias ? io.input<float>(2) + m : nullptr, s.maps, s.maps - m, fused_.activation,
+                                  0.0F};
+          const OneChannelRun run{padded + r * side * width_, width_, w + m * 9, fused_.out(1)};
+          (fused_.pooled ? loops_.one_channel_pooled : loops_.one_channel)(run, target);
+        }
+      }
+    }
+  }
+  [[nodiscard]] std::size_t scratch_bytes() const override { return static_cast<std::size_t>(height_ * width_) * sizeof(float); }
+  [[nodiscard]] std::string_view implementation() const override { return name_; }
+
+ private:
+  // The image into its place; the padding around stays zeros.
+  void fill(const float* x, float* padded) const {
+    const Window& w = fused_.conv.window;
+    for (std::int64_t h = 0; h < w.in[0]; ++h)
+      std::copy_n(x + h * w.in[1], w.in[1], padded + (h + w.pad_begin[0]) * width_ + w.pad_begin[1]);
+  }
+
+  const ConvLoops& loops_ = conv_loops();
+  FusedConv fused_;
+  std::shared_ptr<const Tensor> packed_;
+  std::string name_;
+  std::int64_t height_, width_;  // with the padding
+};
 
 // One map for each channel: eight channels at a time.
 class DepthwiseKernel final : public Kernel {
@@ -398,6 +482,8 @@ Result<KernelPtr> make_conv(const KernelCall& call) {
   };
   const bool kept = call.packed != nullptr && !weights->borrowed();
   auto packed = kept ? call.packed->get(*weights, format("channels last/{}", s.groups), make) : std::make_shared<const Tensor>(make());
+  if (depthwise && fused.pooled) return refuse("a depthwise convolution is not pooled");
+  if (OneChannelKernel::fits(fused)) return std::make_unique<OneChannelKernel>(std::move(fused), std::move(packed));
   if (depthwise) return std::make_unique<DepthwiseKernel>(std::move(fused), std::move(packed));
   return std::make_unique<ConvKernel>(std::move(fused), std::move(packed));
 }

@@ -1,6 +1,6 @@
 // The inner loops of convolutions and pools over [N, H, W, C], on eight lanes and on sixteen; the bits are the same. A tile is some
 // neighbouring output pixels times one or two panels of sixteen maps, all its sums in registers; every sum is one chain in the order of
-// the weights.
+// the weights. Where results are pooled, four pixels in a row of a tile are the two by two of which the largest is kept.
 #pragma once
 #include <cstdint>
 #include <string_view>
@@ -47,12 +47,24 @@ struct PoolRun {
   std::int64_t pixels, pixel_step;  // floats in x; y is contiguous
 };
 
+// Neighbouring results of a 3 x 3 kernel at stride 1 over one channel, for one panel or what exists of it: `pixels` in a row, or as many
+// twos by twos.
+struct OneChannelRun {
+  const float* x;  // the first pixel's first place
+  std::int64_t row;
+  const float* w;  // [9, kMaps]
+  std::int64_t pixels;
+};
+
 struct ConvLoops {
   std::string_view name;
-  std::int64_t pixels;                        // of a tile, at most: kConvPixels or fewer
-  std::int64_t panels_max;                    // of a tile
-  ConvTile tiles[2][13];                      // for one and two panels: by pixels, from 1 on
-  void (*max)(const PoolRun& run, float* y);  // NaN is the largest
+  std::int64_t pixels;                                                 // of a tile, at most: kConvPixels or fewer
+  std::int64_t panels_max;                                             // of a tile
+  ConvTile tiles[2][13];                                               // for one and two panels: by pixels, from 1 on
+  ConvTile pooled[2][4];                                               // likewise: by fours of pixels
+  void (*max)(const PoolRun& run, float* y);                           // NaN is the largest
+  void (*one_channel)(const OneChannelRun& run, const ConvTarget& t);  // without an addend; no activation or Relu
+  void (*one_channel_pooled)(const OneChannelRun& run, const ConvTarget& t);
 };
 constexpr std::int64_t kConvPixels = 12;
 const ConvLoops& conv_loops();  // the best that this CPU has; not without AVX2

@@ -114,6 +114,7 @@ constexpr Entry kEntries[] = {
     {kFalaj, "GlobalMaxPool", make_pool},
     {kFalaj, "GlobalAveragePool", make_pool},
     {kFalaj, "QMatMul", make_integer_matmul},
+    {kFalaj, "QConv", make_integer_winograd},
     {kFalaj, "QConv", make_integer_conv},
     {kFalaj, "QAdd", make_integer_add},
     {kFalaj, "QMaxPool", make_integer_pool},

@@ -11,7 +11,6 @@
 #include "kernels/cpu/vector_math.hpp"
 
 #define FALAJ_AVX_VNNI __attribute__((target("avx2,fma,avxvnni")))
-#define FALAJ_AVX512_VNNI __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
 
 namespace falaj::kernels::cpu {
 namespace {
@@ -81,12 +80,7 @@ FALAJ_AVX2 inline __m256i load_bytes8(const std::uint8_t* from, std::int64_t wid
 // The same, while the sums are in registers.
 template <int kRows, int kPanels>
 FALAJ_AVX512_VNNI inline void finish_avx512(const __m512i (&sum)[kRows][kPanels], const IntegerTarget& t) {
-  const Requantise& end = *t.end;
-  const __m512 low = _mm512_set1_ps(end.low);
-  const __m512 high = _mm512_set1_ps(end.high);
-  const __m512i zero = _mm512_set1_epi32(end.y_zero);
-  const __m512i addend_zero = _mm512_set1_epi32(end.addend_zero);
-  const __m512 addend_scale = _mm512_set1_ps(end.addend_scale);
+  const IntegerEnd512 end(*t.end);
   FALAJ_UNROLL
   for (int p = 0; p < kPanels; ++p) {
     const std::int64_t c = p * kIntegerPanel;
@@ -95,22 +89,7 @@ FALAJ_AVX512_VNNI inline void finish_avx512(const __m512i (&sum)[kRows][kPanels]
     const __m512 multiplier = _mm512_loadu_ps(t.multiplier + c);
     const __m512 offset = _mm512_loadu_ps(t.offset + c);
     FALAJ_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      __m512 first = offset;
-      if (t.addend != nullptr) {
-        const __m512i addend = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, t.addend + r * t.row + c));
-        first = _mm512_fmadd_ps(_mm512_maskz_cvtepi32_ps(mask, _mm512_sub_epi32(addend, addend_zero)), addend_scale, first);
-      }
-      __m512 v = _mm512_fmadd_ps(_mm512_maskz_cvtepi32_ps(mask, _mm512_add_epi32(sum[r][p], start)), multiplier, first);
-      if (end.to_u8) {
-        v = _mm512_min_ps(_mm512_max_ps(v, low), high);
-        const __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(v), zero);
-        _mm512_mask_cvtepi32_storeu_epi8(static_cast<std::uint8_t*>(t.y) + r * t.row + c, mask, whole);
-      } else {
-        if (end.relu) v = _mm512_max_ps(v, _mm512_setzero_ps());
-        _mm512_mask_storeu_ps(static_cast<float*>(t.y) + r * t.row + c, mask, v);
-      }
-    }
+    for (int r = 0; r < kRows; ++r) end.put(_mm512_add_epi32(sum[r][p], start), multiplier, offset, mask, r * t.row + c, t);
   }
 }
 

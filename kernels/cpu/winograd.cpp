@@ -50,14 +50,18 @@ namespace lanes16 {
 
 class WinogradKernel final : public Kernel {
  public:
-  WinogradKernel(FusedConv fused, std::shared_ptr<const Tensor> packed) : tiles_(std::move(fused)), packed_(std::move(packed)) {
-    const ConvSpec& s = tiles_.fused().conv;
+  WinogradKernel(FusedConv fused, std::shared_ptr<const Tensor> packed)
+      : fused_(std::move(fused)),
+        tiles_(fused_.conv),
+        zeros_(static_cast<std::size_t>(kIn * fused_.conv.channels), 0.0F),
+        packed_(std::move(packed)) {
+    const ConvSpec& s = fused_.conv;
     const std::int64_t fit = kBlockFloats / (kPlaces * (s.channels + s.maps));
     block_ = std::min(std::clamp(fit / 6 * 6, kBlockTilesMin, kBlockTilesMax), tiles_.count());
   }
 
   void run(const Io& io) const override {
-    const ConvSpec& s = tiles_.fused().conv;
+    const ConvSpec& s = fused_.conv;
     auto* in = reinterpret_cast<float*>(io.scratch);  // [places, tiles, channels]
     float* products = in + kPlaces * (block_ * s.channels + kApart);
     const auto* w = static_cast<const float*>(packed_->raw());
@@ -73,22 +77,24 @@ class WinogradKernel final : public Kernel {
     }
   }
   [[nodiscard]] std::size_t scratch_bytes() const override {
-    const ConvSpec& s = tiles_.fused().conv;
+    const ConvSpec& s = fused_.conv;
     return static_cast<std::size_t>(kPlaces * (block_ * (s.channels + s.maps) + 2 * kApart)) * sizeof(float);
   }
   [[nodiscard]] std::string_view implementation() const override { return "winograd 4x4 convolution, transformed weights"; }
 
  private:
   void transform_in(const Io& io, std::int64_t tile, float* to, std::int64_t stride) const {
-    const auto from = tiles_.sources(io.input<float>(0), tile);
-    (wide_ ? lanes16::transform_in : lanes8::transform_in)(from.data(), tiles_.fused().conv.channels, to, stride);
+    const auto from = tiles_.source(io.input<float>(0), zeros_.data(), tile);
+    (wide_ ? lanes16::transform_in : lanes8::transform_in)(from, fused_.conv.channels, to, stride);
   }
   void transform_out(const Io& io, const float* products, std::int64_t stride, std::int64_t tile) const {
-    const auto target = tiles_.target(io, tiles_.fused().has_bias ? io.input<float>(2) : nullptr, tile);
+    const auto target = tiles_.target(fused_, io, fused_.has_bias ? io.input<float>(2) : nullptr, tile);
     (wide_ ? lanes16::transform_out : lanes8::transform_out)(products, stride, target);
   }
 
+  FusedConv fused_;
   Tiles tiles_;
+  std::vector<float> zeros_;
   std::shared_ptr<const Tensor> packed_;
   bool wide_ = has_avx512();
   Multiply multiply_ = multiply_packed();

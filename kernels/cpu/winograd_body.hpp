@@ -28,14 +28,16 @@ FALAJ_LANES inline void out_of(const FALAJ_V* m, FALAJ_V* to, std::int64_t step)
   to[3 * step] = add(fmadd(all(minus, 8.0F), minus2, minus), m[5]);
 }
 
-// from: for each place of a tile the pixel's channels. The results of a place are `stride` from those of the one before.
-FALAJ_LANES void transform_in(const float* const* from, std::int64_t channels, float* to, std::int64_t stride) {
+// The results of a place are `stride` from those of the one before.
+FALAJ_LANES void transform_in(const WinogradSource<float, kIn>& from, std::int64_t channels, float* to, std::int64_t stride) {
   for (std::int64_t c = 0; c < channels; c += kWidth) {
     FALAJ_V half[kPlaces];
     FALAJ_V line[kIn];
     for (std::int64_t i = 0; i < kIn; ++i) {
+      const bool inside = i >= from.first && i < from.end;
+      const std::int64_t at = (i - from.first) * channels + c;
       FALAJ_UNROLL
-      for (std::int64_t r = 0; r < kIn; ++r) line[r] = load(FALAJ_V{}, from[r * kIn + i] + c, channels - c);
+      for (std::size_t r = 0; r < kIn; ++r) line[r] = inside ? load(FALAJ_V{}, from.rows[r] + at, channels - c) : all(FALAJ_V{}, 0.0F);
       into(line, half + i, kIn);
     }
     for (std::int64_t r = 0; r < kIn; ++r) {
@@ -44,6 +46,14 @@ FALAJ_LANES void transform_in(const float* const* from, std::int64_t channels, f
       for (std::int64_t i = 0; i < kIn; ++i) store(to + (r * kIn + i) * stride + c, line[i], channels - c);
     }
   }
+}
+
+// The larger of both, NaN before all.
+FALAJ_LANES inline FALAJ_V larger(FALAJ_V a, FALAJ_V b) { return where_nan(a, a, max(a, b)); }
+
+FALAJ_LANES inline FALAJ_V ended(FALAJ_V sum, FALAJ_V bias, bool simple, FALAJ_V least, const WinogradTarget& t) {
+  const FALAJ_V value = add(sum, bias);
+  return simple ? max(least, value) : activate(value, t.activation, t.alpha);
 }
 
 FALAJ_LANES void transform_out(const float* products, std::int64_t stride, const WinogradTarget& t) {
@@ -59,7 +69,19 @@ FALAJ_LANES void transform_out(const float* products, std::int64_t stride, const
       out_of(line, half + i, kIn);
     }
     const FALAJ_V bias = t.bias == nullptr ? all(FALAJ_V{}, 0.0F) : load(FALAJ_V{}, t.bias + m, width);
-    for (std::int64_t r = 0; r < t.rows; ++r) {
+    for (std::int64_t r = 0; r < t.rows && t.pooled; ++r) {
+      FALAJ_V lower[kOut];
+      out_of(half + 2 * r * kIn, line, 1);
+      out_of(half + (2 * r + 1) * kIn, lower, 1);
+      FALAJ_UNROLL
+      for (std::int64_t c = 0; c < kOut; ++c)
+        line[c] = larger(ended(line[c], bias, simple, least, t), ended(lower[c], bias, simple, least, t));
+      FALAJ_UNROLL
+      for (std::int64_t c = 0; c < kOut / 2; ++c) {
+        if (c < t.columns) store(t.y + r * t.row + c * t.maps + m, larger(line[2 * c], line[2 * c + 1]), width);
+      }
+    }
+    for (std::int64_t r = 0; r < t.rows && !t.pooled; ++r) {
       out_of(half + r * kIn, line, 1);
       for (std::int64_t c = 0; c < t.columns; ++c) {
         const std::int64_t at = r * t.row + c * t.maps + m;

@@ -4,6 +4,7 @@
 #include "kernels/ops/channels_last.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 #include "kernels/ops/activate.hpp"
 #include "kernels/ops/common.hpp"
@@ -35,6 +36,10 @@ Result<FusedConv> fused_conv(const OpCall& call) {
   FALAJ_ASSIGN(const auto activation, attr_string(call.node, "activation", ""));
   FALAJ_ASSIGN(fused.activation, activation_of(activation));
   FALAJ_ASSIGN(fused.activation_alpha, attr_float(call.node, "activation_alpha", static_cast<double>(0.01F)));
+  FALAJ_ASSIGN(const auto pooled, attr_int(call.node, "pooled", 0));
+  fused.pooled = pooled != 0;
+  if (fused.pooled && (fused.conv.window.rank() != 2 || fused.has_addend))
+    return invalid("only the results of two-dimensional convolutions without an addend can be pooled");
   return fused;
 }
 
@@ -58,10 +63,28 @@ Status infer_conv(InferCall& call) {
   FALAJ_ASSIGN(const auto fused, fused_conv(call));
   if (fused.has_bias && call.in(2).shape != Shape{fused.conv.maps})
     return invalid(format("the bias has shape {}; it must be [{}]", to_string(call.in(2).shape), fused.conv.maps));
-  const Shape out = channels_last(conv_shape(fused.conv));
+  Shape out = channels_last(conv_shape(fused.conv));
+  if (fused.pooled) out = {out[0], fused.out(0), fused.out(1), out[3]};
   if (fused.has_addend && call.in(3).shape != out)
     return invalid(format("what is added has shape {}; it must be {}", to_string(call.in(3).shape), to_string(out)));
   return set_output(call, 0, call.in(0).dtype, out);
+}
+// [N, H, W, C] -> [N, H / 2, W / 2, C]
+template <class T>
+void largest_of_four(const FusedConv& fused, const T* from, T* to) {
+  const std::int64_t maps = fused.conv.maps;
+  const std::int64_t width = fused.conv.window.out[1];
+  for (std::int64_t n = 0; n < fused.conv.batch; ++n, from += fused.conv.window.out_elements() * maps) {
+    for (std::int64_t i = 0; i < fused.out(0) * fused.out(1) * maps; ++i, ++to) {
+      const std::int64_t row = 2 * (i / maps / fused.out(1));
+      const std::int64_t column = 2 * (i / maps % fused.out(1));
+      *to = from[(row * width + column) * maps + i % maps];
+      for (const std::int64_t next : {row * width + column + 1, (row + 1) * width + column, (row + 1) * width + column + 1}) {
+        const T value = from[next * maps + i % maps];
+        if (value > *to || std::isnan(value)) *to = value;
+      }
+    }
+  }
 }
 Result<KernelPtr> make_conv(const KernelCall& c) {
   FALAJ_ASSIGN(auto fused, fused_conv(c));
@@ -74,10 +97,12 @@ Result<KernelPtr> make_conv(const KernelCall& c) {
       std::vector<T> first(static_cast<std::size_t>(spec.batch * spec.maps * out));
       to_last(io.input<T>(0), x.data(), spec.batch, in, spec.channels);  // the other way round
       convolve(spec, x.data(), io.input<T>(1), fused.has_bias ? io.input<T>(2) : nullptr, first.data());
-      T* y = io.output<T>(0);
+      std::vector<T> whole(fused.pooled ? first.size() : 0);
+      T* y = fused.pooled ? whole.data() : io.output<T>(0);
       to_last(first.data(), y, spec.batch, spec.maps, out);
       for (std::size_t i = 0; i < first.size(); ++i)
         y[i] = activate(y[i] + (fused.has_addend ? io.input<T>(3)[i] : T{0}), fused.activation, fused.activation_alpha);
+      if (fused.pooled) largest_of_four(fused, y, io.output<T>(0));
     });
   });
 }

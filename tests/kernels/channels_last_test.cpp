@@ -168,6 +168,46 @@ TEST_F(ChannelsLast, WideConvolutionsAgreeWhateverTheImage) {
   }
 }
 
+// Pools of two by two go into the convolution before them, whichever kernel that is; odd last rows and columns are left out.
+TEST_F(ChannelsLast, PooledConvolutionsAgreeWhateverTheImage) {
+  if (!__builtin_cpu_supports("avx2")) GTEST_SKIP();
+  const auto below = [&](std::uint64_t n) { return static_cast<std::int64_t>(random_.below(n)); };
+  const char* kinds[] = {"of one channel", "winograd", "convolution, packed"};
+  for (int round = 0; round < 24; ++round) {
+    const int kind = round % 3;
+    const std::int64_t channels = kind == 0 ? 1 : (kind == 1 ? 16 + 8 * below(3) : 2 + below(9));
+    const std::int64_t maps = kind == 1 ? 16 + 8 * below(4) : 1 + below(40);
+    const Shape image = {12 + below(8), 12 + below(8)};
+    const Ints pads = {below(3), below(2), below(2), below(3)};
+    Graph g;
+    g.add_input("x", DType::f32, {-1, channels, image[0], image[1]});
+    const std::int64_t side = kind == 2 ? 1 + below(5) : 3;
+    std::vector<std::string> inputs = {"x", g.add_initializer("w", t({maps, channels, side, 3}, -0.3, 0.3))};
+    if (round % 4 != 0) inputs.push_back(weights(g, {maps}));
+    std::string h = g.add("Conv", inputs, {{"pads", pads}, {"strides", kind == 2 ? Ints{1 + below(2), 1 + below(2)} : Ints{1, 1}}});
+    if (round % 2 == 0) h = g.add(kind != 0 && round % 4 == 0 ? "LeakyRelu" : "Relu", {h});
+    h = g.add("MaxPool", {h}, {{"kernel_shape", Ints{2, 2}}, {"strides", Ints{2, 2}}});
+    g.add("Flatten", {h}, {}, "y");
+    g.outputs.push_back({"y", DType::f32, {}, {}, false});
+    Tensor x = t({5, channels, image[0], image[1]});
+    const std::string why = agree(g, x, 3e-5);
+    EXPECT_NE(why.find(kinds[kind]), std::string::npos) << why;
+    EXPECT_EQ(why.find("(MaxPool)"), std::string::npos) << why;
+    const auto whole = run(g, {x}, {});
+    const auto part = run(g, {x.rows(2, 2)}, {});
+    ASSERT_EQ(whole.size() + part.size(), 2U);
+    EXPECT_TRUE(equal_bits(part[0], whole[0].rows(2, 2))) << "round " << round << ", seed " << seed_;
+    // A pixel that is no number makes the results that read it none: the pool does not lose it.
+    x.mutable_data<float>()[x.elements() / 10] = std::nanf("");
+    const auto none = run(g, {x}, {});
+    const auto plain = run(g, {x}, {.backends = {&reference_backend()}, .fold = false, .fuse = false});
+    for (std::size_t i = 0; i < plain[0].elements(); ++i) {
+      const bool lost = std::isnan(plain[0].data<float>()[i]) && !std::isnan(none[0].data<float>()[i]);
+      ASSERT_FALSE(lost) << "round " << round << " at " << i << ", seed " << seed_;
+    }
+  }
+}
+
 TEST_F(ChannelsLast, TransposesAgree) {
   for (const Shape& shape : {Shape{2, 3, 4, 5}, Shape{1, 17, 9, 3}, Shape{2, 8, 16, 8}, Shape{3, 1, 33, 2}}) {
     Ints perm = {0, 1, 2, 3};

@@ -132,6 +132,58 @@ TEST_F(Integers, ConvolutionsHaveTheReferencesBitsOnEveryInstructionSet) {
   }
 }
 
+// By minimal filtering where the processor has AVX512-VNNI: whatever the image and its padding, at the ends of the range too, with the
+// bits of the plain sums.
+TEST_F(Integers, WideConvolutionsHaveTheReferencesBitsOnEveryInstructionSet) {
+  for (int round = 0; round < 12; ++round) {
+    const std::int64_t channels = 32 * up_to(3);
+    const std::int64_t maps = 16 * up_to(9);
+    Tensor x = u8({up_to(2), 20 + up_to(6), 20 + up_to(6), channels});
+    Tensor w = s8({maps, channels, 3, 3});
+    const bool extreme = round % 4 == 0;
+    if (extreme) {  // 32 channels alone keep the largest sum in its range
+      x = u8({1, 23, 22, 32});
+      w = s8({maps, 32, 3, 3});
+      for (auto& value : x.mutable_data<std::uint8_t>()) value = random_.below(2) == 0 ? std::uint8_t{0} : std::uint8_t{255};
+      for (auto& value : w.mutable_data<std::int8_t>()) value = random_.below(2) == 0 ? std::int8_t{127} : std::int8_t{-128};
+    }
+    const bool addend = round % 3 == 0;
+    const Ints pads = {up_to(2), up_to(2), up_to(2), up_to(2)};
+    Attributes a = {{"pads", pads},
+                    {"x_zero", static_cast<std::int64_t>(random_.below(256))},
+                    {"y_zero", static_cast<std::int64_t>(random_.below(256))},
+                    {"addend_scale", 0.37F},
+                    {"addend_zero", std::int64_t{31}},
+                    {"to", std::int64_t{code_of(round % 5 == 1 ? DType::f32 : DType::u8)}}};
+    const Shape like = {x.shape()[0], x.shape()[1] + pads[0] + pads[2] - 2, x.shape()[2] + pads[1] + pads[3] - 2, maps};
+    const Graph g = node_graph("QConv", x, {w, f32({maps}, 1e-5, 1e-3), f32({maps}, -50, 50)}, a, addend, like);
+    std::vector<Tensor> inputs = {x};
+    if (addend) inputs.push_back(u8(like));
+    same_everywhere(g, inputs, format("round {}: {} channels, {} maps, {}", round, channels, maps, to_string(x.shape())));
+    if (!cpu::has_avx512_vnni()) continue;
+    const cpu::IntegerIsaLimit limit(IntegerIsa::avx512_vnni);
+    std::string why;
+    ASSERT_TRUE(run(g, inputs, {}, &why).has_value());
+    EXPECT_NE(why.find("winograd 4x4"), std::string::npos) << why;
+  }
+}
+
+TEST_F(Integers, SumsThatCouldLeaveTheRangeOfMinimalFilteringAreComputedPlainly) {
+  for (const std::int64_t channels : {96, 128}) {
+    Tensor x = u8({1, 24, 24, channels});
+    Tensor w = s8({16, channels, 3, 3});
+    std::ranges::fill(x.mutable_data<std::uint8_t>(), std::uint8_t{255});
+    std::ranges::fill(w.mutable_data<std::int8_t>(), std::int8_t{127});
+    const Graph g = node_graph("QConv", x, {w, f32({16}, 1e-6, 1e-5), f32({16}, -50, 50)}, {{"pads", Ints{1, 1, 1, 1}}});
+    same_everywhere(g, {x}, format("{} channels", channels));
+    if (!cpu::has_avx512_vnni()) continue;
+    const cpu::IntegerIsaLimit limit(IntegerIsa::avx512_vnni);
+    std::string why;
+    ASSERT_TRUE(run(g, {x}, {}, &why).has_value());
+    EXPECT_EQ(why.find("winograd 4x4") != std::string::npos, channels == 96) << why;
+  }
+}
+
 TEST_F(Integers, SumsPoolsAndQuantisationHaveTheReferencesBits) {
   for (int round = 0; round < 20; ++round) {
     const std::int64_t c = up_to(70);

@@ -111,6 +111,9 @@ class Maker : public CaseMaker {
     for (const char* activation : {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Gelu"})
       add(kFalaj, "Conv", {t({1, 5, 3, 3}, -1, 1), t({20, 3, 3, 3}, -1, 1), t({20})},
           {{"pads", Ints{1, 1, 1, 1}}, {"activation", std::string(activation)}});
+    for (const std::int64_t channels : {1, 2, 5})
+      add(kFalaj, "Conv", {t({2, 7, 9, channels}, -1, 1), t({19, channels, 3, 3}, -1, 1), t({19})},
+          {{"pads", Ints{1, 0, 1, 1}}, {"pooled", std::int64_t{1}}, {"activation", std::string(channels == 2 ? "Tanh" : "Relu")}});
     Attributes pool = strided;
     pool.emplace("kernel_shape", Ints{3, 2});
     for (const char* op : {"MaxPool", "AveragePool"}) add(kFalaj, op, {t({2, 6, 7, 11})}, pool);
