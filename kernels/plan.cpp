@@ -187,6 +187,7 @@ Result<std::shared_ptr<const Compiled>> compile(Graph graph, CompileOptions opti
     find_gelus(graph);
     find_attention(graph);
     FALAJ_TRY(use_channels_last(graph, backends.front() == &cpu_backend()));  // others' convolutions do not pool
+    turn_weights(graph);
   }
   if (options.fuse) FALAJ_TRY(fuse(graph));
   if (fast && cpu::has_avx512_bf16() && std::ranges::find(backends, &bf16_training_backend()) != backends.end()) share_halves(graph);
