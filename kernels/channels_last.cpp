@@ -200,7 +200,8 @@ class Mover {
   // Of two by two neighbours the largest, without padding.
   void take_pool(Node& conv, std::string& result) {
     const auto reader = uses_.only_reader(result);
-    if (!pooled_ || !reader || gone_[*reader] || !is(graph_.nodes[*reader], "MaxPool") || !conv.inputs[3].empty()) return;
+    const bool taken = pooled_ || known(conv.inputs[1])->shape()[1] == 1;
+    if (!taken || !reader || gone_[*reader] || !is(graph_.nodes[*reader], "MaxPool") || !conv.inputs[3].empty()) return;
     const Node& pool = graph_.nodes[*reader];
     const auto all = [&](std::string_view name, std::int64_t value, bool needed) {
       const auto given = attr_ints(pool, name, Ints{});

@@ -16,8 +16,10 @@ Status fold_constants(Graph& graph, bool keep_quantised = false);
 // Quantised products, convolutions and what is between them run on integers; `notes` says why others do not (see integers.cpp).
 Status use_integers(Graph& graph, std::vector<std::string>& notes);
 Status fold_statistics(Graph& graph);  // BatchNormalization by fixed statistics goes into the convolution before it
-// Convolutions with known weights, and what is between them, on [N, H, W, C]. `pooled`: what is pooled by twos goes into the convolution.
+// Convolutions with known weights, and what is between them, on [N, H, W, C]. Pools of two by two go into those over one channel, and with
+// `pooled` into all.
 Status use_channels_last(Graph& graph, bool pooled);
+void turn_weights(Graph& graph);           // after them: weights of what reads flattened images stand in the order of [H, W, C]
 void lower_einsums(Graph& graph);          // Einsum of two operands, where a product or a matrix product says the same
 void find_gelus(Graph& graph);             // Gelu as exporters write it becomes one node
 void find_attention(Graph& graph);         // scaled products with softmax between, heads transposed: one node

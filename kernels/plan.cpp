@@ -186,7 +186,8 @@ Result<std::shared_ptr<const Compiled>> compile(Graph graph, CompileOptions opti
   if (fast) {
     find_gelus(graph);
     find_attention(graph);
-    FALAJ_TRY(use_channels_last(graph, backends.front() == &cpu_backend()));  // others' convolutions do not pool
+    FALAJ_TRY(use_channels_last(graph, backends.front() == &cpu_backend()));  // those in bfloat16 do not pool, and leave the least to f32
+    turn_weights(graph);
   }
   if (options.fuse) FALAJ_TRY(fuse(graph));
   const bool rounds = std::ranges::find(backends, &bf16_training_backend()) != backends.end();

@@ -64,7 +64,6 @@ FALAJ_AVX512_VNNI void transform_in(const Source& from, std::int64_t channels, s
   const __m512i zeros = _mm512_set1_epi16(static_cast<std::int16_t>(zero));
   for (std::int64_t c = 0; c < channels; c += kVector) {
     __m512i half[kPlaces];
-    __m512i line[kIn];
     for (std::int64_t i = 0; i < kIn; ++i) {
       if (i < from.first || i >= from.end) {
         FALAJ_UNROLL
@@ -72,6 +71,7 @@ FALAJ_AVX512_VNNI void transform_in(const Source& from, std::int64_t channels, s
         continue;
       }
       const std::int64_t at = (i - from.first) * channels + c;
+      __m512i line[kIn];
       FALAJ_UNROLL
       for (std::size_t r = 0; r < kIn; ++r) {
         const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from.rows[r] + at));
@@ -80,6 +80,7 @@ FALAJ_AVX512_VNNI void transform_in(const Source& from, std::int64_t channels, s
       into(line, half + i, kIn);
     }
     for (std::int64_t r = 0; r < kIn; ++r) {
+      __m512i line[kIn];
       into(half + r * kIn, line, 1);
       FALAJ_UNROLL
       for (std::int64_t i = 0; i < kIn; ++i) _mm512_storeu_si512(to + (r * kIn + i) * stride + c, line[i]);
@@ -113,8 +114,8 @@ struct Target {
 // Sixteen maps of a tile.
 FALAJ_AVX512_VNNI void transform_out(const std::int32_t* products, std::int64_t stride, const Target& t, const IntegerTarget& end) {
   __m512i half[kOut * kIn];
-  __m512i line[kIn];
   for (std::int64_t i = 0; i < kIn; ++i) {
+    __m512i line[kIn];
     FALAJ_UNROLL
     for (std::int64_t r = 0; r < kIn; ++r) line[r] = _mm512_loadu_si512(products + (r * kIn + i) * stride);
     out_of(line, half + i, kIn);
@@ -124,6 +125,7 @@ FALAJ_AVX512_VNNI void transform_out(const std::int32_t* products, std::int64_t 
   const __m512 offset = _mm512_loadu_ps(end.offset);
   const __m512i inverse = _mm512_set1_epi32(kInverseOfNine);
   for (std::int64_t r = 0; r < t.rows; ++r) {
+    __m512i line[kOut];
     out_of(half + r * kIn, line, 1);
     FALAJ_UNROLL
     for (std::int64_t c = 0; c < kOut; ++c) {

@@ -32,8 +32,8 @@ FALAJ_LANES inline void out_of(const FALAJ_V* m, FALAJ_V* to, std::int64_t step)
 FALAJ_LANES void transform_in(const WinogradSource<float, kIn>& from, std::int64_t channels, float* to, std::int64_t stride) {
   for (std::int64_t c = 0; c < channels; c += kWidth) {
     FALAJ_V half[kPlaces];
-    FALAJ_V line[kIn];
     for (std::int64_t i = 0; i < kIn; ++i) {
+      FALAJ_V line[kIn];
       const bool inside = i >= from.first && i < from.end;
       const std::int64_t at = (i - from.first) * channels + c;
       FALAJ_UNROLL
@@ -41,6 +41,7 @@ FALAJ_LANES void transform_in(const WinogradSource<float, kIn>& from, std::int64
       into(line, half + i, kIn);
     }
     for (std::int64_t r = 0; r < kIn; ++r) {
+      FALAJ_V line[kIn];
       into(half + r * kIn, line, 1);
       FALAJ_UNROLL
       for (std::int64_t i = 0; i < kIn; ++i) store(to + (r * kIn + i) * stride + c, line[i], channels - c);
@@ -62,28 +63,32 @@ FALAJ_LANES void transform_out(const float* products, std::int64_t stride, const
   for (std::int64_t m = 0; m < t.maps; m += kWidth) {
     const std::int64_t width = t.maps - m;
     FALAJ_V half[kOut * kIn];
-    FALAJ_V line[kIn];
     for (std::int64_t i = 0; i < kIn; ++i) {
+      FALAJ_V line[kIn];
       FALAJ_UNROLL
       for (std::int64_t r = 0; r < kIn; ++r) line[r] = load(FALAJ_V{}, products + (r * kIn + i) * stride + m, width);
       out_of(line, half + i, kIn);
     }
     const FALAJ_V bias = t.bias == nullptr ? all(FALAJ_V{}, 0.0F) : load(FALAJ_V{}, t.bias + m, width);
     for (std::int64_t r = 0; r < t.rows && t.pooled; ++r) {
+      FALAJ_V upper[kOut];
       FALAJ_V lower[kOut];
-      out_of(half + 2 * r * kIn, line, 1);
+      out_of(half + 2 * r * kIn, upper, 1);
       out_of(half + (2 * r + 1) * kIn, lower, 1);
       FALAJ_UNROLL
       for (std::int64_t c = 0; c < kOut; ++c)
-        line[c] = larger(ended(line[c], bias, simple, least, t), ended(lower[c], bias, simple, least, t));
+        upper[c] = larger(ended(upper[c], bias, simple, least, t), ended(lower[c], bias, simple, least, t));
       FALAJ_UNROLL
       for (std::int64_t c = 0; c < kOut / 2; ++c) {
-        if (c < t.columns) store(t.y + r * t.row + c * t.maps + m, larger(line[2 * c], line[2 * c + 1]), width);
+        if (c < t.columns) store(t.y + r * t.row + c * t.maps + m, larger(upper[2 * c], upper[2 * c + 1]), width);
       }
     }
     for (std::int64_t r = 0; r < t.rows && !t.pooled; ++r) {
+      FALAJ_V line[kOut];
       out_of(half + r * kIn, line, 1);
-      for (std::int64_t c = 0; c < t.columns; ++c) {
+      FALAJ_UNROLL
+      for (std::int64_t c = 0; c < kOut; ++c) {
+        if (c >= t.columns) break;
         const std::int64_t at = r * t.row + c * t.maps + m;
         FALAJ_V value = add(line[c], bias);
         if (t.addend != nullptr) value = add(value, load(FALAJ_V{}, t.addend + at, width));

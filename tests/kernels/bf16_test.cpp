@@ -139,6 +139,28 @@ TEST_F(Bf16, TransformedConvolutionsOfWholeNumbersAreExact) {
   }
 }
 
+// The one over a single channel, which is pooled in registers, stays f32; the other pools after it.
+TEST_F(Bf16, PooledConvolutionsOfWholeNumbersAreExact) {
+  Graph g;
+  g.add_input("x", DType::f32, {-1, 1, 13, 12});
+  std::string h = "x";
+  for (const Shape& shape : {Shape{8, 1, 3, 3}, Shape{5, 8, 3, 3}}) {
+    Tensor w = f32(shape, -1.4, 1.4);
+    for (float& v : w.mutable_data<float>()) v = std::nearbyint(v);
+    h = g.add("Conv", {h, g.add_initializer(g.fresh("w"), std::move(w))}, {{"pads", Ints{1, 1, 1, 1}}});
+    h = g.add("MaxPool", {h}, {{"kernel_shape", Ints{2, 2}}, {"strides", Ints{2, 2}}});
+  }
+  g.add("Flatten", {h}, {}, "y");
+  g.outputs.push_back({"y", DType::f32, {}, {}, false});
+  const Tensor x = whole({3, 1, 13, 12});
+  std::string why;
+  const Tensor fast = run(g, x, asked(), &why);
+  const Tensor plain = run(g, x, {.backends = {&reference_backend()}});
+  EXPECT_TRUE(equal_bits(fast, plain)) << why;
+  for (const char* kernel : {"of one channel", "bf16", "(MaxPool)"})
+    EXPECT_NE(why.find(kernel), std::string::npos) << kernel << "\n" << why;
+}
+
 TEST_F(Bf16, TransformedConvolutionsErrLessThanTwiceAsMuchAsPlainOnes) {
   Graph g;
   Graph by_rounded;  // the plain sum of rounded operands, in f32

@@ -208,6 +208,25 @@ TEST_F(ChannelsLast, PooledConvolutionsAgreeWhateverTheImage) {
   }
 }
 
+TEST_F(ChannelsLast, FlattenedImagesAreReadAsTheyLie) {
+  if (!__builtin_cpu_supports("avx2")) GTEST_SKIP();
+  for (const bool gemm : {false, true}) {
+    Graph g;
+    g.add_input("x", DType::f32, {-1, 1, 10, 13});
+    const std::string h = g.add("MaxPool", {conv(g, "x", {6, 1, 3, 3})}, {{"kernel_shape", Ints{3, 2}}});
+    if (gemm) {
+      const std::string flat = g.add("Flatten", {h});
+      g.add("Gemm", {flat, weights(g, {5, 6 * 8 * 12}), weights(g, {5})}, {{"transB", std::int64_t{1}}}, "y");
+    } else {
+      const std::string flat = g.add("Reshape", {h, g.add_initializer("sizes", Tensor::of<std::int64_t>({2}, {0, -1}))});
+      g.add("MatMul", {flat, weights(g, {6 * 8 * 12, 5})}, {}, "y");
+    }
+    g.outputs.push_back({"y", DType::f32, {}, {}, false});
+    const std::string why = agree(g, t({3, 1, 10, 13}));
+    EXPECT_EQ(why.find("(Transpose)"), std::string::npos) << why;
+  }
+}
+
 TEST_F(ChannelsLast, TransposesAgree) {
   for (const Shape& shape : {Shape{2, 3, 4, 5}, Shape{1, 17, 9, 3}, Shape{2, 8, 16, 8}, Shape{3, 1, 33, 2}}) {
     Ints perm = {0, 1, 2, 3};

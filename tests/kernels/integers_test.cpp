@@ -329,6 +329,28 @@ TEST_F(Integers, AQuantisedResidualNetworkRunsOnIntegersWithinOneQuantum) {
   }
 }
 
+TEST_F(Integers, FlattenedImagesAreReadAsTheyLie) {
+  Graph g;
+  g.add_input("x", DType::f32, {-1, 1, 10, 13});
+  Writer w(g, random_, false);
+  std::string h = w.through(g.add("Relu", {w.conv(w.through("x", 0.01F, 128), {6, 1, 3, 3})}), 0.01F, 0);
+  h = w.through(g.add("MaxPool", {h}, {{"kernel_shape", Ints{2, 2}}, {"strides", Ints{2, 2}}}), 0.01F, 0);
+  h = g.add("Flatten", {h});
+  const float quantum = 0.02F;
+  h = g.add("Gemm", {w.through(h, 0.01F, 0), w.known({6 * 5 * 6, 5}, 1, 0.005), w.row(5)});
+  g.add("Identity", {w.through(h, quantum, 128)}, {}, "y");
+  g.outputs.push_back({"y", DType::f32, {}, {}, false});
+  const Tensor x = f32({3, 1, 10, 13}, -1.2, 1.2);
+  std::string why;
+  const auto fast = run(g, {x}, {}, &why);
+  const auto plain = run(g, {x}, {.backends = {&reference_backend()}, .fold = false, .fuse = false});
+  ASSERT_TRUE(fast.has_value()) << fast.error().message;
+  ASSERT_TRUE(plain.has_value()) << plain.error().message;
+  expect_within(*fast, *plain, static_cast<double>(quantum), 2, why);
+  EXPECT_EQ(why.find("(Transpose)"), std::string::npos) << why;
+  same_everywhere(g, {x}, "network");
+}
+
 TEST_F(Integers, ADeepSumThatCouldOverflowAndOddWeightsStayFloatAndSaySo) {
   Graph g;
   g.add_input("x", DType::f32, {-1, 8});
