@@ -1,0 +1,230 @@
+// The gradient of a convolution's weights from blocks of channels in bfloat16 (BlockConvWeightGrad, kernels/ops/blocks.hpp), by
+// AVX512_BF16.
+//
+// For each place of the kernel it is a product of matrices: the gradients, maps by pixels, times what they met there, pixels by channels.
+// Both are brought into pairs of pixels for some images at a time, a few hundred pairs, so that a tile's sums stay in registers for long:
+// the gradients once, and the values once for each column of the kernel, for its rows only move where their pairs are read. Rows that
+// meet nothing but padding are left out. A part is some of the maps, or some of the images, whose sums are added then;
+// what is a part follows from shapes alone: the bits do not depend on the threads.
+#include <algorithm>
+#include <vector>
+
+#include "kernels/cpu/half_tiles.hpp"
+#include "kernels/cpu/isa.hpp"
+#include "kernels/cpu/makers.hpp"
+#include "kernels/ops/blocks.hpp"
+#include "kernels/parallel.hpp"
+#include "runtime/base/format.hpp"
+
+namespace falaj::kernels::cpu {
+namespace {
+
+constexpr std::int64_t kPartsMax = 4;
+constexpr std::int64_t kPairsMax = 512;                       // at a time, if an image has no more
+constexpr std::int64_t kWorkOfParts = std::int64_t{1} << 24;  // products that are worth parts
+
+Error refuse(std::string_view why) { return Error{ErrorCode::unimplemented, format("avx512-bf16 gradient of weights: {}", why)}; }
+std::int64_t aligned(std::int64_t floats) { return (floats + 15) / 16 * 16; }
+
+// `pairs` pairs of pixels of a row that has `size`: from pixel `first` on, every `step`-th; zeros where there is none.
+FALAJ_AVX512_BF16 inline __m512i pixel(const Half* row, std::int64_t at, std::int64_t size) {
+  if (at < 0 || at >= size) return _mm512_setzero_si512();
+  return _mm512_zextsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + at * kBlockChannels)));
+}
+FALAJ_AVX512_BF16 inline void pair_up(const Half* row, std::int64_t size, std::int64_t first, std::int64_t step, std::int64_t pairs,
+                                      Half* to) {
+  for (std::int64_t at = first; pairs > 0; --pairs, at += 2 * step, to += kPair) {
+    __m512i both;
+    if (step == 1 && at >= 0 && at + 1 < size) {
+      both = _mm512_loadu_si512(row + at * kBlockChannels);
+    } else {
+      both = _mm512_inserti64x4(pixel(row, at, size), _mm512_castsi512_si256(pixel(row, at + step, size)), 1);
+    }
+    _mm512_store_si512(to, paired(both));
+  }
+}
+
+// Planes of blocks, of which every `rows_step`-th row is brought into pairs, all of them behind one another.
+struct Packing {
+  std::int64_t rows, size, plane;  // that a plane has: rows, pixels of a row; how far apart planes lie
+  std::int64_t first_row, rows_step, first, step;
+  std::int64_t pairs;  // of a row
+};
+FALAJ_AVX512_BF16 void pack_plane(const Packing& p, const Half* x, Half* to) {
+  for (std::int64_t row = p.first_row; row < p.rows; row += p.rows_step, to += p.pairs * kPair)
+    pair_up(x + row * p.size * kBlockChannels, p.size, p.first, p.step, p.pairs, to);
+}
+
+// What a tile is summed over: runs of pairs, one for each image.
+struct Runs {
+  std::int64_t images, pairs;
+  std::int64_t slopes_apart, values_apart;  // elements from image to image
+};
+template <int kPanels>
+FALAJ_AVX512_BF16 void tile(const Runs& runs, const Half* slopes, const Half* values, std::int64_t panel, bool more, float* to,
+                            std::int64_t apart) {
+  __m512 sum[kTileRows][kPanels];
+  clear(sum);
+  for (std::int64_t n = 0; n < runs.images; ++n)
+    add_up<kPanels>(Columns{slopes + n * runs.slopes_apart}, values + n * runs.values_apart, panel, runs.pairs, sum);
+  FALAJ_UNROLL
+  for (int r = 0; r < kTileRows; ++r) {
+    FALAJ_UNROLL
+    for (int c = 0; c < kPanels; ++c) {
+      float* at = to + r * apart + c * kHalfPanel;
+      _mm512_storeu_ps(at, more ? _mm512_add_ps(_mm512_loadu_ps(at), sum[r][c]) : sum[r][c]);
+    }
+  }
+}
+constexpr std::array kTiles = {tile<1>, tile<2>, tile<3>};
+
+class BlockWeightGrad final : public Kernel {
+ public:
+  BlockWeightGrad(ConvSpec spec, std::size_t threads) : s_(std::move(spec)) {
+    const Window& w = s_.window;
+    const std::int64_t weights = s_.maps * s_.channels * w.kernel_elements();
+    const bool parts = weights * s_.batch * w.out_elements() >= kWorkOfParts;
+    row_pairs_ = (w.out[1] + 1) / 2;
+    by_images_ = weights < s_.maps * s_.batch * w.out_elements();
+    while (parts && parts_ < kPartsMax && (by_images_ ? s_.batch : s_.maps / kBlockChannels) % (2 * parts_) == 0) parts_ *= 2;
+    slots_ = std::min(parts_, static_cast<std::int64_t>(threads));
+    part_images_ = by_images_ ? s_.batch / parts_ : s_.batch;
+    part_maps_ = by_images_ ? s_.maps : s_.maps / parts_;
+    images_ = std::clamp<std::int64_t>(kPairsMax / (w.out[0] * row_pairs_), 1, part_images_);
+    for (std::int64_t k = 0; k < w.kernel[0]; ++k) rows_.push_back(rows_met(k));
+    value_rows_ = (w.in[0] + w.strides[0] - 1) / w.strides[0];
+    panel_ = images_ * std::max(w.out[0], value_rows_) * row_pairs_ * kPair;
+    term_ = aligned(part_maps_ * s_.channels * w.kernel_elements());
+  }
+  void run(const Io& io) const override {
+    in_slots(io, parts_, slots_, [&](std::int64_t part, std::int64_t slot) {
+      float* to = term(io, by_images_ ? part : slot);
+      run_part(io, part, slot, to);
+      if (!by_images_) write(to, 0, part_maps_, io.output<float>(0) + part * part_maps_ * s_.channels * s_.window.kernel_elements());
+    });
+    if (by_images_) in_ranges(io, s_.maps, kBlockChannels, [&](std::int64_t first, std::int64_t last) { sum_up(io, first, last); });
+  }
+  [[nodiscard]] std::size_t scratch_bytes() const override {
+    const std::int64_t terms = (by_images_ ? parts_ : slots_) * term_;
+    return static_cast<std::size_t>(terms) * sizeof(float) + static_cast<std::size_t>(slots_ * panels() * panel_) * sizeof(Half);
+  }
+  [[nodiscard]] std::string_view implementation() const override { return "avx512-bf16 gradient of weights"; }
+
+ private:
+  // Of a row of the kernel: the rows of the result that meet the input there, which follow one another, as do the rows that they meet,
+  // every stride-th of the input's: from which of the input's first ones on, and how many lie before.
+  struct Rows {
+    std::int64_t first = 0, count = 0, start = 0, before = 0;
+  };
+  [[nodiscard]] Rows rows_met(std::int64_t k) const {
+    const Window& w = s_.window;
+    Rows rows;
+    for (std::int64_t o = 0; o < w.out[0]; ++o) {
+      const std::int64_t at = o * w.strides[0] + k * w.dilations[0] - w.pad_begin[0];
+      if (at < 0 || at >= w.in[0]) continue;
+      if (rows.count++ == 0) rows = {o, 1, at % w.strides[0], at / w.strides[0]};
+    }
+    return rows;
+  }
+  [[nodiscard]] std::int64_t panels() const { return part_maps_ / kBlockChannels + s_.channels / kBlockChannels; }
+  [[nodiscard]] float* term(const Io& io, std::int64_t i) const { return reinterpret_cast<float*>(io.scratch) + i * term_; }
+
+  void run_part(const Io& io, std::int64_t part, std::int64_t slot, float* to) const {
+    const std::int64_t first_map = by_images_ ? 0 : part * part_maps_;
+    const std::int64_t begin = by_images_ ? part * part_images_ : 0;
+    auto* dy = reinterpret_cast<Half*>(term(io, by_images_ ? parts_ : slots_)) + slot * panels() * panel_;
+    Half* x = dy + part_maps_ / kBlockChannels * panel_;
+    const Window& w = s_.window;
+    const std::int64_t row = row_pairs_ * kPair;
+    for (std::int64_t n = begin; n < begin + part_images_; n += images_) {
+      const std::int64_t images = std::min(images_, begin + part_images_ - n);
+      const Packing whole{w.out[0], w.out[1], w.out_elements() * kBlockChannels, 0, 1, 0, 1, row_pairs_};
+      pack(whole, io.input<Half>(0), s_.maps, n, images, {first_map, part_maps_}, w.out[0], dy);
+      for (std::int64_t l = 0; l < w.kernel[1]; ++l) {
+        for (std::int64_t start = 0; start < w.strides[0]; ++start) {
+          if (std::ranges::none_of(rows_, [&](const Rows& rows) { return rows.start == start; })) continue;
+          const std::int64_t first = l * w.dilations[1] - w.pad_begin[1];
+          const Packing some{w.in[0], w.in[1], w.in_elements() * kBlockChannels, start, w.strides[0], first, w.strides[1], row_pairs_};
+          pack(some, io.input<Half>(1), s_.channels, n, images, {0, s_.channels}, value_rows_, x);
+          for (std::int64_t k = 0; k < w.kernel[0]; ++k) {
+            const Rows& rows = rows_[static_cast<std::size_t>(k)];
+            if (rows.start != start) continue;
+            const Runs runs{images, rows.count * row_pairs_, w.out[0] * row, value_rows_ * row};
+            multiply(runs, dy + rows.first * row, x + rows.before * row, n > begin, to + (k * w.kernel[1] + l) * part_maps_ * s_.channels);
+          }
+        }
+      }
+    }
+  }
+  struct Range {
+    std::int64_t first, count;
+  };
+  // Some channels of some images, each image's rows with room for `rows`.
+  void pack(const Packing& p, const Half* from, std::int64_t channels, std::int64_t first, std::int64_t images, Range range,
+            std::int64_t rows, Half* to) const {
+    for (std::int64_t b = 0; b < range.count / kBlockChannels; ++b) {
+      for (std::int64_t i = 0; i < images; ++i) {
+        const std::int64_t plane = (first + i) * (channels / kBlockChannels) + range.first / kBlockChannels + b;
+        pack_plane(p, from + plane * p.plane, to + b * panel_ + i * rows * row_pairs_ * kPair);
+      }
+    }
+  }
+  // For one place of the kernel: [maps, channels].
+  void multiply(const Runs& runs, const Half* dy, const Half* x, bool more, float* to) const {
+    const std::int64_t all = s_.channels / kBlockChannels;
+    for (std::int64_t c = 0; c < all;) {
+      const std::int64_t panels = panels_at_once(all - c);
+      const auto run = kTiles[static_cast<std::size_t>(panels - 1)];
+      for (std::int64_t m = 0; m < part_maps_; m += kTileRows) {
+        const Half* rows = dy + m / kBlockChannels * panel_ + m % kBlockChannels * 2;
+        run(runs, rows, x + c * panel_, panel_, more, to + m * s_.channels + c * kBlockChannels, s_.channels);
+      }
+      c += panels;
+    }
+  }
+  // Some maps of a term as ONNX has weights.
+  void write(const float* from, std::int64_t first, std::int64_t last, float* to) const {
+    const std::int64_t places = s_.window.kernel_elements();
+    const std::int64_t apart = part_maps_ * s_.channels;
+    for (std::int64_t m = first; m < last; ++m) {
+      const float* row = from + m * s_.channels;
+      float* at = to + m * s_.channels * places;
+      for (std::int64_t c = 0; c < s_.channels; ++c) {
+        for (std::int64_t p = 0; p < places; ++p) *at++ = row[p * apart + c];
+      }
+    }
+  }
+  void sum_up(const Io& io, std::int64_t first, std::int64_t last) const {
+    for (std::int64_t part = 1; part < parts_; ++part) {
+      for (std::int64_t p = 0; p < s_.window.kernel_elements(); ++p) {
+        float* sum = term(io, 0) + p * s_.maps * s_.channels;
+        const float* more = term(io, part) + p * s_.maps * s_.channels;
+        for (std::int64_t i = first * s_.channels; i < last * s_.channels; ++i) sum[i] += more[i];
+      }
+    }
+    write(term(io, 0), first, last, io.output<float>(0));
+  }
+
+  ConvSpec s_;
+  bool by_images_ = false;
+  std::int64_t parts_ = 1, slots_ = 1;
+  std::int64_t part_images_ = 0, part_maps_ = 0;
+  std::int64_t images_ = 1;      // packed at a time
+  std::int64_t row_pairs_ = 0;   // of a row of the result
+  std::int64_t value_rows_ = 0;  // of an image's packed values
+  std::int64_t panel_ = 0;       // elements of a packed panel
+  std::int64_t term_ = 0;        // floats of a part's sums: [places, maps, channels]
+  std::vector<Rows> rows_;       // by row of the kernel
+};
+
+}  // namespace
+
+Result<KernelPtr> make_block_weight_grad(const KernelCall& call) {
+  if (!has_avx512_bf16()) return refuse("this CPU has no AVX512_BF16");
+  if (call.in(0).dtype != DType::bf16 || call.in(1).dtype != DType::bf16) return refuse("only blocks in bfloat16");
+  FALAJ_ASSIGN(auto spec, block_conv_spec(call));
+  if (call.in(0).shape.elements() == 0 || call.in(1).shape.elements() == 0) return refuse("nothing to compute");
+  return std::make_unique<BlockWeightGrad>(std::move(spec), call.threads);
+}
+
+}  // namespace falaj::kernels::cpu
