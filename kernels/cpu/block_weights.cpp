@@ -2,12 +2,12 @@
 // AVX512_BF16.
 //
 // For each place of the kernel it is a product of matrices: the gradients, maps by pixels, times what they met there, pixels by channels.
-// Both are brought into pairs of pixels for some images at a time, a few hundred pairs, so that a tile's sums stay in registers for long:
-// the gradients once, and the values once for each column of the kernel, for its rows only move where their pairs are read. Rows that
-// meet nothing but padding are left out. A part is some of the maps, or some of the images, whose sums are added then;
-// what is a part follows from shapes alone: the bits do not depend on the threads.
+// Both are brought into pairs of pixels, a few hundred at a time, of some images or of some rows of one, so that a tile's sums stay in
+// registers for long: the gradients once, and the values once for each column of the kernel, for its rows only move where their pairs are
+// read. Rows that meet nothing but padding are left out. A part is some of the maps, or some of the images, whose sums are added then; what
+// is a part follows from shapes alone: the bits do not depend on the threads.
 #include <algorithm>
-#include <vector>
+#include <array>
 
 #include "kernels/cpu/half_tiles.hpp"
 #include "kernels/cpu/isa.hpp"
@@ -44,15 +44,15 @@ FALAJ_AVX512_BF16 inline void pair_up(const Half* row, std::int64_t size, std::i
   }
 }
 
-// Planes of blocks, of which every `rows_step`-th row is brought into pairs, all of them behind one another.
+// Rows of planes of blocks, brought into pairs, all of them behind one another.
 struct Packing {
-  std::int64_t rows, size, plane;  // that a plane has: rows, pixels of a row; how far apart planes lie
-  std::int64_t first_row, rows_step, first, step;
-  std::int64_t pairs;  // of a row
+  std::int64_t first_row, rows, rows_step;
+  std::int64_t size, plane;  // pixels of a row; how far apart planes lie
+  std::int64_t first, step, pairs;
 };
 FALAJ_AVX512_BF16 void pack_plane(const Packing& p, const Half* x, Half* to) {
-  for (std::int64_t row = p.first_row; row < p.rows; row += p.rows_step, to += p.pairs * kPair)
-    pair_up(x + row * p.size * kBlockChannels, p.size, p.first, p.step, p.pairs, to);
+  for (std::int64_t i = 0; i < p.rows; ++i, to += p.pairs * kPair)
+    pair_up(x + (p.first_row + i * p.rows_step) * p.size * kBlockChannels, p.size, p.first, p.step, p.pairs, to);
 }
 
 // What a tile is summed over: runs of pairs, one for each image.
@@ -91,9 +91,10 @@ class BlockWeightGrad final : public Kernel {
     part_images_ = by_images_ ? s_.batch / parts_ : s_.batch;
     part_maps_ = by_images_ ? s_.maps : s_.maps / parts_;
     images_ = std::clamp<std::int64_t>(kPairsMax / (w.out[0] * row_pairs_), 1, part_images_);
-    for (std::int64_t k = 0; k < w.kernel[0]; ++k) rows_.push_back(rows_met(k));
-    value_rows_ = (w.in[0] + w.strides[0] - 1) / w.strides[0];
-    panel_ = images_ * std::max(w.out[0], value_rows_) * row_pairs_ * kPair;
+    band_ = std::clamp<std::int64_t>(kPairsMax / row_pairs_, 1, w.out[0]);
+    // What a band meets: from row to row of the kernel it moves by the dilation.
+    value_rows_ = std::min((w.in[0] + w.strides[0] - 1) / w.strides[0], band_ + (w.extent(0) - 1) / w.strides[0] + 1);
+    panel_ = images_ * std::max(band_, value_rows_) * row_pairs_ * kPair;
     term_ = aligned(part_maps_ * s_.channels * w.kernel_elements());
   }
   void run(const Io& io) const override {
@@ -111,20 +112,35 @@ class BlockWeightGrad final : public Kernel {
   [[nodiscard]] std::string_view implementation() const override { return "avx512-bf16 gradient of weights"; }
 
  private:
-  // Of a row of the kernel: the rows of the result that meet the input there, which follow one another, as do the rows that they meet,
-  // every stride-th of the input's: from which of the input's first ones on, and how many lie before.
+  struct Range {
+    std::int64_t first, count;
+  };
+  // Of a row of the kernel: the rows of a band of the result that meet the input there, which follow one another, as do the rows that they
+  // meet, every stride-th of the input's: from which of its first ones on, and how many lie before.
   struct Rows {
     std::int64_t first = 0, count = 0, start = 0, before = 0;
   };
-  [[nodiscard]] Rows rows_met(std::int64_t k) const {
+  [[nodiscard]] Rows rows_met(std::int64_t k, Range band) const {
     const Window& w = s_.window;
     Rows rows;
-    for (std::int64_t o = 0; o < w.out[0]; ++o) {
+    for (std::int64_t o = band.first; o < band.first + band.count; ++o) {
       const std::int64_t at = o * w.strides[0] + k * w.dilations[0] - w.pad_begin[0];
       if (at < 0 || at >= w.in[0]) continue;
-      if (rows.count++ == 0) rows = {o, 1, at % w.strides[0], at / w.strides[0]};
+      if (rows.count++ == 0) rows = {o - band.first, 1, at % w.strides[0], at / w.strides[0]};
     }
     return rows;
+  }
+  // Of all rows of the kernel that start there: what they meet together.
+  [[nodiscard]] Range values_met(std::int64_t start, Range band) const {
+    std::int64_t first = s_.window.in[0];
+    std::int64_t last = 0;
+    for (std::int64_t k = 0; k < s_.window.kernel[0]; ++k) {
+      const Rows rows = rows_met(k, band);
+      if (rows.start != start || rows.count == 0) continue;
+      first = std::min(first, rows.before);
+      last = std::max(last, rows.before + rows.count);
+    }
+    return {first, std::max<std::int64_t>(last - first, 0)};
   }
   [[nodiscard]] std::int64_t panels() const { return part_maps_ / kBlockChannels + s_.channels / kBlockChannels; }
   [[nodiscard]] float* term(const Io& io, std::int64_t i) const { return reinterpret_cast<float*>(io.scratch) + i * term_; }
@@ -134,37 +150,41 @@ class BlockWeightGrad final : public Kernel {
     const std::int64_t begin = by_images_ ? part * part_images_ : 0;
     auto* dy = reinterpret_cast<Half*>(term(io, by_images_ ? parts_ : slots_)) + slot * panels() * panel_;
     Half* x = dy + part_maps_ / kBlockChannels * panel_;
+    for (std::int64_t n = begin; n < begin + part_images_; n += images_) {
+      const Range images{n, std::min(images_, begin + part_images_ - n)};
+      for (std::int64_t o = 0; o < s_.window.out[0]; o += band_) {
+        const Range band{o, std::min(band_, s_.window.out[0] - o)};
+        run_band(io, images, band, {first_map, part_maps_}, dy, x, n > begin || o > 0, to);
+      }
+    }
+  }
+  void run_band(const Io& io, Range images, Range band, Range maps, Half* dy, Half* x, bool more, float* to) const {
     const Window& w = s_.window;
     const std::int64_t row = row_pairs_ * kPair;
-    for (std::int64_t n = begin; n < begin + part_images_; n += images_) {
-      const std::int64_t images = std::min(images_, begin + part_images_ - n);
-      const Packing whole{w.out[0], w.out[1], w.out_elements() * kBlockChannels, 0, 1, 0, 1, row_pairs_};
-      pack(whole, io.input<Half>(0), s_.maps, n, images, {first_map, part_maps_}, w.out[0], dy);
-      for (std::int64_t l = 0; l < w.kernel[1]; ++l) {
-        for (std::int64_t start = 0; start < w.strides[0]; ++start) {
-          if (std::ranges::none_of(rows_, [&](const Rows& rows) { return rows.start == start; })) continue;
-          const std::int64_t first = l * w.dilations[1] - w.pad_begin[1];
-          const Packing some{w.in[0], w.in[1], w.in_elements() * kBlockChannels, start, w.strides[0], first, w.strides[1], row_pairs_};
-          pack(some, io.input<Half>(1), s_.channels, n, images, {0, s_.channels}, value_rows_, x);
-          for (std::int64_t k = 0; k < w.kernel[0]; ++k) {
-            const Rows& rows = rows_[static_cast<std::size_t>(k)];
-            if (rows.start != start) continue;
-            const Runs runs{images, rows.count * row_pairs_, w.out[0] * row, value_rows_ * row};
-            multiply(runs, dy + rows.first * row, x + rows.before * row, n > begin, to + (k * w.kernel[1] + l) * part_maps_ * s_.channels);
-          }
+    const std::int64_t plane = w.in_elements() * kBlockChannels;
+    pack({band.first, band.count, 1, w.out[1], w.out_elements() * kBlockChannels, 0, 1, row_pairs_}, io.input<Half>(0), s_.maps, images,
+         maps, band.count, dy);
+    for (std::int64_t l = 0; l < w.kernel[1]; ++l) {
+      for (std::int64_t start = 0; start < w.strides[0]; ++start) {
+        const Range values = values_met(start, band);
+        const std::int64_t first = l * w.dilations[1] - w.pad_begin[1];
+        pack({start + values.first * w.strides[0], values.count, w.strides[0], w.in[1], plane, first, w.strides[1], row_pairs_},
+             io.input<Half>(1), s_.channels, images, {0, s_.channels}, value_rows_, x);
+        for (std::int64_t k = 0; k < w.kernel[0]; ++k) {
+          const Rows rows = rows_met(k, band);
+          if (rows.start != start) continue;
+          const Runs runs{images.count, rows.count * row_pairs_, band.count * row, value_rows_ * row};
+          const std::int64_t skipped = rows.count == 0 ? 0 : rows.before - values.first;
+          multiply(runs, dy + rows.first * row, x + skipped * row, more, to + (k * w.kernel[1] + l) * part_maps_ * s_.channels);
         }
       }
     }
   }
-  struct Range {
-    std::int64_t first, count;
-  };
   // Some channels of some images, each image's rows with room for `rows`.
-  void pack(const Packing& p, const Half* from, std::int64_t channels, std::int64_t first, std::int64_t images, Range range,
-            std::int64_t rows, Half* to) const {
+  void pack(const Packing& p, const Half* from, std::int64_t channels, Range images, Range range, std::int64_t rows, Half* to) const {
     for (std::int64_t b = 0; b < range.count / kBlockChannels; ++b) {
-      for (std::int64_t i = 0; i < images; ++i) {
-        const std::int64_t plane = (first + i) * (channels / kBlockChannels) + range.first / kBlockChannels + b;
+      for (std::int64_t i = 0; i < images.count; ++i) {
+        const std::int64_t plane = (images.first + i) * (channels / kBlockChannels) + range.first / kBlockChannels + b;
         pack_plane(p, from + plane * p.plane, to + b * panel_ + i * rows * row_pairs_ * kPair);
       }
     }
@@ -210,11 +230,11 @@ class BlockWeightGrad final : public Kernel {
   std::int64_t parts_ = 1, slots_ = 1;
   std::int64_t part_images_ = 0, part_maps_ = 0;
   std::int64_t images_ = 1;      // packed at a time
+  std::int64_t band_ = 1;        // of rows of the result, likewise
   std::int64_t row_pairs_ = 0;   // of a row of the result
   std::int64_t value_rows_ = 0;  // of an image's packed values
   std::int64_t panel_ = 0;       // elements of a packed panel
   std::int64_t term_ = 0;        // floats of a part's sums: [places, maps, channels]
-  std::vector<Rows> rows_;       // by row of the kernel
 };
 
 }  // namespace

@@ -191,6 +191,26 @@ TEST_F(InBlocks, WhatIsBetweenConvolutionsIsAsTheReferenceHasIt) {
   }
 }
 
+// Images that are summed over by bands of their rows, and kernels that move by more than a row.
+TEST_F(InBlocks, GradientsOfWeightsOfLargeImagesAreThoseOfTheReference) {
+  for (int round = 0; round < 6; ++round) {
+    const std::int64_t stride = up_to(3);
+    const std::int64_t dilation = up_to(3);
+    const std::int64_t kernel = up_to(4);
+    const std::int64_t pad = up_to(3) - 1;
+    const std::int64_t high = 40 + up_to(30);
+    const std::int64_t wide = 60 + up_to(40);
+    const auto out = [&](std::int64_t in) { return (in + 2 * pad - (kernel - 1) * dilation - 1) / stride + 1; };
+    const Attributes attributes{{"pads", Ints{pad, pad, pad, pad}},
+                                {"strides", Ints{stride, stride}},
+                                {"dilations", Ints{dilation, dilation}},
+                                {"half", std::int64_t{1}}};
+    const Tensor x = draw({2, 1, high, wide, 16}, DType::bf16);
+    const Tensor dy = draw({2, 2, out(high), out(wide), 16}, DType::bf16);
+    compare(node("BlockConvWeightGrad", 1, attributes), {dy, x, draw({32, 16, kernel, kernel})}, 1e-3);
+  }
+}
+
 TEST_F(InBlocks, PoolsAreThoseOfTheReference) {
   for (int round = 0; round < 12; ++round) {
     const DType type = round % 2 == 0 ? DType::bf16 : DType::f32;
