@@ -28,7 +28,7 @@ Result<KernelPtr> make_dnnl_conv(const KernelCall& call);          // Conv, Conv
 Result<KernelPtr> make_bf16_product(const KernelCall& call);       // MatMul and Gemm by oneDNN, operands rounded to bfloat16 in the run
 Result<KernelPtr> make_bf16_conv(const KernelCall& call);          // Conv and its gradients, likewise
 Result<KernelPtr> make_block_conv(const KernelCall& call);         // ai.falaj's BlockConv and its gradients by oneDNN
-Result<KernelPtr> make_block_weight_grad(const KernelCall& call);  // BlockConvWeightGrad of bfloat16 by our own tiles
+Result<KernelPtr> make_block_weight_grad(const KernelCall& call);  // BlockConvWeightGrad by our own tiles
 Result<KernelPtr> make_block_reorder(const KernelCall& call);      // ToBlocks FromBlocks
 Result<KernelPtr> make_blocks(const KernelCall& call);             // what is between convolutions on blocks of channels
 Result<KernelPtr> make_block_pool(const KernelCall& call);         // BlockPool and its gradients
