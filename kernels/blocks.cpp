@@ -72,8 +72,9 @@ class Blocker {
       if (!one_group(node) || !fits(node.inputs[0])) return Kind::other;
       return node.op == "ConvDataGrad" ? Kind::data_grad : Kind::weight_grad;
     }
-    if (ours && node.op == "BatchNormalization") return fits(node.inputs[0]) ? Kind::norm : Kind::other;
-    if (ours && node.op == "BatchNormalizationTrainingGrad") return two() ? Kind::norm_grad : Kind::other;
+    if (node.op == "BatchNormalization") return fits(node.inputs[0]) && (ours || is_fixed(node)) ? Kind::norm : Kind::other;
+    if (ours && (node.op == "BatchNormalizationTrainingGrad" || node.op == "BatchNormalizationGrad"))
+      return two() ? Kind::norm_grad : Kind::other;
     if (!ours && node.op == "Relu") return fits(node.inputs[0]) ? Kind::relu : Kind::other;
     if (ours && node.op == "ReluGrad") return two() ? Kind::relu_grad : Kind::other;
     if (!ours && node.op == "ReduceSum") return fits(node.inputs[0]) && sums_channels(node) ? Kind::sums : Kind::other;
@@ -86,6 +87,11 @@ class Blocker {
     const bool sum = !ours && node.op == "Add";
     return sum && two() && type(node.inputs[0]).shape == type(node.inputs[1]).shape ? Kind::add : Kind::other;
   }
+  // A normalisation, or a gradient of one, by statistics that are given.
+  [[nodiscard]] bool is_fixed(const Node& node) const {
+    if (node.domain == kFalaj) return node.op == "BatchNormalizationGrad";
+    return node.outputs.size() == 1 && attr_int(node, "training_mode", 0).value_or(1) == 0 && graph_.opset(node.domain) >= 9;
+  }
   static bool one_group(const Node& node) { return attr_int(node, "group", 1).value_or(0) == 1; }
 
   // With dilations, versions of the standard differ in what some means divide by.
@@ -96,7 +102,7 @@ class Blocker {
   }
   // As the gradient of a convolution's bias is.
   [[nodiscard]] bool sums_channels(const Node& node) const {
-    const Tensor* axes = node.inputs.size() > 1 ? type(node.inputs[1]).constant : nullptr;
+    const Tensor* axes = node.inputs.size() > 1 && !node.inputs[1].empty() ? type(node.inputs[1]).constant : nullptr;
     return axes != nullptr && attr_int(node, "keepdims", 1).value_or(1) == 0 &&
            std::ranges::equal(axes->data<std::int64_t>(), Ints{0, 2, 3});
   }
@@ -226,6 +232,8 @@ class Blocker {
     const Node& node = graph_.nodes[*norm];
     const auto epsilon = [](const Node& of) { return attr_float(of, "epsilon", static_cast<double>(1e-5F)).value_or(-1); };
     const bool same = node.inputs[0] == grad.inputs[1] && node.inputs[1] == grad.inputs[2] && epsilon(node) == epsilon(grad);
+    if (is_fixed(node) != is_fixed(grad)) return {};
+    if (is_fixed(node) && !std::equal(node.inputs.begin() + 3, node.inputs.end(), grad.inputs.begin() + 3)) return {};
     return same ? norm : std::nullopt;
   }
 
@@ -261,10 +269,10 @@ class Blocker {
     if (plain) make("FromBlocks", {}, {blocks(value)}, {value});
   }
   // Mean and variance of x, once; with what they move, where the normalisation does that.
-  std::string statistics(const Node& norm, bool forward) {
+  std::string statistics(const Node& norm) {
     const std::string& x = norm.inputs[0];
     std::string name = name_of(x, "statistics");
-    const bool moves = forward && norm.outputs.size() > 1;
+    const bool moves = norm.outputs.size() > 1;
     if (!there_.insert(name).second) {
       if (!moves) return name;
       name = graph_.fresh(name);
@@ -277,6 +285,12 @@ class Blocker {
     }
     made_.push_back(std::move(node));
     return name_of(x, "statistics");
+  }
+  // Those that a node is given, in the same form.
+  std::string given_statistics(const Node& node) {
+    std::string name = name_of(node.inputs[3] + "/" + node.inputs[4], "statistics");
+    if (there_.insert(name).second) make("GivenStatistics", node, {node.inputs[3], node.inputs[4]}, {name});
+    return name;
   }
   static Attributes attributes_of(const Node& norm, bool relu) {
     Attributes attributes;
@@ -362,7 +376,8 @@ class Blocker {
   }
 
   void rewrite_norm(const Node& norm, const std::string& y, bool relu, const std::string& addend) {
-    std::vector<std::string> inputs = {blocks(norm.inputs[0]), statistics(norm, true), norm.inputs[1], norm.inputs[2]};
+    std::vector<std::string> inputs = {blocks(norm.inputs[0]), is_fixed(norm) ? given_statistics(norm) : statistics(norm), norm.inputs[1],
+                                       norm.inputs[2]};
     if (!addend.empty()) inputs.push_back(blocks(addend));
     make("BlockNorm", norm, std::move(inputs), {blocks(y)}, attributes_of(norm, relu));
   }
@@ -387,12 +402,16 @@ class Blocker {
     if (f.passed) inputs.push_back(graph_.nodes[*f.passed].inputs[2]);
     std::vector<std::string> outputs = node.outputs;
     if (!outputs[0].empty()) outputs[0] = blocks(outputs[0]);
-    make("BlockNormGrad", node, std::move(inputs), std::move(outputs), attributes_of(node, f.passed.has_value()));
+    Attributes attributes = attributes_of(node, f.passed.has_value());
+    if (is_fixed(node)) attributes["fixed"] = std::int64_t{1};
+    make("BlockNormGrad", node, std::move(inputs), std::move(outputs), std::move(attributes));
   }
   std::string statistics_of(const Node& grad) {
+    if (is_fixed(grad)) return given_statistics(grad);
     Node norm = grad;
     norm.inputs = {grad.inputs[1]};
-    return statistics(norm, false);
+    norm.outputs.resize(1);
+    return statistics(norm);
   }
 
   Graph& graph_;

@@ -281,7 +281,8 @@ template <class L, bool kRelu>
 class NormGrad final : public Normal {
  public:
   using Element = typename L::Element;
-  NormGrad(const Blocks& b, double epsilon, std::size_t outputs) : Normal(b, epsilon), totals_(b), outputs_(outputs) {}
+  NormGrad(const Blocks& b, double epsilon, bool fixed, std::size_t outputs)
+      : Normal(b, epsilon), totals_(b), fixed_(fixed), outputs_(outputs) {}
   void run(const Io& io) const override {
     Coefficients* c = coefficients(io, 2, kRelu);
     const auto* dy = io.input<Element>(0);
@@ -298,8 +299,8 @@ class NormGrad final : public Normal {
       const double factor = static_cast<double>(io.input<float>(3)[k]) * inverse;
       const double sum = sums[k / kBlockChannels][0][lane];
       const double dot = sums[k / kBlockChannels][1][lane];
-      of.slope[lane] = static_cast<float>(-factor * inverse * inverse * dot / b_.count());
-      of.offset[lane] = static_cast<float>(-factor * sum / b_.count());
+      of.slope[lane] = fixed_ ? 0.0F : static_cast<float>(-factor * inverse * inverse * dot / b_.count());
+      of.offset[lane] = fixed_ ? 0.0F : static_cast<float>(-factor * sum / b_.count());
       if (outputs_ > 1 && io.out[1] != nullptr) io.output<float>(1)[k] = static_cast<float>(dot * inverse);
       if (outputs_ > 2 && io.out[2] != nullptr) io.output<float>(2)[k] = static_cast<float>(sum);
     }
@@ -313,6 +314,7 @@ class NormGrad final : public Normal {
 
  private:
   ChannelTotals totals_;
+  bool fixed_;
   std::size_t outputs_;
 };
 
@@ -364,8 +366,9 @@ Result<KernelPtr> make(const KernelCall& call, const Blocks& b) {
   if (op == "ChannelSums") return std::make_unique<Totals<L>>(b);
   if (op == "BlockSum") return std::make_unique<Sum<L>>(b, call.has(1), call.has(2), relu != 0);
   if (op == "BlockNormGrad") {
-    if (relu != 0) return std::make_unique<NormGrad<L, true>>(b, epsilon, call.outputs.size());
-    return std::make_unique<NormGrad<L, false>>(b, epsilon, call.outputs.size());
+    FALAJ_ASSIGN(const auto fixed, attr_int(call.node, "fixed", 0));
+    if (relu != 0) return std::make_unique<NormGrad<L, true>>(b, epsilon, fixed != 0, call.outputs.size());
+    return std::make_unique<NormGrad<L, false>>(b, epsilon, fixed != 0, call.outputs.size());
   }
   if (relu != 0) {
     if (call.has(4)) return std::make_unique<Norm<L, true, true>>(b, epsilon);

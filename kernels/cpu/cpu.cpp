@@ -96,6 +96,7 @@ constexpr Entry kEntries[] = {
     {kFalaj, "HalfWeightGrad", make_half_product},
     {kFalaj, "BlockConv", make_block_conv},
     {kFalaj, "BlockConvDataGrad", make_block_conv},
+    {kFalaj, "BlockConvWeightGrad", make_block_weight_grad},
     {kFalaj, "BlockConvWeightGrad", make_block_conv},
     {kFalaj, "ToBlocks", make_block_reorder},
     {kFalaj, "FromBlocks", make_block_reorder},

@@ -3,8 +3,8 @@
 // differs is reordered in the run, into scratch memory.
 //
 // A primitive is made for a part of the work and run for each, by as many threads as there are: a few images, or one where the graph is
-// compiled to be batch-invariant; of the gradient of weights some of the maps, or some of the images, whose sums are added then. How large
-// a part is follows from shapes alone. Scratch memory is that of the parts which run at a time.
+// compiled to be batch-invariant; of the gradient of weights some of the maps, or of blocks some of the images, whose sums are added then.
+// How large a part is follows from shapes alone. Scratch memory is that of the parts which run at a time.
 #include <cstring>
 #include <unordered_map>
 
@@ -178,13 +178,11 @@ Problem problem(const ConvSpec& s, bool one_by_one, bool of_weights, bool blocks
   const Window& v = s.window;
   constexpr std::int64_t kWorkOfParts = std::int64_t{1} << 24;
   constexpr std::int64_t kMapsMin = 16;  // of a part: what the widest vectors hold
-  const std::int64_t result = conv_shape(s).elements();
-  const std::int64_t weights = s.maps * (s.channels / s.groups) * v.kernel_elements();
-  const std::int64_t work = result / std::max<std::int64_t>(s.maps, 1) * weights;
+  const std::int64_t work = conv_shape(s).elements() * (s.channels / s.groups) * v.kernel_elements();
   if (one_by_one) {
     p.images = s.batch;
-  } else if (of_weights && work >= kWorkOfParts && blocks && weights < result) {
-    p.images = std::min<std::int64_t>(equal_parts(s.batch), 4);
+  } else if (of_weights && blocks) {
+    p.images = work >= kWorkOfParts ? std::min<std::int64_t>(equal_parts(s.batch), 4) : 1;
   } else if (of_weights) {
     if (work >= kWorkOfParts && s.groups == 1)
       p.maps = std::min<std::int64_t>(equal_parts(s.maps / kMapsMin), s.maps % kMapsMin == 0 ? 4 : 1);
@@ -221,13 +219,13 @@ struct Form {
   [[nodiscard]] memory::desc wanted(const memory::dims& dims, memory::data_type plain_type) const {
     return blocks ? own(dims) : memory::desc(dims, plain_type, memory::format_tag::any);
   }
-  // Some of the maps of a tensor that has `maps` of them: images lie as far apart as before.
-  [[nodiscard]] memory::desc some_maps(const memory::dims& dims, std::int64_t maps) const {
-    memory::dims whole = dims;
-    whole[1] = maps;
-    return own(whole).submemory_desc(dims, memory::dims(dims.size(), 0));
-  }
 };
+// Some of the maps of a plain tensor that has `maps` of them: images lie as far apart as before.
+memory::desc some_maps(const memory::dims& dims, std::int64_t maps) {
+  memory::dims whole = dims;
+  whole[1] = maps;
+  return plain(whole).submemory_desc(dims, memory::dims(dims.size(), 0));
+}
 Form form_of(const ValueType& type) {
   return {is_blocks(type.shape), type.dtype == DType::bf16 ? memory::data_type::bf16 : memory::data_type::f32};
 }
@@ -286,10 +284,10 @@ Result<KernelPtr> make(const KernelCall& call, const Call& c) {
   const bool by_maps = p.maps > 1;
   memory::dims maps_of_one = p.y;
   maps_of_one[0] = 1;
-  std::vector<Side> sides = {
-      {c.y.some_maps(p.y, c.spec.maps), back.diff_dst_desc(), DNNL_ARG_DIFF_DST, by_maps ? c.y.own(maps_of_one).get_size() : y_step},
-      {c.x.own(p.x), back.src_desc(), DNNL_ARG_SRC, x_step},
-      {plain(p.w), back.diff_weights_desc(), DNNL_ARG_DIFF_WEIGHTS, by_maps ? bytes_of(p.w) : 0}};
+  std::vector<Side> sides = {{by_maps ? some_maps(p.y, c.spec.maps) : c.y.own(p.y), back.diff_dst_desc(), DNNL_ARG_DIFF_DST,
+                              by_maps ? bytes_of(maps_of_one) : y_step},
+                             {c.x.own(p.x), back.src_desc(), DNNL_ARG_SRC, x_step},
+                             {plain(p.w), back.diff_weights_desc(), DNNL_ARG_DIFF_WEIGHTS, by_maps ? bytes_of(p.w) : 0}};
   return std::make_unique<DnnlConv>(dnnl::convolution_backward_weights(back), std::move(sides), back.scratchpad_desc(),
                                     back.impl_info_str(), p.maps * p.images, call.threads, p.images > 1);
 }

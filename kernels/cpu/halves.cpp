@@ -9,6 +9,7 @@
 
 #include "kernels/cpu/amx.hpp"
 #include "kernels/cpu/finish.hpp"
+#include "kernels/cpu/half_tiles.hpp"
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/makers.hpp"
 #include "kernels/ops/matmul.hpp"
@@ -18,13 +19,8 @@
 namespace falaj::kernels::cpu {
 namespace {
 
-using Half = std::uint16_t;
-
-constexpr int kTileRows = 8;
-constexpr std::int64_t kTilePanels = 3;
 constexpr int kAmxRows = 2 * amx::kTileRows;
-constexpr std::int64_t kPartRows = 64;          // of a result: what a thread takes at a time
-constexpr std::int64_t kPair = kHalfPanel * 2;  // elements of a panel's pair of rows
+constexpr std::int64_t kPartRows = 64;  // of a result: what a thread takes at a time
 constexpr std::int64_t kHalfBytes = sizeof(Half);
 constexpr std::int64_t kPackWork = std::int64_t{1} << 14;
 
@@ -34,19 +30,6 @@ constexpr std::int64_t panels_of(std::int64_t n) { return (n + kHalfPanel - 1) /
 std::size_t aligned(std::int64_t bytes) { return static_cast<std::size_t>((bytes + 63) / 64 * 64); }
 
 // --- operands rounded and arranged ---------------------------------------------------------------------------------------------------
-
-// Two rows of sixteen lanes in bfloat16, one behind the other, and as pairs.
-FALAJ_AVX512_BF16 inline __m512i halves_of(__m512 first, __m512 second) {
-  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
-}
-FALAJ_AVX512_BF16 inline __m512i paired(__m512i both) {
-  alignas(64) static constexpr std::array<Half, 32> kFrom = [] {
-    std::array<Half, 32> from{};
-    for (std::size_t i = 0; i < 32; ++i) from[i] = static_cast<Half>(i / 2 + i % 2 * 16);
-    return from;
-  }();
-  return _mm512_permutexvar_epi16(_mm512_load_si512(kFrom.data()), both);
-}
 
 // The panels of `width` columns and `rows` rows, which lie `apart`; panels lie `panel` apart.
 FALAJ_AVX512_BF16 void pack_panels(const float* x, std::int64_t apart, std::int64_t rows, std::int64_t width, Half* to,
@@ -137,50 +120,6 @@ FALAJ_AVX512_BF16 void round_row(const float* x, std::int64_t n, Half* to) {
 
 // --- tiles ----------------------------------------------------------------------------------------------------------------------------
 
-FALAJ_AVX512_BF16 inline __m512bh pair_at(const Half* at) {
-  std::int32_t both;
-  std::memcpy(&both, at, sizeof both);
-  return reinterpret_cast<__m512bh>(_mm512_set1_epi32(both));
-}
-
-// Eight rows of the left operand: each a run of pairs, or next to one another in a panel.
-struct Rows {
-  const Half* at[kTileRows];
-};
-struct Columns {
-  const Half* at;
-};
-
-template <int kPanels, class Left>
-[[gnu::always_inline]] FALAJ_AVX512_BF16 inline void add_up(const Left& left, const Half* w, std::int64_t panel, std::int64_t pairs,
-                                                            __m512 (&sum)[kTileRows][kPanels]) {
-  FALAJ_UNROLL
-  for (auto& row : sum) {
-    FALAJ_UNROLL
-    for (auto& s : row) s = _mm512_setzero_ps();
-  }
-  const Left x = left;
-  for (std::int64_t g = 0; g < pairs; ++g, w += kPair) {
-    __m512bh right[kPanels];
-    FALAJ_UNROLL
-    for (int c = 0; c < kPanels; ++c) right[c] = reinterpret_cast<__m512bh>(_mm512_load_si512(w + c * panel));
-    FALAJ_UNROLL
-    for (int r = 0; r < kTileRows; ++r) {
-      __m512bh value;
-      if constexpr (std::is_same_v<Left, Rows>) {
-        value = pair_at(x.at[r] + 2 * g);
-      } else {
-        value = pair_at(x.at + g * kPair + 2 * r);
-      }
-      FALAJ_UNROLL
-      for (int c = 0; c < kPanels; ++c) sum[r][c] = _mm512_dpbf16_ps(sum[r][c], value, right[c]);
-    }
-  }
-}
-
-// How many panels the next tile takes: as many as it can, without leaving one of four alone at the end.
-std::int64_t panels_at_once(std::int64_t left, std::int64_t most) { return left == 4 || left == 2 ? 2 : std::min(left, most); }
-
 // What becomes of a product's sums.
 struct Ends {
   std::int64_t m, n;
@@ -255,6 +194,7 @@ FALAJ_AVX512_BF16 void product_tile(const Half* a, std::int64_t apart, const Hal
     }
   }
   __m512 sum[kTileRows][kPanels];
+  clear(sum);
   add_up<kPanels>(x, w, panel, pairs, sum);
   if (row + kTileRows <= e.m && column + kPanels * kHalfPanel <= e.n) {
     finish_tile<kPanels, true, kMasked>(sum, row, column, e);
@@ -294,6 +234,7 @@ template <int kPanels>
 FALAJ_AVX512_BF16 void grad_tile(const Half* p, const Half* q, std::int64_t panel, std::int64_t pairs, float* y, std::int64_t apart,
                                  std::int64_t rows, std::int64_t width) {
   __m512 sum[kTileRows][kPanels];
+  clear(sum);
   add_up<kPanels>(Columns{p}, q, panel, pairs, sum);
   FALAJ_UNROLL
   for (int r = 0; r < kTileRows; ++r) {

@@ -18,30 +18,31 @@ Result<KernelPtr> make_gelu_grad(const KernelCall& call);       // of the exact 
 Result<KernelPtr> make_softmax_grad(const KernelCall& call);    // SoftmaxGrad LogSoftmaxGrad, along the last dimension
 Result<KernelPtr> make_cross_entropy(const KernelCall& call);   // SoftmaxCrossEntropy SoftmaxCrossEntropyGrad
 Result<KernelPtr> make_layer_norm_grad(const KernelCall& call);
-Result<KernelPtr> make_batch_norm(const KernelCall& call);        // by the batch's statistics, and BatchNormalizationTrainingGrad
-Result<KernelPtr> make_softmax(const KernelCall& call);           // along the last dimension
-Result<KernelPtr> make_layer_norm(const KernelCall& call);        // LayerNormalization without its optional outputs
-Result<KernelPtr> make_attention(const KernelCall& call);         // ai.falaj's Attention
-Result<KernelPtr> make_transpose(const KernelCall& call);         // of elements of four bytes
-Result<KernelPtr> make_trees(const KernelCall& call);             // tree ensembles over f32
-Result<KernelPtr> make_dnnl_conv(const KernelCall& call);         // Conv, ConvDataGrad, ConvWeightGrad by oneDNN
-Result<KernelPtr> make_bf16_product(const KernelCall& call);      // MatMul and Gemm by oneDNN, operands rounded to bfloat16 in the run
-Result<KernelPtr> make_bf16_conv(const KernelCall& call);         // Conv and its gradients, likewise
-Result<KernelPtr> make_block_conv(const KernelCall& call);        // ai.falaj's BlockConv and its gradients by oneDNN
-Result<KernelPtr> make_block_reorder(const KernelCall& call);     // ToBlocks FromBlocks
-Result<KernelPtr> make_blocks(const KernelCall& call);            // what is between convolutions on blocks of channels
-Result<KernelPtr> make_block_pool(const KernelCall& call);        // BlockPool and its gradients
-Result<KernelPtr> make_half_product(const KernelCall& call);      // ai.falaj's HalfMatMul, HalfWeightGrad
-Result<KernelPtr> make_rounded_product(const KernelCall& call);   // MatMul and Gemm in the same tiles, operands rounded in the run
-Result<KernelPtr> make_winograd(const KernelCall& call);          // ai.falaj's Conv, 3 x 3 at stride 1: channels last, weights known
-Result<KernelPtr> make_conv(const KernelCall& call);              // any of ai.falaj's Conv, likewise
-Result<KernelPtr> make_pool(const KernelCall& call);              // ai.falaj's pools: channels last
-Result<KernelPtr> make_integer_matmul(const KernelCall& call);    // ai.falaj's QMatMul: weights known
-Result<KernelPtr> make_integer_winograd(const KernelCall& call);  // ai.falaj's QConv, 3 x 3 at stride 1, likewise
-Result<KernelPtr> make_integer_conv(const KernelCall& call);      // any of ai.falaj's QConv
-Result<KernelPtr> make_integer_add(const KernelCall& call);       // ai.falaj's QAdd
-Result<KernelPtr> make_integer_pool(const KernelCall& call);      // ai.falaj's QMaxPool, QGlobalAveragePool
-Result<KernelPtr> make_quantize(const KernelCall& call);          // f32 to u8 or i8 by one scale; ai.falaj's Quantize
-Result<KernelPtr> make_dequantize(const KernelCall& call);        // and back
+Result<KernelPtr> make_batch_norm(const KernelCall& call);         // by the batch's statistics, and BatchNormalizationTrainingGrad
+Result<KernelPtr> make_softmax(const KernelCall& call);            // along the last dimension
+Result<KernelPtr> make_layer_norm(const KernelCall& call);         // LayerNormalization without its optional outputs
+Result<KernelPtr> make_attention(const KernelCall& call);          // ai.falaj's Attention
+Result<KernelPtr> make_transpose(const KernelCall& call);          // of elements of four bytes
+Result<KernelPtr> make_trees(const KernelCall& call);              // tree ensembles over f32
+Result<KernelPtr> make_dnnl_conv(const KernelCall& call);          // Conv, ConvDataGrad, ConvWeightGrad by oneDNN
+Result<KernelPtr> make_bf16_product(const KernelCall& call);       // MatMul and Gemm by oneDNN, operands rounded to bfloat16 in the run
+Result<KernelPtr> make_bf16_conv(const KernelCall& call);          // Conv and its gradients, likewise
+Result<KernelPtr> make_block_conv(const KernelCall& call);         // ai.falaj's BlockConv and its gradients by oneDNN
+Result<KernelPtr> make_block_weight_grad(const KernelCall& call);  // BlockConvWeightGrad by our own tiles
+Result<KernelPtr> make_block_reorder(const KernelCall& call);      // ToBlocks FromBlocks
+Result<KernelPtr> make_blocks(const KernelCall& call);             // what is between convolutions on blocks of channels
+Result<KernelPtr> make_block_pool(const KernelCall& call);         // BlockPool and its gradients
+Result<KernelPtr> make_half_product(const KernelCall& call);       // ai.falaj's HalfMatMul, HalfWeightGrad
+Result<KernelPtr> make_rounded_product(const KernelCall& call);    // MatMul and Gemm in the same tiles, operands rounded in the run
+Result<KernelPtr> make_winograd(const KernelCall& call);           // ai.falaj's Conv, 3 x 3 at stride 1: channels last, weights known
+Result<KernelPtr> make_conv(const KernelCall& call);               // any of ai.falaj's Conv, likewise
+Result<KernelPtr> make_pool(const KernelCall& call);               // ai.falaj's pools: channels last
+Result<KernelPtr> make_integer_matmul(const KernelCall& call);     // ai.falaj's QMatMul: weights known
+Result<KernelPtr> make_integer_winograd(const KernelCall& call);   // ai.falaj's QConv, 3 x 3 at stride 1, likewise
+Result<KernelPtr> make_integer_conv(const KernelCall& call);       // any of ai.falaj's QConv
+Result<KernelPtr> make_integer_add(const KernelCall& call);        // ai.falaj's QAdd
+Result<KernelPtr> make_integer_pool(const KernelCall& call);       // ai.falaj's QMaxPool, QGlobalAveragePool
+Result<KernelPtr> make_quantize(const KernelCall& call);           // f32 to u8 or i8 by one scale; ai.falaj's Quantize
+Result<KernelPtr> make_dequantize(const KernelCall& call);         // and back
 
 }  // namespace falaj::kernels::cpu

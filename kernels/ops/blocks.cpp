@@ -208,6 +208,19 @@ Result<KernelPtr> make_statistics(const KernelCall& c) {
   });
 }
 
+Status infer_given(InferCall& call) {
+  for (const std::size_t i : {0U, 1U}) FALAJ_TRY(check_dtype(call, i, {DType::f32}));
+  const Shape& mean = call.in(0).shape;
+  if (mean.rank() != 1 || call.in(1).shape != mean) return invalid("mean and variance are two lists of one length");
+  return set_output(call, 0, DType::f64, {2, mean[0]});
+}
+Result<KernelPtr> make_given(const KernelCall& c) {
+  return plain_kernel(c, 1, [](const Values& x, Values& y) {
+    std::ranges::copy(x[0], y[0].begin());
+    std::ranges::copy(x[1], y[0].begin() + static_cast<std::ptrdiff_t>(x[0].size()));
+  });
+}
+
 Status check_norm(const OpCall& call, std::size_t x, const Blocks& b) {
   FALAJ_TRY(check_dtype(call, x + 1, {DType::f64}));
   if (call.in(x + 1).shape != Shape{2, b.channels()}) return invalid("the statistics do not fit the input");
@@ -248,7 +261,8 @@ Result<KernelPtr> make_norm_grad(const KernelCall& c) {
   FALAJ_ASSIGN(const Blocks b, blocks_in(c, 0));
   FALAJ_ASSIGN(const double epsilon, attr_float(c.node, "epsilon", static_cast<double>(1e-5F)));
   FALAJ_ASSIGN(const auto relu, attr_int(c.node, "relu", 0));
-  return plain_kernel(c, 3, [b, epsilon, relu](Values& x, Values& y) {
+  FALAJ_ASSIGN(const auto fixed, attr_int(c.node, "fixed", 0));
+  return plain_kernel(c, 3, [b, epsilon, relu, fixed](Values& x, Values& y) {
     const std::size_t channels = size(b.channels());
     y[1].assign(channels, 0.0);
     y[2].assign(channels, 0.0);
@@ -260,7 +274,8 @@ Result<KernelPtr> make_norm_grad(const KernelCall& c) {
       y[2][k] += x[0][i];
     });
     each(b, [&](std::size_t i, std::size_t k) {
-      y[0][i] = x[3][k] * inverse(k) * (x[0][i] - y[2][k] / b.count() - normal(i, k) * y[1][k] / b.count());
+      const double moved = fixed != 0 ? 0.0 : (y[2][k] + normal(i, k) * y[1][k]) / b.count();
+      y[0][i] = x[3][k] * inverse(k) * (x[0][i] - moved);
     });
   });
 }
@@ -343,6 +358,7 @@ constexpr OpDef kOps[] = {
     {kFalaj, "BlockConvDataGrad", 3, 3, 1, 1, infer_conv_grad, make_conv, nullptr, Placement::own, 0b100},
     {kFalaj, "BlockConvWeightGrad", 3, 3, 1, 1, infer_conv_grad, make_conv, nullptr, Placement::own, 0b100},
     {kFalaj, "BlockStatistics", 1, 3, 1, 3, infer_statistics, make_statistics},
+    {kFalaj, "GivenStatistics", 2, 2, 1, 1, infer_given, make_given},
     {kFalaj, "BlockNorm", 4, 5, 1, 1, infer_norm, make_norm, nullptr, Placement::in_place},
     {kFalaj, "BlockNormGrad", 4, 5, 1, 3, infer_norm_grad, make_norm_grad, nullptr, Placement::in_place},
     {kFalaj, "BlockSum", 1, 3, 1, 1, infer_sum, make_sum, nullptr, Placement::in_place},

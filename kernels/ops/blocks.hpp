@@ -10,6 +10,7 @@
 //     of the convolution is plain f32, so are x and dx
 //   BlockStatistics(x, running mean f32[C]?, running variance f32[C]?) -> f64[2,C] mean and variance of each channel, and the running ones
 //     moved towards them (attribute momentum)
+//   GivenStatistics(mean f32[C], variance f32[C]) -> f64[2,C]
 //   BlockNorm(x, statistics, scale f32[C], shift f32[C], addend?) -> y; attributes epsilon, relu
 //   BlockNormGrad(dy, x, statistics, scale, shift?) -> dx, dscale f32[C]?, dshift f32[C]?; attribute relu: y was Relu of it, for which
 //     shift is needed

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numeric>
 
@@ -87,9 +88,9 @@ class InBlocks : public ::testing::Test {
     double loss = 0;
     std::vector<float> gradients;
   };
-  Step step_of(const Graph& graph, const Tensor& x, const Tensor& labels, bool bf16, std::size_t threads) {
+  Step step_of(const Graph& graph, const Tensor& x, const Tensor& labels, bool bf16, std::size_t threads, bool by_batch = true) {
     auto trainer = Trainer::make(
-        graph, {.objective = Objective{.loss = Loss::cross_entropy}, .batch_statistics = true, .bf16 = bf16, .threads = threads});
+        graph, {.objective = Objective{.loss = Loss::cross_entropy}, .batch_statistics = by_batch, .bf16 = bf16, .threads = threads});
     EXPECT_TRUE(trainer) << trainer.error().message;
     const auto data = (*trainer)->prepare({x}, labels);
     EXPECT_TRUE(data) << data.error().message;
@@ -114,44 +115,102 @@ class InBlocks : public ::testing::Test {
     return std::sqrt(difference / size);
   }
 
+  // --- networks: parts of them have names of their own ---
+  std::string weights(Graph& g, const std::string& name, const Shape& shape) { return g.add_initializer(name, draw(shape, -1, 1)); }
+  std::string conv(Graph& g, const std::string& x, const std::string& name, const Shape& shape, std::int64_t stride, bool bias = false) {
+    Tensor w = draw(shape);
+    const auto depth = static_cast<float>(shape.elements(1, 4));
+    for (float& v : w.mutable_data<float>()) v /= std::sqrt(depth);
+    std::vector<std::string> inputs = {x, g.add_initializer(name, std::move(w))};
+    if (bias) inputs.push_back(weights(g, name + "_bias", {shape[0]}));
+    const std::int64_t pad = shape[2] / 2;
+    return g.add("Conv", inputs, {{"pads", Ints{pad, pad, pad, pad}}, {"strides", Ints{stride, stride}}}, name + "_y");
+  }
+  std::string norm(Graph& g, const std::string& x, const std::string& name, std::int64_t channels) {
+    Tensor variance(DType::f32, {channels});
+    for (float& v : variance.mutable_data<float>()) v = 1;
+    return g.add("BatchNormalization",
+                 {x, g.add_initializer(name + "_scale", draw({channels}, 0.5, 1.5)), weights(g, name + "_shift", {channels}),
+                  g.add_initializer(name + "_mean", Tensor(DType::f32, {channels})), g.add_initializer(name + "_variance", variance)},
+                 {}, name);
+  }
+  void classify(Graph& g, const std::string& x, std::int64_t width) {
+    g.add_output(g.add("Gemm", {x, weights(g, "last", {10, width}), weights(g, "last_bias", {10})}, {{"transB", std::int64_t{1}}}, "y"),
+                 DType::f32, {-1, 10});
+  }
+
   // ResNet in small, with what is no part of it: a bias, a layer whose channels are no blocks, Sigmoid and pools between.
   Graph network() {
     Graph g;
-    const auto weights = [&](const std::string& name, const Shape& shape) {
-      return g.add_initializer(name, draw(shape, -1, 1) /* scaled below */);
-    };
-    const auto conv = [&](const std::string& x, const std::string& name, const Shape& shape, std::int64_t stride, bool bias = false) {
-      Tensor w = draw(shape);
-      const auto depth = static_cast<float>(shape.elements(1, 4));
-      for (float& v : w.mutable_data<float>()) v /= std::sqrt(depth);
-      std::vector<std::string> inputs = {x, g.add_initializer(name, std::move(w))};
-      if (bias) inputs.push_back(weights(name + "_bias", {shape[0]}));
-      const std::int64_t pad = shape[2] / 2;
-      return g.add("Conv", inputs, {{"pads", Ints{pad, pad, pad, pad}}, {"strides", Ints{stride, stride}}}, name + "_y");
-    };
-    const auto norm = [&](const std::string& x, const std::string& name, std::int64_t channels) {
-      Tensor variance(DType::f32, {channels});
-      for (float& v : variance.mutable_data<float>()) v = 1;
-      return g.add("BatchNormalization",
-                   {x, g.add_initializer(name + "_scale", draw({channels}, 0.5, 1.5)), weights(name + "_shift", {channels}),
-                    g.add_initializer(name + "_mean", Tensor(DType::f32, {channels})), g.add_initializer(name + "_variance", variance)},
-                   {}, name);
-    };
     const auto relu = [&](const std::string& x) { return g.add("Relu", {x}); };
     g.add_input("x", DType::f32, {-1, 3, 12, 12});
-    std::string x = relu(norm(conv("x", "stem", {16, 3, 3, 3}, 1), "stem_norm", 16));
-    std::string y = relu(norm(conv(x, "a", {16, 16, 3, 3}, 1), "a_norm", 16));
-    x = relu(g.add("Add", {norm(conv(y, "b", {16, 16, 3, 3}, 1), "b_norm", 16), x}));
-    y = relu(norm(conv(x, "c", {32, 16, 3, 3}, 2), "c_norm", 32));
-    y = norm(conv(y, "d", {32, 32, 3, 3}, 1), "d_norm", 32);
-    x = relu(g.add("Add", {y, norm(conv(x, "skip", {32, 16, 1, 1}, 2), "skip_norm", 32)}));
-    x = g.add("Sigmoid", {relu(conv(x, "e", {20, 32, 3, 3}, 1, true))});
-    x = relu(conv(x, "f", {32, 20, 3, 3}, 1, true));
-    x = g.add("MaxPool", {relu(conv(x, "g", {32, 32, 3, 3}, 1, true))}, {{"kernel_shape", Ints{2, 2}}, {"strides", Ints{2, 2}}});
-    x = relu(conv(x, "h", {32, 32, 3, 3}, 1, true));
-    x = g.add("Flatten", {g.add("GlobalAveragePool", {x})});
-    g.add_output(g.add("Gemm", {x, weights("last", {10, 32}), weights("last_bias", {10})}, {{"transB", std::int64_t{1}}}, "y"), DType::f32,
-                 {-1, 10});
+    std::string x = relu(norm(g, conv(g, "x", "stem", {16, 3, 3, 3}, 1), "stem_norm", 16));
+    std::string y = relu(norm(g, conv(g, x, "a", {16, 16, 3, 3}, 1), "a_norm", 16));
+    x = relu(g.add("Add", {norm(g, conv(g, y, "b", {16, 16, 3, 3}, 1), "b_norm", 16), x}));
+    y = relu(norm(g, conv(g, x, "c", {32, 16, 3, 3}, 2), "c_norm", 32));
+    y = norm(g, conv(g, y, "d", {32, 32, 3, 3}, 1), "d_norm", 32);
+    x = relu(g.add("Add", {y, norm(g, conv(g, x, "skip", {32, 16, 1, 1}, 2), "skip_norm", 32)}));
+    x = g.add("Sigmoid", {relu(conv(g, x, "e", {20, 32, 3, 3}, 1, true))});
+    x = relu(conv(g, x, "f", {32, 20, 3, 3}, 1, true));
+    x = g.add("MaxPool", {relu(conv(g, x, "g", {32, 32, 3, 3}, 1, true))}, {{"kernel_shape", Ints{2, 2}}, {"strides", Ints{2, 2}}});
+    x = relu(conv(g, x, "h", {32, 32, 3, 3}, 1, true));
+    classify(g, g.add("Flatten", {g.add("GlobalAveragePool", {x})}), 32);
+    return g;
+  }
+
+  // Any values read by any others, some of them in blocks and some not; what nobody reads is what classes are told by.
+  Graph any_network() {
+    Graph g;
+    struct Value {
+      std::string name;
+      std::int64_t channels;
+      bool read = false;
+    };
+    g.add_input("x", DType::f32, {-1, 3, 12, 12});
+    std::vector<Value> values = {{conv(g, "x", "stem", {16, 3, 3, 3}, 2), 16}};
+    const Attributes same{{"kernel_shape", Ints{3, 3}}, {"pads", Ints{1, 1, 1, 1}}};
+    for (std::int64_t i = 0; i < 14; ++i) {
+      const std::size_t at = random_.below(values.size());
+      const std::size_t other = random_.below(values.size());
+      const Value from = values[at];
+      const bool alike = from.channels == values[other].channels;
+      Value made{"", from.channels};
+      const std::uint64_t what = random_.below(11);
+      if (what < 3) {
+        made.channels = std::array<std::int64_t, 3>{16, 32, 20}[random_.below(3)];
+        const std::int64_t kernel = 1 + 2 * static_cast<std::int64_t>(random_.below(2));
+        made.name = conv(g, from.name, format("conv{}", i), {made.channels, from.channels, kernel, kernel}, 1, what == 0);
+      } else if (what == 3) {
+        made.name = norm(g, from.name, format("norm{}", i), from.channels);
+      } else if (what == 4) {
+        made.name = g.add("Relu", {norm(g, from.name, format("norm{}", i), from.channels)});
+      } else if (what == 5) {
+        made.name = g.add("Relu", {from.name});
+      } else if (what == 6) {
+        made.name = g.add(random_.below(2) == 0 ? "MaxPool" : "AveragePool", {from.name}, same);
+      } else if (what == 7) {
+        made.name = g.add("Sigmoid", {from.name});
+      } else if (what == 8) {
+        made = {g.add("Concat", {from.name, values[other].name}, {{"axis", std::int64_t{1}}}), from.channels + values[other].channels};
+        values[other].read = true;
+      } else if (alike) {
+        made.name = g.add(what == 9 ? "Mul" : "Add", {from.name, values[other].name});
+        if (what == 10) made.name = g.add("Relu", {made.name});
+        values[other].read = true;
+      } else {
+        continue;
+      }
+      values[at].read = true;
+      values.push_back(made);
+    }
+    std::vector<std::string> ends;
+    std::int64_t width = 0;
+    for (const Value& value : values) {
+      if (value.read) continue;
+      ends.push_back(g.add("Flatten", {g.add("GlobalAveragePool", {value.name})}));
+      width += value.channels;
+    }
+    classify(g, g.add("Concat", ends, {{"axis", std::int64_t{1}}}), width);
     return g;
   }
   Tensor classes(std::int64_t rows) {
@@ -181,6 +240,7 @@ TEST_F(InBlocks, WhatIsBetweenConvolutionsIsAsTheReferenceHasIt) {
     compare(node("BlockNorm", 1, relu), {x, statistics, scale, shift});
     compare(node("BlockNormGrad", 3), {dy, x, statistics, scale}, 1e-3);
     compare(node("BlockNormGrad", 3, relu), {dy, x, statistics, scale, shift}, 1e-3);
+    compare(node("BlockNormGrad", 3, {{"fixed", std::int64_t{1}}}), {dy, x, statistics, scale}, 1e-3);
     compare(node("BlockSum", 1), {x, dy});
     compare(node("BlockSum", 1, relu), {x, dy});
     compare(node("BlockSum", 1), {x, Tensor(), dy});
@@ -188,6 +248,26 @@ TEST_F(InBlocks, WhatIsBetweenConvolutionsIsAsTheReferenceHasIt) {
     compare(node("ChannelSums", 1), {x}, 1e-3);
     compare(node("FromBlocks", 1), {x});
     compare(node("ToBlocks", 1, {{"half", std::int64_t{type == DType::bf16 ? 1 : 0}}}), {draw(plain_of(shape))});
+  }
+}
+
+// Images that are summed over by bands of their rows, and kernels that move by more than a row.
+TEST_F(InBlocks, GradientsOfWeightsOfLargeImagesAreThoseOfTheReference) {
+  for (int round = 0; round < 4; ++round) {
+    const std::int64_t stride = up_to(3);
+    const std::int64_t dilation = up_to(3);
+    const std::int64_t kernel = up_to(4);
+    const std::int64_t pad = up_to(3) - 1;
+    const std::int64_t high = 40 + up_to(30);
+    const std::int64_t wide = 40 + up_to(30);
+    const auto out = [&](std::int64_t in) { return (in + 2 * pad - (kernel - 1) * dilation - 1) / stride + 1; };
+    const Attributes attributes{{"pads", Ints{pad, pad, pad, pad}},
+                                {"strides", Ints{stride, stride}},
+                                {"dilations", Ints{dilation, dilation}},
+                                {"half", std::int64_t{1}}};
+    const Tensor x = draw({1, 1, high, wide, 16}, DType::bf16);
+    const Tensor dy = draw({1, 2, out(high), out(wide), 16}, DType::bf16);
+    compare(node("BlockConvWeightGrad", 1, attributes), {dy, x, draw({32, 16, kernel, kernel})}, 1e-3);
   }
 }
 
@@ -267,6 +347,28 @@ TEST_F(InBlocks, TrainingInF32HasTheSameGradients) {
   EXPECT_LT(distance(blocks.gradients, plain.gradients), 1e-5);
 }
 
+TEST_F(InBlocks, TrainingByFixedStatisticsHasTheSameGradients) {
+  Graph graph = network();
+  for (auto& [name, value] : graph.initializers) {
+    if (name.ends_with("_mean")) value = draw(value.shape(), -0.5, 0.5);
+    if (name.ends_with("_variance")) value = draw(value.shape(), 0.5, 1.5);
+  }
+  const Tensor x = draw({8, 3, 12, 12});
+  const Tensor labels = classes(8);
+  const Step blocks = step_of(graph, x, labels, false, 1, false);
+  const Step halves = step_of(graph, x, labels, true, 1, false);
+  Step plain;
+  {
+    const cpu::WithoutAvx512 limit;
+    plain = step_of(graph, x, labels, false, 1, false);
+  }
+  EXPECT_NEAR(blocks.loss, plain.loss, 1e-5 * plain.loss);
+  EXPECT_LT(distance(blocks.gradients, plain.gradients), 1e-5);
+  EXPECT_NEAR(halves.loss, plain.loss, 0.02 * plain.loss);
+  EXPECT_LT(distance(halves.gradients, plain.gradients), 0.1);
+  EXPECT_NE(halves.gradients, blocks.gradients);
+}
+
 TEST_F(InBlocks, TrainingInHalvesIsNearTrainingInF32) {
   const Graph graph = network();
   const Tensor x = draw({16, 3, 12, 12});
@@ -278,6 +380,48 @@ TEST_F(InBlocks, TrainingInHalvesIsNearTrainingInF32) {
   const Step exact = step_of(graph, x, labels, false, 1);
   EXPECT_NEAR(halves.loss, exact.loss, 0.02 * exact.loss);
   EXPECT_LT(distance(halves.gradients, exact.gradients), 0.1);
+}
+
+TEST_F(InBlocks, LossesInHalvesFollowThoseInF32) {
+  const Graph graph = network();
+  const Tensor x = draw({16, 3, 12, 12});
+  const Tensor labels = classes(16);
+  std::vector<std::uint32_t> rows(16);
+  std::iota(rows.begin(), rows.end(), 0U);
+  const auto losses = [&](bool bf16) {
+    auto trainer = Trainer::make(graph, {.objective = Objective{.loss = Loss::cross_entropy}, .batch_statistics = true, .bf16 = bf16});
+    EXPECT_TRUE(trainer) << trainer.error().message;
+    const auto data = (*trainer)->prepare({x}, labels);
+    std::vector<double> all;
+    std::vector<float> sum((*trainer)->parameters().size());
+    for (int step = 0; step < 20; ++step) {
+      all.push_back(*(*trainer)->gradient(*data, rows, sum) / 16);
+      for (std::size_t i = 0; i < sum.size(); ++i) (*trainer)->parameters()[i] -= 0.01F * sum[i] / 16;
+    }
+    return all;
+  };
+  const std::vector<double> exact = losses(false);
+  const std::vector<double> halves = losses(true);
+  EXPECT_LT(exact.back(), 0.97 * exact.front());
+  for (std::size_t i = 0; i < exact.size(); ++i) EXPECT_NEAR(halves[i], exact[i], 0.03 * exact[i]) << "step " << i;
+}
+
+TEST_F(InBlocks, AnyNetworkHasTheSameGradients) {
+  for (int round = 0; round < 30; ++round) {
+    const Graph graph = any_network();
+    const Tensor x = draw({6, 3, 12, 12});
+    const Tensor labels = classes(6);
+    const Step blocks = step_of(graph, x, labels, false, 1, round % 3 > 0);
+    const Step halves = step_of(graph, x, labels, true, 1, round % 3 > 0);
+    Step plain;
+    {
+      const cpu::WithoutAvx512 limit;
+      plain = step_of(graph, x, labels, false, 1, round % 3 > 0);
+    }
+    ASSERT_NEAR(blocks.loss, plain.loss, 1e-4 * plain.loss) << "round " << round;
+    ASSERT_LT(distance(blocks.gradients, plain.gradients), 1e-3) << "round " << round;
+    ASSERT_NEAR(halves.loss, plain.loss, 0.05 * plain.loss) << "round " << round;
+  }
 }
 
 // What the pass makes of the graph of a training step.

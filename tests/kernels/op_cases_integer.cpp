@@ -69,6 +69,9 @@ class Maker : public CaseMaker {
     blocks("BlockNorm", {x, statistics, whole({32}), whole({32})});
     blocks("BlockNormGrad", {whole({2, 2, 2, 2, 16}), x, statistics, whole({32}), whole({32})}, relu, 3);
     blocks("BlockNormGrad", {whole({2, 2, 2, 2, 16}), x, statistics, whole({32})}, {}, 3);
+    blocks("BlockNormGrad", {whole({2, 2, 2, 2, 16}), x, statistics, whole({32}), whole({32})},
+           {{"relu", std::int64_t{1}}, {"fixed", std::int64_t{1}}}, 3);
+    blocks("GivenStatistics", {whole({32}), whole({32})});
     blocks("BlockSum", {x, whole({2, 2, 2, 2, 16}), whole({2, 2, 2, 2, 16})});
     blocks("BlockSum", {x}, relu);
     blocks("ChannelSums", {x});
