@@ -11,7 +11,7 @@
 namespace falaj::kernels {
 namespace {
 
-// A value that is computed again is computed from kept ones, or from one that is computed again from kept ones.
+// A value that is computed again is computed from kept ones, or by way of at most so many others that are computed again.
 constexpr int kDepthMax = 2;
 
 class Recompute {
