@@ -146,6 +146,16 @@ class Blocker {
     }
     return false;
   }
+  // As a node of its own kind, or as what is not a value to it: the weights of a convolution may be a value themselves.
+  [[nodiscard]] bool reads_plain(std::size_t reader, const std::string& name) const {
+    const Node& node = graph_.nodes[reader];
+    for (std::size_t k = values_read(reader); k < node.inputs.size(); ++k) {
+      const bool like =
+          (kinds_[reader] == Kind::data_grad && k == 2 && in_blocks(node.outputs[0])) || (kinds_[reader] == Kind::mean_pool_grad && k == 1);
+      if (node.inputs[k] == name && !like) return true;
+    }
+    return false;
+  }
   [[nodiscard]] bool reads_shape_only(std::size_t reader, const std::string& name) const {
     const Node& node = graph_.nodes[reader];
     const OpDef* op = find_op(node.domain, node.op);
@@ -265,7 +275,7 @@ class Blocker {
   // A value in blocks that somebody wants plain keeps its name there.
   void turn_back(const std::string& value) {
     const bool plain = uses_.outputs.contains(value) ||
-                       std::ranges::any_of(readers(value), [&](std::size_t reader) { return kinds_[reader] == Kind::other; });
+                       std::ranges::any_of(readers(value), [&](std::size_t reader) { return reads_plain(reader, value); });
     if (plain) make("FromBlocks", {}, {blocks(value)}, {value});
   }
   // Mean and variance of x, once; with what they move, where the normalisation does that.

@@ -47,17 +47,21 @@ Tensor turned(const Tensor& weights, bool transposed, std::int64_t channels, std
 }  // namespace
 
 void turn_weights(Graph& graph) {
+  if (has_open_sizes(graph)) return;
   const auto typed = infer_types(graph, 7);  // as fuse() does
   if (!typed) return;
   const Uses uses(graph);
   for (const Node& turn : graph.nodes) {
     if (turn.op != "Transpose" || turn.domain != kOnnx || attr_ints(turn, "perm", Ints{}).value_or(Ints{}) != Ints{0, 3, 1, 2}) continue;
     const auto flatten = uses.only_reader(turn.outputs[0]);
-    if (!flatten || (graph.nodes[*flatten].op != "Flatten" && graph.nodes[*flatten].op != "Reshape")) continue;
+    if (!flatten) continue;
+    const Node& flattens = graph.nodes[*flatten];
+    const std::int64_t axis = attr_int(flattens, "axis", 1).value_or(0);
+    if (flattens.op != "Reshape" && (flattens.op != "Flatten" || (axis != 1 && axis != -3))) continue;
     const Shape& image = typed->types.at(turn.inputs[0]).shape;
-    const Shape& flat = typed->types.at(graph.nodes[*flatten].outputs[0]).shape;
+    const Shape& flat = typed->types.at(flattens.outputs[0]).shape;
     if (flat.rank() != 2 || flat[0] != image[0] || image[3] == 0) continue;
-    const auto product = product_of(graph, uses, graph.nodes[*flatten].outputs[0]);
+    const auto product = product_of(graph, uses, flattens.outputs[0]);
     if (!product) continue;
     Node& node = graph.nodes[product->node];
     const Tensor& weights = graph.initializers.at(node.inputs[1]);

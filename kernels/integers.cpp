@@ -406,7 +406,7 @@ class Integers {
     } else {
       const Shape& in = type(node.inputs[0]).shape;
       // Sizes that a model leaves open are only guessed here.
-      if (in[2] * in[3] > kDepthMax || open_plane()) return false;
+      if (in[2] * in[3] > kDepthMax || has_open_sizes(graph_)) return false;
       made.op = "QGlobalAveragePool";
       made.attributes["x_zero"] = std::int64_t{x->params.zero};
       made.attributes["scale"] = static_cast<float>(x->params.scale / y.scale / static_cast<double>(in[2] * in[3]));
@@ -418,11 +418,6 @@ class Integers {
     return true;
   }
   // Whether the spatial sizes depend on an input's open ones (but its batch).
-  bool open_plane() const {
-    return std::ranges::any_of(graph_.inputs, [](const ValueInfo& info) {
-      return std::any_of(info.shape.begin() + (info.shape.empty() ? 0 : 1), info.shape.end(), [](std::int64_t size) { return size < 0; });
-    });
-  }
 
   bool take_move(std::size_t at, const Node& node) {
     const auto x = source(node.inputs[0]);
@@ -452,7 +447,7 @@ class Integers {
         Node node{"Quantize", std::string(kFalaj), from->name, {from->inputs[0], from->inputs[1]}, {moved}, {}};
         set_range(node, *quantises(*from), -INFINITY, INFINITY);
         made_.push_back(std::move(node));
-      } else if (shape[1] == 1 && !open_plane()) {
+      } else if (shape[1] == 1 && !has_open_sizes(graph_)) {
         made_.push_back({"Reshape", "", {}, {name, ints({0, shape[2], shape[3], 1})}, {moved}, {}});
       } else {
         made_.push_back({"Transpose", "", {}, {name}, {moved}, attr("perm", Ints{0, 2, 3, 1})});
@@ -466,9 +461,9 @@ class Integers {
     pending_.erase(name);
     node.outputs = {moved};
     made_.push_back(std::move(node));
-    if (shape[1] == 1 && !open_plane()) {
+    if (shape[1] == 1 && !has_open_sizes(graph_)) {
       made_.push_back({"Reshape", "", {}, {moved, ints({0, 1, shape[2], shape[3]})}, {name}, {}});
-    } else if (shape[2] == 1 && shape[3] == 1 && !open_plane()) {
+    } else if (shape[2] == 1 && shape[3] == 1 && !has_open_sizes(graph_)) {
       made_.push_back({"Reshape", "", {}, {moved, ints({0, shape[1], 1, 1})}, {name}, {}});
     } else {
       made_.push_back({"Transpose", "", {}, {moved}, {name}, attr("perm", Ints{0, 3, 1, 2})});

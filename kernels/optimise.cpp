@@ -20,6 +20,12 @@ void erase_nodes(Graph& graph, const std::vector<bool>& gone) {
   graph.nodes.resize(kept);
 }
 
+bool has_open_sizes(const Graph& graph) {
+  return std::ranges::any_of(graph.inputs, [](const ValueInfo& info) {
+    return std::any_of(info.shape.begin() + (info.shape.empty() ? 0 : 1), info.shape.end(), [](std::int64_t size) { return size < 0; });
+  });
+}
+
 Uses::Uses(const Graph& graph) {
   for (std::size_t i = 0; i < graph.nodes.size(); ++i) {
     for (const auto& name : graph.nodes[i].inputs) {

@@ -32,6 +32,9 @@ void remove_dead(Graph& graph);            // nodes and initialisers that no out
 
 void erase_nodes(Graph& graph, const std::vector<bool>& gone);
 
+// Whether inputs leave more open than their first size: then no shape but those of constants is known before the run.
+bool has_open_sizes(const Graph& graph);
+
 // Who reads each value, by node index; graph outputs count as a reader without a node.
 struct Uses {
   std::map<std::string, std::vector<std::size_t>, std::less<>> readers;

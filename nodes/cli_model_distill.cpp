@@ -115,7 +115,8 @@ Status do_distill(Arguments a) {
              a.how.temperature, a.how.share, a.steps, log.change_json(), metrics_json(untrained), offer_json(measured, a.offer),
              measured.offered ? net::json_text(a.output) : "null");
   student.metadata["falaj.compression"] = json;
-  return hand_over(json, "before: the teacher; after: the student\n" + offer_table(measured), measured, a.offer, a, student);
+  return hand_over(json, log.change() + "\nbefore: the teacher; after: the student\n" + offer_table(measured), measured, a.offer, a,
+                   student);
 }
 
 }  // namespace

@@ -119,11 +119,13 @@ Status do_prune(Arguments a) {
   pruned.graph.inputs = declared;  // sizes that the arrays filled in are open again
   FALAJ_ASSIGN(const auto measured, compare_models({whole, test, a.logits}, {pruned.graph, test, a.logits}, a, a.offer));
   const auto layers = describe_layers(a, pruned);
-  const auto json = format("{{\"method\":\"{}\",\"amount\":{:g},\"steps\":{},\"layers\":{},{},\"output\":{}}}", a.method, a.amount, a.steps,
-                           layers.json, offer_json(measured, a.offer), measured.offered ? net::json_text(a.output) : "null");
+  const auto json = format("{{\"method\":\"{}\",\"amount\":{:g},\"steps\":{},{}\"layers\":{},{},\"output\":{}}}", a.method, a.amount,
+                           a.steps, a.steps > 0 ? log.change_json() + "," : "", layers.json, offer_json(measured, a.offer),
+                           measured.offered ? net::json_text(a.output) : "null");
   // The report goes where the model goes.
   pruned.graph.metadata["falaj.compression"] = json;
-  return hand_over(json, layers.table + "\n" + offer_table(measured), measured, a.offer, a, pruned.graph);
+  return hand_over(json, (a.steps > 0 ? log.change() + "\n" : "") + layers.table + "\n" + offer_table(measured), measured, a.offer, a,
+                   pruned.graph);
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ Result<kernels::ModelBytes> map_model(const std::string& path);
 // Whole, or not at all. `beside`: initialisers in PATH.data, as always where they are too large for one file (2 GiB).
 Status write_model(const std::string& path, const kernels::Graph& graph, bool beside);
 void add_external_data_option(CLI::App& command, bool& beside);
-// What write_model would write, together: bytes, and what they deflate to.
+// What write_model would write, together (but for the name of the file beside): bytes, and what they deflate to.
 struct ModelSize {
   std::uint64_t bytes = 0, packed = 0;
 };

@@ -63,7 +63,6 @@ kernels::StepsIdentity identity_of(const TrainingArguments& a, const TrainingDat
           {"--every", std::to_string(a.every)},
           {"--gamma", format("{:.17g}", a.gamma)},
           {"--patience", std::to_string(a.patience)},
-          {"--not-finite", a.not_finite},
           {"--steps", a.schedule == "cosine" ? std::to_string(a.steps) : std::string()}};
 }
 

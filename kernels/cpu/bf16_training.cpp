@@ -1,8 +1,8 @@
 // Training in bfloat16: products and convolutions, forward and backward, take their operands rounded to it and sum in f32; what they give,
 // and all between them, stays f32, but for what products alone read (kernels/halves.cpp) and what lies between convolutions in blocks of
 // channels (kernels/blocks.cpp). Where there is AVX512_BF16, large products are ours (halves.cpp), or oneDNN's for what these do not take,
-// and convolutions are oneDNN's; other products are our own f32 ones, of rounded operands. Convolutions without that instruction set stay
-// f32.
+// and convolutions are oneDNN's, but for gradients of weights from blocks (block_weights.cpp); other products are our own f32 ones, of
+// rounded operands. Convolutions without that instruction set stay f32.
 #include "kernels/cpu/makers.hpp"
 #include "kernels/plan.hpp"
 

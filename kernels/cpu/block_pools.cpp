@@ -41,7 +41,7 @@ FALAJ_AVX512_BF16 void pool_plane(const Windows& w, const typename L::Element* x
     for (std::int64_t i = w.first[o]; i < w.first[o + 1]; ++i) {
       const __m512 value = L::load(x + w.places[static_cast<std::size_t>(i)]);
       if constexpr (kMax) {
-        v = _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask(value, v, _CMP_NLE_UQ), value);  // NaN is the largest
+        v = _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask(value, v, _CMP_GT_OQ), value);  // NaN is the largest
         v = _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q), value);
       } else {
         v = _mm512_add_ps(v, value);

@@ -215,9 +215,9 @@ struct Form {
   [[nodiscard]] memory::desc own(const memory::dims& dims) const {
     return blocks ? memory::desc(dims, type, memory::format_tag::nChw16c) : plain(dims);
   }
-  // Blocks stay; plain ones may become whatever the primitive likes.
-  [[nodiscard]] memory::desc wanted(const memory::dims& dims, memory::data_type plain_type) const {
-    return blocks ? own(dims) : memory::desc(dims, plain_type, memory::format_tag::any);
+  // Blocks stay if they may; others may become whatever the primitive likes.
+  [[nodiscard]] memory::desc wanted(const memory::dims& dims, memory::data_type plain_type, bool stays) const {
+    return blocks && stays ? own(dims) : memory::desc(dims, blocks ? type : plain_type, memory::format_tag::any);
   }
 };
 // Some of the maps of a plain tensor that has `maps` of them: images lie as far apart as before.
@@ -239,8 +239,12 @@ struct Call {
   bool bf16 = false;
 };
 
-Result<KernelPtr> make(const KernelCall& call, const Call& c) {
+// Of some windows (strides with dilations), oneDNN knows nothing but plain loops where blocks stay: they are asked for again without that.
+bool is_slow(std::string_view implementation) { return implementation.starts_with("ref"); }
+
+Result<KernelPtr> make(const KernelCall& call, const Call& c, bool stays = true) {
   one_thread();
+  const auto again = [&](std::string_view implementation) { return stays && (c.x.blocks || c.y.blocks) && is_slow(implementation); };
   const Problem p = problem(c.spec, call.batch_invariant, c.pass == Pass::weights, c.y.blocks);
   const std::size_t x_step = p.images > 1 ? c.x.own(p.x).get_size() : 0;
   const std::size_t y_step = p.images > 1 ? c.y.own(p.y).get_size() : 0;
@@ -252,15 +256,16 @@ Result<KernelPtr> make(const KernelCall& call, const Call& c) {
   const bool bias = c.pass == Pass::forward && call.has(2);
   const memory::desc bias_desc = bias ? memory::desc({c.spec.maps}, kF32, memory::format_tag::a) : memory::desc();
   const auto kind = call.batch_invariant ? dnnl::prop_kind::forward_inference : dnnl::prop_kind::forward_training;
-  ConvSides s{c.x.wanted(p.x, operand),
+  ConvSides s{c.x.wanted(p.x, operand, stays),
               any(p.w, operand),
               bias_desc,
-              c.y.wanted(p.y, c.pass == Pass::forward ? kF32 : operand),
+              c.y.wanted(p.y, c.pass == Pass::forward ? kF32 : operand, stays),
               p.strides,
               p.dilations,
               p.pad_begin,
               p.pad_end};
   const auto pd = describe_conv(kind, s, attributes);
+  if (again(pd.impl_info_str())) return make(call, c, false);
   if (c.pass == Pass::forward) {
     std::vector<Side> sides = {{c.x.own(p.x), pd.src_desc(), DNNL_ARG_SRC, x_step},
                                {plain(p.w), pd.weights_desc(), DNNL_ARG_WEIGHTS},
@@ -270,8 +275,9 @@ Result<KernelPtr> make(const KernelCall& call, const Call& c) {
                                       call.threads);
   }
   if (c.pass == Pass::data) {
-    s.x = c.x.wanted(p.x, kF32);
+    s.x = c.x.wanted(p.x, kF32, stays);
     const auto back = describe_data_grad(s, attributes, pd);
+    if (again(back.impl_info_str())) return make(call, c, false);
     std::vector<Side> sides = {{c.y.own(p.y), back.diff_dst_desc(), DNNL_ARG_DIFF_DST, y_step},
                                {plain(p.w), back.weights_desc(), DNNL_ARG_WEIGHTS},
                                {c.x.own(p.x), back.diff_src_desc(), DNNL_ARG_DIFF_SRC, x_step}};
@@ -281,6 +287,7 @@ Result<KernelPtr> make(const KernelCall& call, const Call& c) {
   if (p.images > 1 && call.batch_invariant) return refuse("a gradient of weights sums over the batch");
   s.w = any(p.w, kF32);
   const auto back = describe_weight_grad(s, attributes, pd);
+  if (again(back.impl_info_str())) return make(call, c, false);
   const bool by_maps = p.maps > 1;
   memory::dims maps_of_one = p.y;
   maps_of_one[0] = 1;

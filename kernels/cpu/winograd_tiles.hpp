@@ -42,7 +42,6 @@ class WinogradTiles {
   explicit WinogradTiles(const ConvSpec& conv) : conv_(conv), down_(along(conv.window, 0)), across_(along(conv.window, 1)) {}
 
   static std::int64_t along(const Window& w, std::size_t d) { return (w.out[d] + kOut - 1) / kOut; }
-  [[nodiscard]] const ConvSpec& conv() const { return conv_; }
   [[nodiscard]] std::int64_t count() const { return conv_.batch * down_ * across_; }
   [[nodiscard]] Corner corner(std::int64_t tile) const {
     const std::int64_t of_image = down_ * across_;

@@ -13,11 +13,14 @@
 //   GivenStatistics(mean f32[C], variance f32[C]) -> f64[2,C]
 //   BlockNorm(x, statistics, scale f32[C], shift f32[C], addend?) -> y; attributes epsilon, relu
 //   BlockNormGrad(dy, x, statistics, scale, shift?) -> dx, dscale f32[C]?, dshift f32[C]?; attribute relu: y was Relu of it, for which
-//     shift is needed
+//     shift is needed; attribute fixed: the statistics are given ones, which x does not move
 //
 //   BlockSum(a, b?, mask?) -> a + b, where the mask is positive; attribute relu
 //
 //   ChannelSums(x) -> f32[C]
+//
+//   BlockPool(x) -> y, BlockMaxPoolGrad(dy, x, y) -> dx, BlockMeanPoolGrad(dy, x) -> dx, of x only the shape; attribute function: which
+//     pool of ONNX, with its attributes
 #pragma once
 #include <cstdint>
 

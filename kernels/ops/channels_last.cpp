@@ -40,6 +40,9 @@ Result<FusedConv> fused_conv(const OpCall& call) {
   fused.pooled = pooled != 0;
   if (fused.pooled && (fused.conv.window.rank() != 2 || fused.has_addend))
     return invalid("only the results of two-dimensional convolutions without an addend can be pooled");
+  const auto& out = fused.conv.window.out;
+  if (fused.pooled && (out[0] < 2 || out[1] < 2))
+    return invalid(format("a window of 2 x 2 does not fit the convolution's result of {} x {}", out[0], out[1]));
   return fused;
 }
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "kernels/convert.hpp"
@@ -294,6 +295,51 @@ TEST_F(InBlocks, PoolsAreThoseOfTheReference) {
   }
 }
 
+TEST_F(InBlocks, PoolsKeepWhatIsNoNumber) {
+  for (const DType type : {DType::bf16, DType::f32}) {
+    Tensor values = draw({1, 1, 4, 4, 16});
+    for (std::size_t i = 0; i < values.elements(); ++i) {  // at each place of a window, and in none
+      if (i / 16 % 4 == i % 5) values.mutable_data<float>()[i] = std::numeric_limits<float>::quiet_NaN();
+    }
+    const Tensor x = converted(values, type);
+    for (const char* function : {"MaxPool", "GlobalMaxPool"}) {
+      Node pool = node("BlockPool", 1, {{"kernel_shape", Ints{2, 2}}, {"strides", Ints{2, 2}}, {"function", std::string(function)}});
+      pool.inputs = {"in0"};
+      const Tensor wanted = converted((*run_reference(pool, std::vector<Tensor>{x}))[0], DType::f32);
+      const Tensor got = converted(run(pool, {x}, 1)[0], DType::f32);
+      for (std::size_t i = 0; i < wanted.elements(); ++i) {
+        const float a = got.data<float>()[i];
+        const float b = wanted.data<float>()[i];
+        ASSERT_TRUE(a == b || (std::isnan(a) && std::isnan(b))) << function << " element " << i << ": " << a << ", " << b;
+      }
+    }
+  }
+}
+
+// A convolution's weights may be another's result, which goes through blocks itself.
+TEST_F(InBlocks, WeightsMayBeComputed) {
+  Graph g;
+  const auto weights = [&](const std::string& name, const Shape& shape) { return g.add_initializer(name, draw(shape, -0.3, 0.3)); };
+  g.add_input("x", DType::f32, {-1, 3, 8, 8});
+  const Attributes padded{{"pads", Ints{1, 1, 1, 1}}};
+  const std::string a = g.add("Relu", {g.add("Conv", {"x", weights("a", {16, 3, 3, 3})}, padded)});
+  const std::string of = g.add("Relu", {g.add("Conv", {weights("b", {16, 16, 5, 5}), weights("c", {16, 16, 3, 3})}, padded)});
+  const std::string made = g.add("Relu", {g.add("Conv", {of, weights("d", {16, 16, 3, 3})})});
+  const std::string c = g.add("Relu", {g.add("Conv", {a, made}, padded)});
+  g.add_output(g.add("Flatten", {g.add("GlobalAveragePool", {c})}, {}, "y"), DType::f32, {-1, 16});
+  const Tensor x = draw({16, 3, 8, 8});
+  Tensor labels(DType::i64, {16});
+  for (auto& label : labels.mutable_data<std::int64_t>()) label = up_to(16) - 1;
+  const Step blocks = step_of(g, x, labels, false, 1);
+  Step plain;
+  {
+    const cpu::WithoutAvx512 limit;
+    plain = step_of(g, x, labels, false, 1);
+  }
+  EXPECT_NEAR(blocks.loss, plain.loss, 1e-5 * plain.loss);
+  EXPECT_LT(distance(blocks.gradients, plain.gradients), 1e-5);
+}
+
 TEST_F(InBlocks, StatisticsFarFromZeroLoseNoDigits) {
   Tensor x = draw({3, 2, 9, 7, 16});
   for (float& v : x.mutable_data<float>()) v += 1000;
@@ -308,13 +354,14 @@ TEST_F(InBlocks, ConvolutionsAreThoseOfTheReference) {
     const std::int64_t maps = 16 * (large ? 4 : up_to(3));
     const std::int64_t channels = 16 * (large ? 4 : up_to(2));
     const std::int64_t kernel = round % 3 == 0 ? 3 : up_to(3);
-    const std::int64_t stride = up_to(2);
+    const std::int64_t stride = up_to(3);
+    const std::int64_t dilation = up_to(2);
     const std::int64_t high = round < 2 ? 20 : (large ? 6 : 2 + up_to(5));
     const std::int64_t wide = round < 2 ? 18 : (large ? 7 : 2 + up_to(5));
-    const std::int64_t pad = kernel / 2;
-    Attributes attributes{{"pads", Ints{pad, pad, pad, pad}}, {"strides", Ints{stride, stride}}};
+    const std::int64_t pad = kernel / 2 * dilation;
+    Attributes attributes{{"pads", Ints{pad, pad, pad, pad}}, {"strides", Ints{stride, stride}}, {"dilations", Ints{dilation, dilation}}};
     if (type == DType::bf16) attributes["half"] = std::int64_t{1};
-    const auto out = [&](std::int64_t in) { return (in + 2 * pad - kernel) / stride + 1; };
+    const auto out = [&](std::int64_t in) { return (in + 2 * pad - (kernel - 1) * dilation - 1) / stride + 1; };
     const Tensor x = draw({batch, channels / 16, high, wide, 16}, type);
     const Tensor plain = draw({batch, 3, high, wide});
     const Tensor w = draw({maps, channels, kernel, kernel});

@@ -227,6 +227,36 @@ TEST_F(ChannelsLast, FlattenedImagesAreReadAsTheyLie) {
   }
 }
 
+// Where sizes are open, what fits at one of them is no rule.
+TEST_F(ChannelsLast, ImagesOfOpenSizesAreFlattenedAsWritten) {
+  if (!__builtin_cpu_supports("avx2")) GTEST_SKIP();
+  Graph g;
+  g.add_input("x", DType::f32, {-1, 1, -1, -1}).symbols = {"N", "", "H", "W"};
+  const std::string h = g.add("Relu", {conv(g, "x", {6, 1, 3, 3})});
+  const std::string flat = g.add("Reshape", {h, g.add_initializer("sizes", Tensor::of<std::int64_t>({2}, {-1, 7 * 7 * 6}))});
+  g.add("MatMul", {flat, weights(g, {7 * 7 * 6, 5})}, {}, "y");
+  g.outputs.push_back({"y", DType::f32, {}, {}, false});
+  agree(g, t({2, 1, 7, 7}));
+  agree(g, t({2, 1, 14, 14}));
+}
+
+TEST_F(ChannelsLast, PoolsThatDoNotFitAreRefusedWithinConvolutionsToo) {
+  if (!__builtin_cpu_supports("avx2")) GTEST_SKIP();
+  Graph g;
+  g.add_input("x", DType::f32, {-1, 1, -1, -1}).symbols = {"N", "", "H", "W"};
+  const std::string h = g.add("Conv", {"x", weights(g, {16, 1, 3, 3})});
+  g.add("MaxPool", {h}, {{"kernel_shape", Ints{2, 2}}, {"strides", Ints{2, 2}}}, "y");
+  g.outputs.push_back({"y", DType::f32, {}, {}, false});
+  agree(g, t({1, 1, 9, 8}));
+  const auto compiled = compile(g, {});
+  ASSERT_TRUE(compiled);
+  Executor executor(*compiled);
+  std::vector<Tensor> outputs;
+  const auto status = executor.run(std::vector<Tensor>{t({1, 1, 3, 5})}, outputs);
+  ASSERT_FALSE(status);
+  EXPECT_NE(status.error().message.find("does not fit"), std::string::npos) << status.error().message;
+}
+
 TEST_F(ChannelsLast, TransposesAgree) {
   for (const Shape& shape : {Shape{2, 3, 4, 5}, Shape{1, 17, 9, 3}, Shape{2, 8, 16, 8}, Shape{3, 1, 33, 2}}) {
     Ints perm = {0, 1, 2, 3};
