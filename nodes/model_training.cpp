@@ -191,8 +191,10 @@ void add_step_options(CLI::App& command, TrainingArguments& a) {
   command.add_option("--epsilon", a.epsilon, "Of adam, adamw (1e-8), lamb (1e-6)")->type_name("X");
   command.add_option("--clip-norm", a.clip_norm, "Largest norm of all gradients together; 0: any")->capture_default_str()->type_name("X");
   command
-      .add_option("--precision", a.run.precision,
-                  "f32, or bf16: products and convolutions take their operands rounded to bfloat16; sums, parameters and all else stay f32")
+      .add_option(
+          "--precision", a.run.precision,
+          "f32, or bf16: products and convolutions take their operands rounded to bfloat16, which is what is kept between convolutions; "
+          "sums, statistics and parameters stay f32")
       ->capture_default_str()
       ->check(CLI::IsMember({"f32", "bf16"}));
   command.add_option("--threads", a.run.threads, "0: as many as there are; the trained model does not depend on it")
