@@ -276,7 +276,7 @@ Result<KernelPtr> make(const KernelCall& call, const Call& c, bool stays = true)
   }
   if (c.pass == Pass::data) {
     s.x = c.x.wanted(p.x, kF32, stays);
-    const auto back = describe_data_grad(s, attributes, pd);
+    const auto back = describe_grad<dnnl::convolution_backward_data>(s, attributes, pd);
     if (again(back.impl_info_str())) return make(call, c, false);
     std::vector<Side> sides = {{c.y.own(p.y), back.diff_dst_desc(), DNNL_ARG_DIFF_DST, y_step},
                                {plain(p.w), back.weights_desc(), DNNL_ARG_WEIGHTS},
@@ -286,7 +286,7 @@ Result<KernelPtr> make(const KernelCall& call, const Call& c, bool stays = true)
   }
   if (p.images > 1 && call.batch_invariant) return refuse("a gradient of weights sums over the batch");
   s.w = any(p.w, kF32);
-  const auto back = describe_weight_grad(s, attributes, pd);
+  const auto back = describe_grad<dnnl::convolution_backward_weights>(s, attributes, pd);
   if (again(back.impl_info_str())) return make(call, c, false);
   const bool by_maps = p.maps > 1;
   memory::dims maps_of_one = p.y;

@@ -62,22 +62,15 @@ inline dnnl::convolution_forward::primitive_desc describe_conv(dnnl::prop_kind k
           attributes, engine()};
 #endif
 }
-inline dnnl::convolution_backward_data::primitive_desc describe_data_grad(const ConvSides& s, const dnnl::primitive_attr& attributes,
-                                                                          const dnnl::convolution_forward::primitive_desc& forward) {
+// Gradient: convolution_backward_data or convolution_backward_weights.
+template <class Gradient>
+typename Gradient::primitive_desc describe_grad(const ConvSides& s, const dnnl::primitive_attr& attributes,
+                                                const dnnl::convolution_forward::primitive_desc& forward) {
   constexpr auto kDirect = dnnl::algorithm::convolution_direct;
 #if DNNL_VERSION_MAJOR >= 3
   return {engine(), kDirect, s.x, s.w, s.y, s.strides, s.dilations, s.pad_begin, s.pad_end, forward, attributes};
 #else
-  return {{kDirect, s.x, s.w, s.y, s.strides, s.dilations, s.pad_begin, s.pad_end}, attributes, engine(), forward};
-#endif
-}
-inline dnnl::convolution_backward_weights::primitive_desc describe_weight_grad(const ConvSides& s, const dnnl::primitive_attr& attributes,
-                                                                               const dnnl::convolution_forward::primitive_desc& forward) {
-  constexpr auto kDirect = dnnl::algorithm::convolution_direct;
-#if DNNL_VERSION_MAJOR >= 3
-  return {engine(), kDirect, s.x, s.w, s.y, s.strides, s.dilations, s.pad_begin, s.pad_end, forward, attributes};
-#else
-  return {{kDirect, s.x, s.w, s.y, s.strides, s.dilations, s.pad_begin, s.pad_end}, attributes, engine(), forward};
+  return {typename Gradient::desc(kDirect, s.x, s.w, s.y, s.strides, s.dilations, s.pad_begin, s.pad_end), attributes, engine(), forward};
 #endif
 }
 
