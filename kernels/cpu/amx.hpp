@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 namespace falaj::kernels::cpu::amx {
 
@@ -177,6 +178,19 @@ void sum_up(const Rows<Byte>& x, const std::int64_t* offsets, std::int64_t place
     E::template store<P>(to, kRow);
     if constexpr (kRowTiles > 1) E::template store<kPanels + P>(to + kTileRows * kRow, kRow);
   });
+}
+
+// A table of tiles for 1, 2 and 4 panels, by rows from 1 to 16: of each the function that `tile.template operator()<kRows, kPanels>()`
+// tells.
+template <class Tile, class Make>
+constexpr void fill(Tile (&tiles)[3][kTileRows + 1], Make tile) {
+  const auto of = [&]<int kPanels, int... kRow>(Tile(&to)[kTileRows + 1], std::integer_sequence<int, kRow...>) {
+    ((to[kRow + 1] = tile.template operator()<kRow + 1, kPanels>()), ...);
+  };
+  using Rows = std::make_integer_sequence<int, kTileRows>;
+  of.template operator()<1>(tiles[0], Rows());
+  of.template operator()<2>(tiles[1], Rows());
+  of.template operator()<4>(tiles[2], Rows());
 }
 
 // Whether kernels made now on this thread use tiles for bfloat16: the processor's, or loops where tests ask for them (IntegerIsaLimit).

@@ -1,6 +1,4 @@
 // Tiles of bf16_columns.hpp on AMX. They add pairs in another order than AVX512_BF16: the last bits of sums differ from its.
-#include <utility>
-
 #include "kernels/cpu/amx.hpp"
 #include "kernels/cpu/bf16_columns.hpp"
 
@@ -16,18 +14,10 @@ void tile_amx(const std::byte* const* x, const std::int64_t* offsets, std::int64
   finish_avx512(sums, kRows, kPanels, t);
 }
 
-template <class E, int kPanels, std::size_t... kRow>
-constexpr void fill(HalfTile (&tiles)[kHalfRows + 1], std::index_sequence<kRow...>) {
-  ((tiles[kRow + 1] = tile_amx<E, static_cast<int>(kRow) + 1, kPanels>), ...);
-}
-
 template <class E>
 constexpr HalfTiles table(std::string_view name, void (*begin)(), void (*end)()) {
   HalfTiles out{.name = name, .rows_max = kHalfRows, .panels_max = 4, .round = round_row_avx512, .tiles = {}, .begin = begin, .end = end};
-  using Rows = std::make_index_sequence<kHalfRows>;
-  fill<E, 1>(out.tiles[0], Rows());
-  fill<E, 2>(out.tiles[1], Rows());
-  fill<E, 4>(out.tiles[2], Rows());
+  amx::fill(out.tiles, []<int kRows, int kPanels>() { return tile_amx<E, kRows, kPanels>; });
   return out;
 }
 static_assert(kHalfRows == amx::kTileRows && kHalfPanel == amx::kTileRows);

@@ -1,6 +1,4 @@
 // Tiles of integer.hpp on AMX, exact in 32 bits as all others are.
-#include <utility>
-
 #include "kernels/cpu/amx.hpp"
 #include "kernels/cpu/integer.hpp"
 #include "kernels/cpu/integer_finish.hpp"
@@ -17,18 +15,10 @@ void tile_amx(const std::uint8_t* const* x, const std::int64_t* offsets, std::in
   finish_integers(sums, kRows, kPanels * kIntegerPanel, t);
 }
 
-template <class E, int kPanels, std::size_t... kRow>
-constexpr void fill(IntegerTile (&tiles)[kIntegerRows + 1], std::index_sequence<kRow...>) {
-  ((tiles[kRow + 1] = tile_amx<E, static_cast<int>(kRow) + 1, kPanels>), ...);
-}
-
 template <class E>
 constexpr IntegerTiles table(std::string_view name, void (*begin)(), void (*end)()) {
   IntegerTiles out{.name = name, .rows_max = kIntegerRows, .panels_max = 4, .tiles = {}, .begin = begin, .end = end};
-  using Rows = std::make_index_sequence<kIntegerRows>;
-  fill<E, 1>(out.tiles[0], Rows());
-  fill<E, 2>(out.tiles[1], Rows());
-  fill<E, 4>(out.tiles[2], Rows());
+  amx::fill(out.tiles, []<int kRows, int kPanels>() { return tile_amx<E, kRows, kPanels>; });
   return out;
 }
 static_assert(kIntegerRows == amx::kTileRows && kIntegerPanel == amx::kTileRows);

@@ -10,6 +10,7 @@
 #include "kernels/plan.hpp"
 #include "runtime/base/format.hpp"
 #include "tests/kernels/op_cases.hpp"
+#include "tests/kernels/seeded.hpp"
 
 namespace falaj::kernels {
 namespace {
@@ -19,14 +20,10 @@ using testing::as_f32;
 using testing::random_tensor;
 using Ints = std::vector<std::int64_t>;
 
-class Bf16 : public ::testing::Test {
+class Bf16 : public testing::Seeded {
  protected:
-  Bf16() : seed_(testing::test_seed()), random_(seed_) { RecordProperty("seed", std::to_string(seed_)); }
   void SetUp() override {
     if (!__builtin_cpu_supports("avx2")) GTEST_SKIP();
-  }
-  void TearDown() override {
-    if (HasFailure()) std::printf("repeat with FALAJ_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed_));
   }
   Tensor f32(const Shape& shape, double low = -1, double high = 1) { return as_f32(random_tensor(random_, shape, low, high)); }
   // Small whole numbers are exact in bfloat16, and so are sums of their products in f32.
@@ -41,7 +38,6 @@ class Bf16 : public ::testing::Test {
     for (std::size_t i = 0; i < a.elements(); ++i) sum += std::pow(static_cast<double>(a.data<float>()[i] - b.data<float>()[i]), 2);
     return std::sqrt(sum);
   }
-  std::int64_t up_to(std::int64_t most) { return 1 + static_cast<std::int64_t>(random_.below(static_cast<std::uint64_t>(most))); }
   static CompileOptions asked() {
     CompileOptions options;
     options.backends = {&bf16_backend(), &cpu_backend(), &reference_backend()};
@@ -69,9 +65,6 @@ class Bf16 : public ::testing::Test {
       EXPECT_NE(why.find("bf16/a"), std::string::npos) << why;
     }
   }
-
-  std::uint64_t seed_;
-  Random random_;
 };
 
 TEST_F(Bf16, ProductsOfWholeNumbersAreExact) {

@@ -17,6 +17,7 @@
 #include "kernels/train/trainer.hpp"
 #include "runtime/base/format.hpp"
 #include "tests/kernels/op_cases.hpp"
+#include "tests/kernels/seeded.hpp"
 
 namespace falaj::kernels {
 namespace {
@@ -25,16 +26,11 @@ using testing::as_f32;
 using testing::random_tensor;
 using Ints = std::vector<std::int64_t>;
 
-class InBlocks : public ::testing::Test {
+class InBlocks : public testing::Seeded {
  protected:
-  InBlocks() : seed_(testing::test_seed()), random_(seed_) { RecordProperty("seed", std::to_string(seed_)); }
   void SetUp() override {
     if (!cpu::has_avx512_bf16()) GTEST_SKIP() << "this CPU has no AVX512_BF16";
   }
-  void TearDown() override {
-    if (HasFailure()) std::printf("repeat with FALAJ_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed_));
-  }
-  std::int64_t up_to(std::int64_t most) { return 1 + static_cast<std::int64_t>(random_.below(static_cast<std::uint64_t>(most))); }
   Tensor draw(const Shape& shape, double low = -2, double high = 2) { return as_f32(random_tensor(random_, shape, low, high)); }
   Tensor draw(const Shape& shape, DType type) { return converted(draw(shape), type); }
   static Node node(std::string op, std::size_t outputs, Attributes attributes = {}) {
@@ -105,6 +101,14 @@ class InBlocks : public ::testing::Test {
     const std::vector<float> statistics = (*trainer)->statistics();
     step.gradients.insert(step.gradients.end(), statistics.begin(), statistics.end());
     return step;
+  }
+  // A step in f32 has, but for the last digits, what it has without blocks, which is given back.
+  Step same_without_blocks(const Step& blocks, const Graph& graph, const Tensor& x, const Tensor& labels, bool by_batch = true) {
+    const cpu::WithoutAvx512 limit;
+    Step plain = step_of(graph, x, labels, false, 1, by_batch);
+    EXPECT_NEAR(blocks.loss, plain.loss, 1e-5 * plain.loss);
+    EXPECT_LT(distance(blocks.gradients, plain.gradients), 1e-5);
+    return plain;
   }
   static double distance(const std::vector<float>& a, const std::vector<float>& b) {
     double difference = 0;
@@ -219,9 +223,6 @@ class InBlocks : public ::testing::Test {
     for (auto& l : labels.mutable_data<std::int64_t>()) l = static_cast<std::int64_t>(random_.below(10));
     return labels;
   }
-
-  std::uint64_t seed_;
-  Random random_;
 };
 
 TEST_F(InBlocks, WhatIsBetweenConvolutionsIsAsTheReferenceHasIt) {
@@ -331,13 +332,7 @@ TEST_F(InBlocks, WeightsMayBeComputed) {
   Tensor labels(DType::i64, {16});
   for (auto& label : labels.mutable_data<std::int64_t>()) label = up_to(16) - 1;
   const Step blocks = step_of(g, x, labels, false, 1);
-  Step plain;
-  {
-    const cpu::WithoutAvx512 limit;
-    plain = step_of(g, x, labels, false, 1);
-  }
-  EXPECT_NEAR(blocks.loss, plain.loss, 1e-5 * plain.loss);
-  EXPECT_LT(distance(blocks.gradients, plain.gradients), 1e-5);
+  same_without_blocks(blocks, g, x, labels);
 }
 
 TEST_F(InBlocks, StatisticsFarFromZeroLoseNoDigits) {
@@ -385,13 +380,7 @@ TEST_F(InBlocks, TrainingInF32HasTheSameGradients) {
   const Step threads = step_of(graph, x, labels, false, 3);
   EXPECT_EQ(blocks.gradients, threads.gradients);
   EXPECT_EQ(blocks.loss, threads.loss);
-  Step plain;
-  {
-    const cpu::WithoutAvx512 limit;
-    plain = step_of(graph, x, labels, false, 1);
-  }
-  EXPECT_NEAR(blocks.loss, plain.loss, 1e-5 * plain.loss);
-  EXPECT_LT(distance(blocks.gradients, plain.gradients), 1e-5);
+  same_without_blocks(blocks, graph, x, labels);
 }
 
 TEST_F(InBlocks, TrainingByFixedStatisticsHasTheSameGradients) {
@@ -404,13 +393,7 @@ TEST_F(InBlocks, TrainingByFixedStatisticsHasTheSameGradients) {
   const Tensor labels = classes(8);
   const Step blocks = step_of(graph, x, labels, false, 1, false);
   const Step halves = step_of(graph, x, labels, true, 1, false);
-  Step plain;
-  {
-    const cpu::WithoutAvx512 limit;
-    plain = step_of(graph, x, labels, false, 1, false);
-  }
-  EXPECT_NEAR(blocks.loss, plain.loss, 1e-5 * plain.loss);
-  EXPECT_LT(distance(blocks.gradients, plain.gradients), 1e-5);
+  const Step plain = same_without_blocks(blocks, graph, x, labels, false);
   EXPECT_NEAR(halves.loss, plain.loss, 0.02 * plain.loss);
   EXPECT_LT(distance(halves.gradients, plain.gradients), 0.1);
   EXPECT_NE(halves.gradients, blocks.gradients);

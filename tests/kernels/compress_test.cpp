@@ -9,6 +9,7 @@
 #include "kernels/plan.hpp"
 #include "runtime/base/format.hpp"
 #include "tests/kernels/op_cases.hpp"
+#include "tests/kernels/seeded.hpp"
 
 namespace falaj::kernels {
 namespace {
@@ -17,12 +18,8 @@ using testing::as_f32;
 using testing::random_tensor;
 using Ints = std::vector<std::int64_t>;
 
-class Compress : public ::testing::Test {
+class Compress : public testing::Seeded {
  protected:
-  Compress() : seed_(testing::test_seed()), random_(seed_) { RecordProperty("seed", std::to_string(seed_)); }
-  void TearDown() override {
-    if (HasFailure()) std::printf("repeat with FALAJ_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed_));
-  }
   Tensor f32(const Shape& shape, double low = -1, double high = 1) { return as_f32(random_tensor(random_, shape, low, high)); }
   std::string weights(Graph& g, const Shape& shape, double size = 1) { return g.add_initializer(g.fresh("w"), f32(shape, -size, size)); }
   static Tensor identity(std::int64_t n, std::int64_t m) {
@@ -70,9 +67,6 @@ class Compress : public ::testing::Test {
     EXPECT_TRUE(compiled.has_value()) << compiled.error().message;
     return compiled ? (*compiled)->why(2).value_or("") : "";
   }
-
-  std::uint64_t seed_;
-  Random random_;
 };
 
 TEST_F(Compress, EntropyCutsALongTailAndKeepsAFlatRange) {

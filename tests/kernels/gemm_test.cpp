@@ -10,6 +10,7 @@
 #include "kernels/cpu/isa.hpp"
 #include "runtime/base/format.hpp"
 #include "tests/kernels/op_cases.hpp"
+#include "tests/kernels/seeded.hpp"
 
 namespace falaj::kernels {
 namespace {
@@ -18,17 +19,12 @@ using cpu::Finish;
 using testing::as_f32;
 using testing::random_tensor;
 
-class Products : public ::testing::Test {
+class Products : public testing::Seeded {
  protected:
-  Products() : seed_(testing::test_seed()), random_(seed_) { RecordProperty("seed", std::to_string(seed_)); }
   void SetUp() override {
     if (!cpu::has_avx512()) GTEST_SKIP() << "one width of vectors only";
   }
-  void TearDown() override {
-    if (HasFailure()) std::printf("repeat with FALAJ_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed_));
-  }
   Tensor f32(std::int64_t size) { return as_f32(random_tensor(random_, {size}, -1, 1)); }
-  std::int64_t up_to(std::int64_t most) { return 1 + static_cast<std::int64_t>(random_.below(static_cast<std::uint64_t>(most))); }
   Finish any_end(const Tensor& bias) {
     constexpr std::array kActivations = {Activation::none,    Activation::none, Activation::relu, Activation::leaky_relu,
                                          Activation::sigmoid, Activation::tanh, Activation::gelu};
@@ -42,9 +38,6 @@ class Products : public ::testing::Test {
     if (random_.below(3) == 0) f.beta = 1.5F;
     return f;
   }
-
-  std::uint64_t seed_;
-  Random random_;
 };
 
 TEST_F(Products, BothWidthsGiveTheSameBitsAndARowsBitsAreItsOwn) {

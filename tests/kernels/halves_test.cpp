@@ -14,6 +14,7 @@
 #include "kernels/train/trainer.hpp"
 #include "runtime/base/format.hpp"
 #include "tests/kernels/op_cases.hpp"
+#include "tests/kernels/seeded.hpp"
 
 namespace falaj::kernels {
 namespace {
@@ -21,16 +22,11 @@ namespace {
 using testing::as_f32;
 using testing::random_tensor;
 
-class Halves : public ::testing::Test {
+class Halves : public testing::Seeded {
  protected:
-  Halves() : seed_(testing::test_seed()), random_(seed_) { RecordProperty("seed", std::to_string(seed_)); }
   void SetUp() override {
     if (!cpu::has_avx512_bf16()) GTEST_SKIP() << "this CPU has no AVX512_BF16";
   }
-  void TearDown() override {
-    if (HasFailure()) std::printf("repeat with FALAJ_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed_));
-  }
-  std::int64_t up_to(std::int64_t most) { return 1 + static_cast<std::int64_t>(random_.below(static_cast<std::uint64_t>(most))); }
   Tensor draw(const Shape& shape) { return as_f32(random_tensor(random_, shape)); }
 
   // The forms of a matrix, as the reference kernel gives them: of a product with the unit matrix.
@@ -96,9 +92,6 @@ class Halves : public ::testing::Test {
   static Node node(std::string op, std::vector<std::string> outputs, Attributes attributes = {}) {
     return Node{std::move(op), std::string(kFalaj), "n", {}, std::move(outputs), std::move(attributes)};
   }
-
-  std::uint64_t seed_;
-  Random random_;
 };
 
 TEST_F(Halves, ProductsAreThoseOfTheReference) {

@@ -12,6 +12,7 @@
 #include "kernels/plan.hpp"
 #include "runtime/base/format.hpp"
 #include "tests/kernels/op_cases.hpp"
+#include "tests/kernels/seeded.hpp"
 
 namespace falaj::kernels {
 namespace {
@@ -21,16 +22,11 @@ using testing::as_f32;
 using testing::random_tensor;
 using Ints = std::vector<std::int64_t>;
 
-class Integers : public ::testing::Test {
+class Integers : public testing::Seeded {
  protected:
-  Integers() : seed_(testing::test_seed()), random_(seed_) { RecordProperty("seed", std::to_string(seed_)); }
-  void TearDown() override {
-    if (HasFailure()) std::printf("repeat with FALAJ_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed_));
-  }
   Tensor f32(const Shape& shape, double low = -1, double high = 1) { return as_f32(random_tensor(random_, shape, low, high)); }
   Tensor u8(const Shape& shape) { return converted(random_tensor(random_, shape, 0, 255.9), DType::u8); }
   Tensor s8(const Shape& shape) { return converted(random_tensor(random_, shape, -127.9, 127.9), DType::i8); }
-  std::int64_t up_to(std::int64_t most) { return 1 + static_cast<std::int64_t>(random_.below(static_cast<std::uint64_t>(most))); }
 
   static Result<Tensor> run(const Graph& g, const std::vector<Tensor>& inputs, CompileOptions options, std::string* why = nullptr) {
     FALAJ_ASSIGN(auto compiled, compile(g, std::move(options)));
@@ -77,9 +73,6 @@ class Integers : public ::testing::Test {
     g.outputs.push_back({"y", DType::undefined, {}, {}, false});
     return g;
   }
-
-  std::uint64_t seed_;
-  Random random_;
 };
 
 TEST_F(Integers, ProductsHaveTheReferencesBitsOnEveryInstructionSet) {

@@ -8,6 +8,7 @@
 
 #include "kernels/plan.hpp"
 #include "tests/kernels/op_cases.hpp"
+#include "tests/kernels/seeded.hpp"
 
 namespace falaj::kernels {
 namespace {

@@ -9,11 +9,6 @@
 
 namespace falaj::kernels::testing {
 
-inline std::uint64_t test_seed() {
-  const char* given = std::getenv("FALAJ_TEST_SEED");
-  return given == nullptr ? 20261121 : std::strtoull(given, nullptr, 10);
-}
-
 struct OpCase {
   Node node;
   std::vector<Tensor> inputs;

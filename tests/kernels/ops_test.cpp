@@ -9,6 +9,7 @@
 #include "kernels/plan.hpp"
 #include "runtime/base/format.hpp"
 #include "tests/kernels/op_cases.hpp"
+#include "tests/kernels/seeded.hpp"
 
 namespace falaj::kernels {
 namespace {
@@ -17,14 +18,9 @@ using testing::as_f32;
 using testing::op_cases;
 using testing::OpCase;
 
-class Ops : public ::testing::Test {
+class Ops : public testing::Seeded {
  protected:
-  Ops() : seed_(testing::test_seed()), random_(seed_), cases_(op_cases(random_)) { RecordProperty("seed", std::to_string(seed_)); }
-  void TearDown() override {
-    if (HasFailure()) std::printf("repeat with FALAJ_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed_));
-  }
-  std::uint64_t seed_;
-  Random random_;
+  Ops() : cases_(op_cases(random_)) {}
   std::vector<OpCase> cases_;
 };
 

@@ -11,6 +11,7 @@
 #include "kernels/rows_apart.hpp"
 #include "runtime/base/format.hpp"
 #include "tests/kernels/op_cases.hpp"
+#include "tests/kernels/seeded.hpp"
 
 namespace falaj::kernels {
 namespace {
@@ -20,16 +21,9 @@ using testing::random_tensor;
 using Ints = std::vector<std::int64_t>;
 using Names = std::vector<std::string>;
 
-class PiecesTest : public ::testing::Test {
+class PiecesTest : public testing::Seeded {
  protected:
-  PiecesTest() : seed_(testing::test_seed()), random_(seed_) { RecordProperty("seed", std::to_string(seed_)); }
-  void TearDown() override {
-    if (HasFailure()) std::printf("repeat with FALAJ_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed_));
-  }
   Tensor f32(const Shape& shape, double low = -1, double high = 1) { return as_f32(random_tensor(random_, shape, low, high)); }
-  std::int64_t up_to(std::int64_t most) { return 1 + static_cast<std::int64_t>(random_.below(static_cast<std::uint64_t>(most))); }
-  std::uint64_t seed_;
-  Random random_;
 };
 
 bool same_bytes(const Tensor& a, const Tensor& b) {

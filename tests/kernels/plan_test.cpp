@@ -10,6 +10,7 @@
 
 #include "kernels/memory.hpp"
 #include "tests/kernels/op_cases.hpp"
+#include "tests/kernels/seeded.hpp"
 
 namespace {
 std::atomic<std::uint64_t> allocations{0};

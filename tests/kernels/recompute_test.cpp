@@ -13,6 +13,7 @@
 #include "kernels/train/trainer.hpp"
 #include "runtime/base/format.hpp"
 #include "tests/kernels/op_cases.hpp"
+#include "tests/kernels/seeded.hpp"
 
 namespace falaj::kernels {
 namespace {
@@ -20,12 +21,8 @@ namespace {
 using testing::as_f32;
 using testing::random_tensor;
 
-class Recomputing : public ::testing::Test {
+class Recomputing : public testing::Seeded {
  protected:
-  Recomputing() : seed_(testing::test_seed()), random_(seed_) { RecordProperty("seed", std::to_string(seed_)); }
-  void TearDown() override {
-    if (HasFailure()) std::printf("repeat with FALAJ_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed_));
-  }
   std::string weights(Graph& g, const std::string& name, const Shape& shape) {
     wrt_.push_back(g.add_initializer(name, as_f32(random_tensor(random_, shape, -0.3, 0.3))));
     return name;
@@ -54,8 +51,6 @@ class Recomputing : public ::testing::Test {
     return g;
   }
 
-  std::uint64_t seed_;
-  Random random_;
   std::vector<std::string> wrt_;
 };
 

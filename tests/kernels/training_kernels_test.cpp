@@ -12,6 +12,7 @@
 #include "kernels/train/steps.hpp"
 #include "runtime/base/format.hpp"
 #include "tests/kernels/op_cases.hpp"
+#include "tests/kernels/seeded.hpp"
 
 namespace falaj::kernels {
 namespace {
@@ -19,13 +20,8 @@ namespace {
 using testing::as_f32;
 using testing::random_tensor;
 
-class Gradients : public ::testing::Test {
+class Gradients : public testing::Seeded {
  protected:
-  Gradients() : seed_(testing::test_seed()), random_(seed_) { RecordProperty("seed", std::to_string(seed_)); }
-  void TearDown() override {
-    if (HasFailure()) std::printf("repeat with FALAJ_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed_));
-  }
-  std::int64_t up_to(std::int64_t most) { return 1 + static_cast<std::int64_t>(random_.below(static_cast<std::uint64_t>(most))); }
   Tensor draw(const Shape& shape) { return random_tensor(random_, shape); }
   Tensor labels(std::int64_t rows, std::int64_t classes) {
     Tensor t(DType::i64, {rows});
@@ -73,9 +69,6 @@ class Gradients : public ::testing::Test {
   static Node falaj(std::string op, Attributes attributes = {}) {
     return Node{std::move(op), std::string(kFalaj), "n", {}, {}, std::move(attributes)};
   }
-
-  std::uint64_t seed_;
-  Random random_;
 };
 
 TEST_F(Gradients, OfRows) {
