@@ -27,12 +27,7 @@ bool is(const Node& node, std::string_view op) { return node.domain == kOnnx && 
 class Mover {
  public:
   Mover(Graph& graph, TypedGraph typed, bool pooled)
-      : graph_(graph),
-        typed_(std::move(typed)),
-        uses_(graph),
-        gone_(graph.nodes.size(), false),
-        open_(has_open_sizes(graph)),
-        pooled_(pooled) {}
+      : graph_(graph), typed_(std::move(typed)), uses_(graph), gone_(graph.nodes.size(), false), pooled_(pooled) {}
 
   Status run() {
     FALAJ_TRY(take_all_statistics());
@@ -106,33 +101,19 @@ class Mover {
   // The channels-last form of a value; made by a Transpose if it is not there.
   std::string last(const std::string& name) {
     if (const auto found = last_.find(name); found != last_.end()) return found->second;
-    const Shape& shape = type(name).shape;
     const std::string moved = graph_.fresh(name);
-    if (shape[1] == 1 && !open_) {
-      made_.push_back({"Reshape", "", {}, {name, ints({0, shape[2], shape[3], 1})}, {moved}, {}});  // the same bytes
-    } else {
-      made_.push_back({"Transpose", "", {}, {name}, {moved}, attr("perm", Ints{0, 2, 3, 1})});
-    }
+    made_.push_back(turn_to_last(graph_, type(name).shape, name, moved));
     last_.emplace(name, moved);
     return moved;
-  }
-  std::string ints(const Ints& values) {
-    return graph_.add_initializer(
-        graph_.fresh("sizes"), Tensor::of<std::int64_t>({static_cast<std::int64_t>(values.size())}, std::span<const std::int64_t>(values)));
   }
 
   // `node` computes the channels-last form of `name`; the value itself comes from it, should anybody want it.
   void made(Node node, const std::string& name) {
-    const Shape& shape = type(name).shape;
     const std::string moved = graph_.fresh(name);
     node.outputs = {moved};
     made_.push_back(std::move(node));
     last_.insert_or_assign(name, moved);
-    if (!open_ && (shape[1] == 1 || (shape[2] == 1 && shape[3] == 1))) {
-      made_.push_back({"Reshape", "", {}, {moved, ints({0, shape[1], shape[2], shape[3]})}, {name}, {}});
-    } else {
-      made_.push_back({"Transpose", "", {}, {moved}, {name}, attr("perm", Ints{0, 3, 1, 2})});
-    }
+    made_.push_back(turn_to_first(graph_, type(name).shape, moved, name));
   }
 
   Status move(std::size_t at) {
@@ -226,7 +207,6 @@ class Mover {
   TypedGraph typed_;
   Uses uses_;
   std::vector<bool> gone_;
-  bool open_;  // sizes are not known: images of one channel, or of one pixel, are turned like others
   bool pooled_;
   std::vector<Node> made_;
   std::map<std::string, std::string, std::less<>> last_;

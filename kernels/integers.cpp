@@ -441,37 +441,23 @@ class Integers {
   // Made where the value is quantised, or by a Transpose.
   void make_pending() {
     for (const auto& [name, moved] : pending_) {
-      const Shape& shape = type(name).shape;
       const Node* from = maker(name);
       if (from != nullptr && quantises(*from) && !gone_[makers_.find(name)->second]) {
         Node node{"Quantize", std::string(kFalaj), from->name, {from->inputs[0], from->inputs[1]}, {moved}, {}};
         set_range(node, *quantises(*from), -INFINITY, INFINITY);
         made_.push_back(std::move(node));
-      } else if (shape[1] == 1 && !has_open_sizes(graph_)) {
-        made_.push_back({"Reshape", "", {}, {name, ints({0, shape[2], shape[3], 1})}, {moved}, {}});
       } else {
-        made_.push_back({"Transpose", "", {}, {name}, {moved}, attr("perm", Ints{0, 2, 3, 1})});
+        made_.push_back(turn_to_last(graph_, type(name).shape, name, moved));
       }
     }
   }
   // `node` computes the channels-last form of `name`; the value itself comes from it, should anybody want it.
   void add_last(Node node, const std::string& name) {
-    const Shape& shape = type(name).shape;
     const std::string moved = last(name);
     pending_.erase(name);
     node.outputs = {moved};
     made_.push_back(std::move(node));
-    if (shape[1] == 1 && !has_open_sizes(graph_)) {
-      made_.push_back({"Reshape", "", {}, {moved, ints({0, 1, shape[2], shape[3]})}, {name}, {}});
-    } else if (shape[2] == 1 && shape[3] == 1 && !has_open_sizes(graph_)) {
-      made_.push_back({"Reshape", "", {}, {moved, ints({0, shape[1], 1, 1})}, {name}, {}});
-    } else {
-      made_.push_back({"Transpose", "", {}, {moved}, {name}, attr("perm", Ints{0, 3, 1, 2})});
-    }
-  }
-  std::string ints(const Ints& values) {
-    return graph_.add_initializer(
-        graph_.fresh("sizes"), Tensor::of<std::int64_t>({static_cast<std::int64_t>(values.size())}, std::span<const std::int64_t>(values)));
+    made_.push_back(turn_to_first(graph_, type(name).shape, moved, name));
   }
 
   Graph& graph_;

@@ -6,6 +6,7 @@
 #include <unordered_set>
 
 #include "kernels/ops.hpp"
+#include "kernels/ops/common.hpp"
 #include "kernels/ops/matmul.hpp"
 
 namespace falaj::kernels {
@@ -24,6 +25,25 @@ bool has_open_sizes(const Graph& graph) {
   return std::ranges::any_of(graph.inputs, [](const ValueInfo& info) {
     return std::any_of(info.shape.begin() + (info.shape.empty() ? 0 : 1), info.shape.end(), [](std::int64_t size) { return size < 0; });
   });
+}
+
+namespace {
+Node reshaped(Graph& graph, const std::string& from, const std::string& to, const std::vector<std::int64_t>& sizes) {
+  auto shape = Tensor::of<std::int64_t>({static_cast<std::int64_t>(sizes.size())}, std::span<const std::int64_t>(sizes));
+  return {"Reshape", "", {}, {from, graph.add_initializer(graph.fresh("sizes"), std::move(shape))}, {to}, {}};
+}
+Node transposed(const std::string& from, const std::string& to, std::vector<std::int64_t> order) {
+  return {"Transpose", "", {}, {from}, {to}, attr("perm", std::move(order))};
+}
+}  // namespace
+
+Node turn_to_last(Graph& graph, const Shape& first, const std::string& from, const std::string& to) {
+  const bool same = first[1] == 1 && !has_open_sizes(graph);
+  return same ? reshaped(graph, from, to, {0, first[2], first[3], 1}) : transposed(from, to, {0, 2, 3, 1});
+}
+Node turn_to_first(Graph& graph, const Shape& first, const std::string& from, const std::string& to) {
+  const bool same = (first[1] == 1 || (first[2] == 1 && first[3] == 1)) && !has_open_sizes(graph);
+  return same ? reshaped(graph, from, to, {0, first[1], first[2], first[3]}) : transposed(from, to, {0, 3, 1, 2});
 }
 
 Uses::Uses(const Graph& graph) {

@@ -35,6 +35,11 @@ void erase_nodes(Graph& graph, const std::vector<bool>& gone);
 // Whether inputs leave more open than their first size: then no shape but those of constants is known before the run.
 bool has_open_sizes(const Graph& graph);
 
+// The node that makes `to`, an image's channels-last form, of `from`; and the one that turns it back. `first` is the image's shape, [N, C,
+// H, W]: where no byte moves, and sizes are known, a Reshape, else a Transpose.
+Node turn_to_last(Graph& graph, const Shape& first, const std::string& from, const std::string& to);
+Node turn_to_first(Graph& graph, const Shape& first, const std::string& from, const std::string& to);
+
 // Who reads each value, by node index; graph outputs count as a reader without a node.
 struct Uses {
   std::map<std::string, std::vector<std::size_t>, std::less<>> readers;
