@@ -13,6 +13,7 @@ constexpr std::size_t kHeaderBytes = 128;
 constexpr std::size_t kRecordOverhead = 4 + 1 + 32;  // length, kind, chain hash
 constexpr std::size_t kBodyBytesMax = 1U << 20;
 constexpr std::string_view kFormatName = "audit";
+constexpr std::string_view kStoreName = "audit";  // of its keyring
 enum class Kind : std::uint8_t { entry = 1, head = 2 };
 
 struct Header {

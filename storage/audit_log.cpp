@@ -2,18 +2,17 @@
 
 #include <fcntl.h>
 #include <openssl/crypto.h>
-#include <openssl/evp.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
-#include <stdexcept>
 
 #include "runtime/base/format.hpp"
 #include "runtime/base/log.hpp"
 #include "storage/audit_format.hpp"
+#include "storage/audit_signer.hpp"
 #include "storage/files.hpp"
 
 namespace falaj::storage {
@@ -22,52 +21,8 @@ namespace {
 
 constexpr std::uint64_t kReserve = 1ULL << 20;
 constexpr std::size_t kPendingBytesMax = 64U << 20;
-constexpr std::string_view kStoreName = "audit";
 
-struct FreeKey {
-  void operator()(EVP_PKEY* key) const { EVP_PKEY_free(key); }
-};
-struct FreeMd {
-  void operator()(EVP_MD_CTX* ctx) const { EVP_MD_CTX_free(ctx); }
-};
-using Key = std::unique_ptr<EVP_PKEY, FreeKey>;
-using Md = std::unique_ptr<EVP_MD_CTX, FreeMd>;
-using PublicKey = std::array<std::uint8_t, 32>;
-
-void must(bool good, const char* what) {
-  if (!good) throw std::runtime_error(std::string("OpenSSL: ") + what + " failed");
-}
-
-class Signer {
- public:
-  explicit Signer(ByteView secret) : key_(EVP_PKEY_new_raw_private_key(EVP_PKEY_ED25519, nullptr, secret.data(), secret.size())) {
-    must(key_ != nullptr, "Ed25519 key");
-    std::size_t n = public_.size();
-    must(EVP_PKEY_get_raw_public_key(key_.get(), public_.data(), &n) == 1, "Ed25519 public key");
-  }
-  [[nodiscard]] const PublicKey& public_key() const { return public_; }
-  [[nodiscard]] std::array<std::uint8_t, 64> sign(ByteView bytes) const {
-    const Md md(EVP_MD_CTX_new());
-    std::array<std::uint8_t, 64> out{};
-    std::size_t n = out.size();
-    must(md != nullptr && EVP_DigestSignInit(md.get(), nullptr, nullptr, nullptr, key_.get()) == 1, "Ed25519");
-    must(EVP_DigestSign(md.get(), out.data(), &n, bytes.data(), bytes.size()) == 1, "Ed25519");
-    return out;
-  }
-
- private:
-  Key key_;
-  PublicKey public_{};
-};
-
-bool signature_good(const PublicKey& key, ByteView bytes, const std::array<std::uint8_t, 64>& signature) {
-  const Key pkey(EVP_PKEY_new_raw_public_key(EVP_PKEY_ED25519, nullptr, key.data(), key.size()));
-  const Md md(EVP_MD_CTX_new());
-  if (pkey == nullptr || md == nullptr || EVP_DigestVerifyInit(md.get(), nullptr, nullptr, nullptr, pkey.get()) != 1) return false;
-  return EVP_DigestVerify(md.get(), signature.data(), signature.size(), bytes.data(), bytes.size()) == 1;
-}
-
-Result<Signer> open_signer(const fs::path& dir, const Keyring& ring) {
+Result<audit::Signer> open_signer(const fs::path& dir, const Keyring& ring) {
   const auto path = dir / "signing.key";
   const auto place = make_aad({as_bytes("signing.key")});
   const auto sealed = read_file(path, 4096);
@@ -75,7 +30,7 @@ Result<Signer> open_signer(const fs::path& dir, const Keyring& ring) {
     auto secret = ring.open(place, *sealed);
     if (!secret) return within(path.string(), secret.error());
     if (secret->size() != kKeyBytes) return error(ErrorCode::corrupt, format("{}: no Ed25519 key", path.string()));
-    Signer signer(*secret);
+    audit::Signer signer(*secret);
     OPENSSL_cleanse(secret->data(), secret->size());
     return signer;
   }
@@ -84,7 +39,7 @@ Result<Signer> open_signer(const fs::path& dir, const Keyring& ring) {
   if (!existing.empty())
     return error(ErrorCode::corrupt, format("{} is missing, but the log has records: restore it from a backup", path.string()));
   const auto secret = Secret::random();
-  Signer signer(secret.view());
+  audit::Signer signer(secret.view());
   FALAJ_ASSIGN(const auto bytes, ring.seal(place, secret.view()));
   FALAJ_TRY(replace_file(path, bytes));
   return signer;
@@ -115,7 +70,7 @@ struct AuditLog::State {
   };
 
   State(fs::path folder, KeyProvider& keys, const Clock& time, AuditOptions wanted, DirLock held, std::unique_ptr<Keyring> data_keys,
-        Signer sign)
+        audit::Signer sign)
       : dir(std::move(folder)),
         provider(keys),
         clock(time),
@@ -138,6 +93,8 @@ struct AuditLog::State {
   }
   Status write_pending();
   Status set_aside(const audit::End& end);
+  Status note_recovery(std::string target, std::string why);
+  Status mend_head_file(std::optional<AuditHead> newest);
 
   const fs::path dir;
   KeyProvider& provider;
@@ -152,7 +109,7 @@ struct AuditLog::State {
 
   mutable std::mutex mutex;  // taken after io
   std::unique_ptr<Keyring> ring;
-  Signer signer;
+  audit::Signer signer;
   std::uint64_t sealed = 0;
   std::array<std::uint8_t, 16> log_id{};
   Digest chain;
@@ -208,7 +165,7 @@ Result<std::uint64_t> AuditLog::State::append_locked(AuditEntry entry) {
     return error(ErrorCode::overloaded, "the audit log cannot write as fast as entries come; sync, or free disk space");
   if (entry.time == WallTime{}) entry.time = clock.wall();
   if (++sealed > kReserve) {
-    FALAJ_ASSIGN(ring, open_keyring_file(dir / "keys", std::string(kStoreName), provider, kReserve));
+    FALAJ_ASSIGN(ring, open_keyring_file(dir / "keys", std::string(audit::kStoreName), provider, kReserve));
     sealed = 1;
   }
   const auto plain = audit::encode(entry);
@@ -311,10 +268,57 @@ Status AuditLog::State::set_aside(const audit::End& end) {
   return {};
 }
 
+Status AuditLog::State::note_recovery(std::string target, std::string why) {
+  FALAJ_ASSIGN([[maybe_unused]] const auto index, append_locked(AuditEntry{.principal = "audit-log",
+                                                                           .verb = "audit.recover",
+                                                                           .target = std::move(target),
+                                                                           .outcome = Outcome::note,
+                                                                           .reason = std::move(why)}));
+  const std::lock_guard writing(io);
+  return write_pending();
+}
+
+// A crash between a head's record and the file "head" leaves the file one write behind, or missing when the head was the log's
+// first. `newest`: of the last segment. What no crash explains, a missing file of a log that has had several, is noted in the log.
+Status AuditLog::State::mend_head_file(std::optional<AuditHead> newest) {
+  const auto path = dir / "head";
+  std::uint64_t heads = 1;
+  if (const auto bytes = read_file(path, 4096)) {
+    const auto known = audit::decode_head(*bytes);
+    if (!known || !newest || newest->size <= known->size) return {};  // a damaged file is for audit verify to name
+  } else if (bytes.error().code != ErrorCode::not_found) {
+    return bytes.error();
+  } else {
+    heads = 0;
+    FALAJ_ASSIGN([[maybe_unused]] const auto end, audit::walk(dir, audit::Extent::all, [&](const audit::Record& record) {
+                   if (record.kind == audit::Kind::head) {
+                     ++heads;
+                     if (auto head = audit::decode_head(record.body)) newest = *head;
+                   }
+                   return std::optional<std::string>{};
+                 }));
+    if (!newest) return {};
+  }
+  // Never vouch for what this node's key has not signed.
+  if (!audit::signature_good(signer.public_key(), audit::signed_bytes(log_id, *newest), newest->signature)) return {};
+  FALAJ_TRY(replace_file(path, audit::encode(*newest), 0644));
+  if (heads < 2) return {};
+  log::warn("audit", "the file head was missing and is written again", {{"heads", heads}, {"size", newest->size}});
+  return note_recovery("head",
+                       format("the file head was missing though the log holds {} signed heads; it was written again from the newest, "
+                              "at record {}: compare with a copy, records after it may have been cut off",
+                              heads, newest->size));
+}
+
 Status AuditLog::State::recover() {
   std::uint64_t since_head = 0;
+  std::optional<AuditHead> newest;
   FALAJ_ASSIGN(auto end, audit::walk(dir, audit::Extent::last_only, [&](const audit::Record& record) {
-                 since_head = record.kind == audit::Kind::head ? 0 : since_head + 1;
+                 ++since_head;
+                 if (record.kind == audit::Kind::head) {
+                   since_head = 0;
+                   if (auto head = audit::decode_head(record.body)) newest = *head;
+                 }
                  return std::optional<std::string>{};
                }));
   if (end.segments == 0) return begin_log();
@@ -346,14 +350,10 @@ Status AuditLog::State::recover() {
   if (torn) {
     const auto why = format("an incomplete record {} at byte {} was cut off after a crash; its bytes are in torn-{}-*.bin", torn->index,
                             torn->offset, torn->index);
-    FALAJ_ASSIGN([[maybe_unused]] const auto index,
-                 append_locked(AuditEntry{
-                     .principal = "audit-log", .verb = "audit.recover", .target = torn->segment, .outcome = Outcome::note, .reason = why}));
-    const std::lock_guard writing(io);
-    FALAJ_TRY(write_pending());
+    FALAJ_TRY(note_recovery(torn->segment, why));
     log::warn("audit", "incomplete last record cut off", {{"segment", torn->segment}, {"index", torn->index}, {"offset", torn->offset}});
   }
-  return {};
+  return mend_head_file(newest);
 }
 
 AuditLog::AuditLog(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -366,7 +366,7 @@ Result<std::unique_ptr<AuditLog>> AuditLog::open(const fs::path& dir, KeyProvide
   FALAJ_TRY(make_dirs(dir));
   FALAJ_ASSIGN(auto lock, DirLock::take(dir, "LOCK", DirLock::Kind::exclusive));
   FALAJ_TRY(claim_format(dir, audit::kFormatName, kAuditFormat));
-  FALAJ_ASSIGN(auto ring, open_keyring_file(dir / "keys", std::string(kStoreName), provider, kReserve));
+  FALAJ_ASSIGN(auto ring, open_keyring_file(dir / "keys", std::string(audit::kStoreName), provider, kReserve));
   FALAJ_ASSIGN(auto signer, open_signer(dir, *ring));
   auto state = std::make_unique<State>(dir, provider, clock, options, std::move(lock), std::move(ring), std::move(signer));
   FALAJ_TRY(state->recover());
@@ -429,135 +429,10 @@ std::uint64_t AuditLog::size() const {
 std::string AuditLog::public_key_hex() const { return hex(state_->signer.public_key()); }
 
 Status AuditLog::rewrap() {
-  FALAJ_TRY(rewrap_keyring_file(state_->dir / "keys", std::string(kStoreName), state_->provider));
-  FALAJ_ASSIGN(auto fresh, open_keyring_file(state_->dir / "keys", std::string(kStoreName), state_->provider, 0));
+  FALAJ_TRY(rewrap_keyring_file(state_->dir / "keys", std::string(audit::kStoreName), state_->provider));
+  FALAJ_ASSIGN(auto fresh, open_keyring_file(state_->dir / "keys", std::string(audit::kStoreName), state_->provider, 0));
   const std::lock_guard guard(state_->mutex);
   state_->ring = std::move(fresh);
-  return {};
-}
-
-namespace {
-
-Result<PublicKey> public_key_of(const fs::path& dir, const std::optional<std::string>& trusted) {
-  std::string text;
-  if (trusted) {
-    text = *trusted;
-  } else {
-    FALAJ_ASSIGN(const auto file, read_file(dir / "signing.pub", 256));
-    text = std::string(as_text(file));
-  }
-  while (!text.empty() && text.back() == '\n') text.pop_back();
-  const auto bytes = from_hex(text);
-  PublicKey out{};
-  if (!bytes || bytes->size() != out.size()) {
-    return error(trusted ? ErrorCode::invalid : ErrorCode::corrupt, format("{} is no Ed25519 public key of 64 hexadecimal digits",
-                                                                           trusted ? "the trusted key" : (dir / "signing.pub").string()));
-  }
-  std::ranges::copy(*bytes, out.begin());
-  return out;
-}
-
-bool writer_lives(const fs::path& dir) { return DirLock::is_taken(dir, "LOCK"); }
-
-std::optional<std::string> judge_head(const audit::Record& record, const PublicKey& key) {
-  const auto head = audit::decode_head(record.body);
-  if (!head) return head.error().message;
-  if (head->size != record.index || head->chain != record.chain_before)
-    return std::string("the signed head does not fit the records before it");
-  if (!signature_good(key, audit::signed_bytes(record.header.log_id, *head), head->signature))
-    return std::string("the signature of the head is not good");
-  return std::nullopt;
-}
-
-// The file "head" repeats the newest signed head: a log that ends before it was cut off.
-Status judge_head_file(const fs::path& dir, const PublicKey& key, AuditVerdict& verdict, const audit::End& end,
-                       const std::map<std::uint64_t, Digest>& heads) {
-  const auto bad = [&](std::string what) {
-    verdict.good = false;
-    verdict.bad_segment = "head";
-    verdict.bad_index = verdict.records;
-    verdict.what = std::move(what);
-  };
-  const auto bytes = read_file(dir / "head", 4096);
-  if (!bytes) {
-    if (bytes.error().code != ErrorCode::not_found) return bytes.error();
-    if (verdict.heads > 0) bad("the file head is missing: restore it, or the log may have been cut off unnoticed");
-    return {};
-  }
-  const auto head = audit::decode_head(*bytes);
-  if (!head || !signature_good(key, audit::signed_bytes(end.last.log_id, *head), head->signature)) {
-    bad("the file head is damaged: its signature is not good");
-  } else if (head->size > verdict.records) {
-    bad(format("records {} to {} are missing at the end: a signed head covers them", verdict.records, head->size));
-  } else if (const auto found = heads.find(head->size); found == heads.end() || found->second != head->chain) {
-    bad(format("the file head signs another history than the log holds (at record {})", head->size));
-  }
-  return {};
-}
-
-}  // namespace
-
-Result<AuditVerdict> verify_audit(const fs::path& dir, const std::optional<std::string>& trusted_key) {
-  FALAJ_ASSIGN(const auto form, read_format(dir));
-  if (form.kind != audit::kFormatName) return invalid(format("{} holds a store of kind \"{}\", no audit log", dir.string(), form.kind));
-  if (form.version > kAuditFormat) return newer_format(dir.string(), form.version, kAuditFormat);
-  FALAJ_ASSIGN(const auto key, public_key_of(dir, trusted_key));
-  AuditVerdict out;
-  std::map<std::uint64_t, Digest> heads;
-  const bool live = writer_lives(dir);
-  FALAJ_ASSIGN(const auto end, audit::walk(dir, audit::Extent::all, [&](const audit::Record& record) -> std::optional<std::string> {
-                 if (record.header.public_key != key)
-                   return std::string("the log names another public key than the one it is verified with");
-                 if (record.kind == audit::Kind::entry) {
-                   ++out.entries;
-                   ++out.after_last_head;
-                   return std::nullopt;
-                 }
-                 if (auto why = judge_head(record, key)) return why;
-                 heads[record.index] = record.chain_before;
-                 ++out.heads;
-                 out.after_last_head = 0;
-                 return std::nullopt;
-               }));
-  out.records = end.records;
-  out.segments = end.segments;
-  out.chain = end.chain;
-  out.log_id = hex(end.last.log_id);
-  out.public_key = hex(key);
-  out.good = true;
-  if (end.segments == 0) {
-    out.good = false;
-    out.what = "there is no segment: the log was never begun, or it was removed";
-  } else if (end.bad && !(end.bad->torn && live)) {
-    out.good = false;
-    out.bad_segment = end.bad->segment;
-    out.bad_index = end.bad->index;
-    out.bad_offset = end.bad->offset;
-    out.what = end.bad->what + "; compare with a copy of the log or its exported heads";
-  } else if (!live) {
-    FALAJ_TRY(judge_head_file(dir, key, out, end, heads));
-  }
-  return out;
-}
-
-Status read_audit(const fs::path& dir, KeyProvider& provider, std::uint64_t from, const AuditVisitor& visit) {
-  FALAJ_ASSIGN(const auto form, read_format(dir));
-  if (form.version > kAuditFormat) return newer_format(dir.string(), form.version, kAuditFormat);
-  FALAJ_ASSIGN(const auto ring, open_keyring_file(dir / "keys", std::string(kStoreName), provider, 0));
-  bool stopped = false;
-  FALAJ_ASSIGN(const auto end, audit::walk(dir, audit::Extent::all, [&](const audit::Record& record) -> std::optional<std::string> {
-                 if (stopped || record.kind != audit::Kind::entry || record.index < from) return std::nullopt;
-                 const auto plain = ring->open(audit::place_of(record.header.log_id, record.index), record.body);
-                 if (!plain) return plain.error().message;
-                 const auto entry = audit::decode_entry(*plain);
-                 if (!entry) return entry.error().message;
-                 stopped = !visit(record.index, *entry);
-                 return std::nullopt;
-               }));
-  if (end.bad && !stopped && !(end.bad->torn && writer_lives(dir))) {
-    return error(ErrorCode::corrupt,
-                 format("{}: record {} at byte {}: {}", (dir / end.bad->segment).string(), end.bad->index, end.bad->offset, end.bad->what));
-  }
   return {};
 }
 

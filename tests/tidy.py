@@ -34,7 +34,7 @@ BOXES = {
 THIRD_PARTY = [
     ("caf/", ["runtime/host/caf_host.cpp", "tests/peers/"]),
     ("boost/", ["runtime/net/", "tests/net/", "tests/fuzz/"]),
-    ("openssl/", ["runtime/net/", "storage/seal.cpp", "storage/digest.cpp", "storage/audit_log.cpp", "tests/net/"]),
+    ("openssl/", ["runtime/net/", "storage/seal.cpp", "storage/digest.cpp", "storage/audit_log.cpp", "storage/audit_signer.cpp", "tests/net/"]),
     ("capnp/", ["messages/", "runtime/config", "runtime/net/", "runtime/host/", "runtime/cluster/", "storage/", "actors/", "simulations/", "nodes/", "tests/"]),
     ("kj/", ["messages/", "runtime/config", "runtime/net/", "runtime/host/", "runtime/cluster/", "storage/", "actors/", "simulations/", "nodes/", "tests/"]),
     ("lmdb.h", ["storage/lmdb_kv.cpp"]),

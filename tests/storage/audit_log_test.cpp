@@ -187,6 +187,35 @@ TEST_F(Audit, ATornLastEntryIsCutOffWithANoteAndDamageIsRefused) {
   EXPECT_NE(message_of(refused).find("falaj audit verify"), std::string::npos);
 }
 
+TEST_F(Audit, ACrashBeforeTheFileHeadIsWrittenIsMendedAndALostOneIsNoted) {
+  const auto head = dir / "audit" / "head";
+  const auto verdict = [&] { return must(verify_audit(dir / "audit")); };
+  fill(0, 3);  // closing signs the first head
+  const auto first = slurp(head);
+  fs::remove(head);  // as if killed between the record and the file
+  EXPECT_TRUE(verdict().good) << verdict().what;
+  must(open()->close());
+  EXPECT_EQ(slurp(head), first);
+  EXPECT_TRUE(verdict().good) << verdict().what;
+  EXPECT_EQ(read().size(), 3U);
+  fill(3, 5);
+  const auto second = slurp(head);
+  ASSERT_NE(second, first);
+  spit(head, first);  // the same of the second head
+  EXPECT_TRUE(verdict().good) << verdict().what;
+  must(open()->close());
+  EXPECT_EQ(slurp(head), second);
+  EXPECT_EQ(read().size(), 5U);
+  fs::remove(head);  // no crash does that
+  EXPECT_FALSE(verdict().good);
+  must(open()->close());
+  EXPECT_TRUE(verdict().good) << verdict().what;
+  const auto entries = read();
+  ASSERT_EQ(entries.size(), 6U);
+  EXPECT_EQ(entries.back().verb, "audit.recover");
+  EXPECT_EQ(entries.back().target, "head");
+}
+
 TEST_F(Audit, KilledWritersLoseNoSyncedEntry) {
   auto random = random_for("audit kill");
   std::uint64_t acknowledged = 0;
@@ -213,7 +242,8 @@ TEST_F(Audit, KilledWritersLoseNoSyncedEntry) {
     while (::read(fds[0], &c, 1) == 1) ++acknowledged;
     ::close(fds[0]);
     must(open()->close());
-    EXPECT_TRUE(must(verify_audit(dir / "audit")).good);
+    const auto verdict = must(verify_audit(dir / "audit"));
+    EXPECT_TRUE(verdict.good) << verdict.what;
     EXPECT_GE(read().size(), acknowledged);
   }
 }
