@@ -5,6 +5,7 @@
 #include <set>
 
 #include "kernels/ops.hpp"
+#include "kernels/optimise.hpp"
 #include "runtime/base/format.hpp"
 
 namespace falaj::kernels {
@@ -138,16 +139,10 @@ class Differentiator {
 Result<std::vector<std::string>> append_gradients(Graph& graph, std::string_view target, std::span<const std::string> wrt,
                                                   std::string_view seed) {
   FALAJ_TRY(validate(graph));
-  // Gradients are built for every batch, from ranks and from which sizes differ: any batch will do that the graph accepts and that
-  // no other size equals.
-  Result<TypedGraph> typed = invalid("no batch");
-  for (std::int64_t batch : {std::int64_t{7}, std::int64_t{8}, std::int64_t{12}}) {
-    typed = infer_types(graph, batch);
-    if (typed) break;
-  }
-  if (!typed) return std::move(typed).error();
+  lower_recurrent(graph);
+  FALAJ_ASSIGN(auto typed, infer_types(graph));
   // Shapes that were folded at that batch must not be mistaken for constants.
-  return Differentiator(graph, std::move(*typed)).run(target, wrt, seed);
+  return Differentiator(graph, std::move(typed)).run(target, wrt, seed);
 }
 
 }  // namespace falaj::kernels

@@ -192,6 +192,15 @@ Result<TypedGraph> infer_types(const Graph& graph, std::int64_t size) {
   return infer_types(graph, shapes);
 }
 
+Result<TypedGraph> infer_types(const Graph& graph) {
+  Result<TypedGraph> typed = invalid("no batch");
+  for (std::int64_t batch : {std::int64_t{7}, std::int64_t{8}, std::int64_t{12}}) {
+    typed = infer_types(graph, batch);
+    if (typed) break;
+  }
+  return typed;
+}
+
 Result<std::vector<Tensor>> run_reference(const Node& node, std::span<const Tensor> inputs, std::int64_t opset) {
   std::vector<ValueType> types;
   for (const Tensor& t : inputs) types.push_back(t.empty() ? ValueType{} : ValueType{t.dtype(), t.shape(), &t});

@@ -207,6 +207,8 @@ struct TypedGraph {
 Result<TypedGraph> infer_types(const Graph& graph, std::span<const Shape> input_shapes, std::size_t fold_bytes_max = 1U << 16);
 // The same with every unknown size set to `size`.
 Result<TypedGraph> infer_types(const Graph& graph, std::int64_t size);
+// For who wants what holds for every batch, ranks and which sizes differ: a size that the graph accepts and that hardly another equals.
+Result<TypedGraph> infer_types(const Graph& graph);
 
 // One more step of either: the types of a node's outputs (errors name the node), and its value where that is known already.
 Result<std::vector<ValueType>> infer_node(const Node& node, std::span<const ValueType> inputs, std::int64_t opset);

@@ -21,6 +21,7 @@ Status fold_statistics(Graph& graph);  // BatchNormalization by fixed statistics
 Status use_channels_last(Graph& graph, bool pooled);
 void turn_weights(Graph& graph);           // after them: weights of what reads flattened images stand in the order of [H, W, C]
 void lower_einsums(Graph& graph);          // Einsum of two operands, where a product or a matrix product says the same
+void lower_recurrent(Graph& graph);        // RNN, GRU and LSTM: a product for all steps, then the steps (recurrent.cpp)
 void find_gelus(Graph& graph);             // Gelu as exporters write it becomes one node
 void find_attention(Graph& graph);         // scaled products with softmax between, heads transposed: one node
 Status fuse(Graph& graph);                 // product + bias + activation becomes one node

@@ -169,7 +169,10 @@ Result<std::shared_ptr<const Compiled>> compile(Graph graph, CompileOptions opti
   std::vector<std::string> notes;
   const auto backends = backends_of(options);
   const bool fast = options.fuse && std::ranges::find(backends, &cpu_backend()) != backends.end() && cpu::has_avx2();
-  if (fast) lower_einsums(graph);
+  if (fast) {
+    lower_einsums(graph);
+    lower_recurrent(graph);
+  }
   if (options.fold) {
     FALAJ_TRY(fold_constants(graph, options.fuse));
     remove_dead(graph);

@@ -144,6 +144,38 @@ class Maker : public CaseMaker {
           {{"output_height", std::int64_t{2}}, {"output_width", std::int64_t{2}}});
   }
 
+  // Layers as exporters write them, and what else the standard has: directions, lengths, states, peepholes, functions.
+  void recurrent() {
+    const auto text = [](const char* value) { return std::string(value); };
+    const auto both = text("bidirectional");
+    const Attributes lengths_in_batch = {{"layout", std::int64_t{1}}, {"direction", text("reverse")}};
+    const Tensor none;
+    const Tensor lengths = Tensor::of<std::int32_t>({2}, {3, 1});
+    smooth("RNN", {t({3, 2, 4}), t({1, 5, 4}), t({1, 5, 5}), t({1, 10})}, {}, 2);
+    smooth("RNN", {t({3, 2, 4}), t({2, 5, 4}), t({2, 5, 5}), none, lengths, t({2, 2, 5})},
+           {{"direction", both}, {"activations", std::vector<std::string>{"Softsign", "Affine"}}, {"activation_alpha", std::vector<float>{0.5F}}}, 2);
+    smooth("RNN", {t({2, 3, 4}), t({1, 5, 4}), t({1, 5, 5}), none, lengths}, lengths_in_batch, 2);
+    smooth("RNN", {t({3, 2, 4}), t({1, 17, 4}), t({1, 17, 17})}, {{"activations", std::vector<std::string>{"Relu"}}}, 2);
+    for (const std::int64_t after : {0, 1}) {
+      const Attributes reset = {{"linear_before_reset", after}};
+      smooth("GRU", {t({3, 2, 4}), t({1, 15, 4}), t({1, 15, 5}), t({1, 30}), none, t({1, 2, 5})}, reset, 2);
+      Attributes two = reset;
+      two.emplace("direction", both);
+      smooth("GRU", {t({3, 2, 4}), t({2, 15, 4}), t({2, 15, 5}), none, lengths}, two, 2);
+    }
+    smooth("GRU", {t({2, 3, 4}), t({1, 51, 4}), t({1, 51, 17}), t({1, 102})}, {{"layout", std::int64_t{1}}, {"linear_before_reset", std::int64_t{1}}}, 2);
+    smooth("LSTM", {t({3, 2, 4}), t({1, 20, 4}), t({1, 20, 5}), t({1, 40})}, {}, 3);
+    smooth("LSTM", {t({3, 2, 4}), t({2, 20, 4}), t({2, 20, 5}), t({2, 40}), lengths, t({2, 2, 5}), t({2, 2, 5}), t({2, 15})},
+           {{"direction", both}, {"clip", 1.5F}}, 3);
+    smooth("LSTM", {t({2, 3, 4}), t({1, 68, 4}), t({1, 68, 17}), none, lengths, t({2, 1, 17}), t({2, 1, 17})}, lengths_in_batch, 3);
+    smooth("LSTM", {t({3, 2, 4}), t({1, 20, 4}), t({1, 20, 5})}, {{"input_forget", std::int64_t{1}}}, 3);
+    smooth("LSTM", {t({3, 2, 4}), t({1, 20, 4}), t({1, 20, 5})},
+           {{"activations", std::vector<std::string>{"HardSigmoid", "ScaledTanh", "Elu"}},
+            {"activation_alpha", std::vector<float>{0.1F, 1.5F, 0.5F}},
+            {"activation_beta", std::vector<float>{0.5F, 0.5F}}},
+           3);
+  }
+
   void layers() {
     smooth("InstanceNormalization", {t({2, 3, 4}), t({3}), t({3})});
     smooth("GroupNormalization", {t({2, 4, 3}), t({2}), t({2})}, {{"num_groups", std::int64_t{2}}});
@@ -153,9 +185,7 @@ class Maker : public CaseMaker {
     plain("LRN", {t({1, 5, 2, 2})}, {{"size", std::int64_t{3}}});
     smooth("RMSNormalization", {t({2, 3}), t({3})});
     smooth("RMSNormalization", {t({2, 3, 4}), t({3, 1})}, {{"axis", std::int64_t{1}}, {"epsilon", 0.1F}});
-    plain("RNN", {t({3, 2, 4}), t({1, 5, 4}), t({1, 5, 5}), t({1, 10})}, {}, 2);
-    plain("GRU", {t({3, 2, 4}), t({2, 15, 4}), t({2, 15, 5})}, {{"direction", std::string("bidirectional")}}, 2);
-    plain("LSTM", {t({3, 2, 4}), t({1, 20, 4}), t({1, 20, 5}), t({1, 40})}, {}, 3);
+    recurrent();
     Tensor places = Tensor::of<std::int64_t>({3, 2}, {0, 3, 1, 2, 2, 0});
     for (const char* reduction : {"mean", "sum", "none"}) {
       Attributes attributes = {{"reduction", std::string(reduction)}};

@@ -143,7 +143,8 @@ std::string add_target(Graph& g, const OpCase& c, Random& random) {
   std::string total;
   for (std::size_t i = 0; i < values->size(); ++i) {
     if ((*values)[i].dtype() != DType::f64 && (*values)[i].dtype() != DType::f32) continue;
-    if (i > 0 && c.node.op != "Split") continue;
+    const bool all = c.node.op == "Split" || c.node.op == "RNN" || c.node.op == "GRU" || c.node.op == "LSTM";
+    if (i > 0 && !all) continue;
     std::string y = c.node.outputs[i];
     if ((*values)[i].dtype() == DType::f32) y = g.add("Cast", {y}, Attributes{{"to", std::int64_t{11}}});
     std::string weights = g.add_initializer(g.fresh("weights"), testing::random_tensor(random, (*values)[i].shape()));
