@@ -37,6 +37,7 @@ Result<KernelPtr> make_rounded_product(const KernelCall& call);    // MatMul and
 Result<KernelPtr> make_winograd(const KernelCall& call);           // ai.falaj's Conv, 3 x 3 at stride 1: channels last, weights known
 Result<KernelPtr> make_conv(const KernelCall& call);               // any of ai.falaj's Conv, likewise
 Result<KernelPtr> make_pool(const KernelCall& call);               // ai.falaj's pools: channels last
+Result<KernelPtr> make_recurrent_steps(const KernelCall& call);    // ai.falaj's RNNSteps GRUSteps LSTMSteps and their gradients
 Result<KernelPtr> make_integer_matmul(const KernelCall& call);     // ai.falaj's QMatMul: weights known
 Result<KernelPtr> make_integer_winograd(const KernelCall& call);   // ai.falaj's QConv, 3 x 3 at stride 1, likewise
 Result<KernelPtr> make_integer_conv(const KernelCall& call);       // any of ai.falaj's QConv

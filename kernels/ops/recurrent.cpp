@@ -17,11 +17,10 @@ struct Known {
   bool alpha, beta;
   double a, b;
 };
-constexpr Known kKnown[] = {
-    {"Sigmoid", false, false, 0, 0},  {"Tanh", false, false, 0, 0},          {"Relu", false, false, 0, 0},
-    {"Affine", true, true, 1, 0},     {"LeakyRelu", true, false, 0.01, 0},   {"ThresholdedRelu", true, false, 1, 0},
-    {"ScaledTanh", true, true, 1, 1}, {"HardSigmoid", true, true, 0.2, 0.5}, {"Elu", true, false, 1, 0},
-    {"Softsign", false, false, 0, 0}, {"Softplus", false, false, 0, 0}};
+constexpr Known kKnown[] = {{"Sigmoid", false, false, 0, 0},  {"Tanh", false, false, 0, 0},          {"Relu", false, false, 0, 0},
+                            {"Affine", true, true, 1, 0},     {"LeakyRelu", true, false, 0.01, 0},   {"ThresholdedRelu", true, false, 1, 0},
+                            {"ScaledTanh", true, true, 1, 1}, {"HardSigmoid", true, true, 0.2, 0.5}, {"Elu", true, false, 1, 0},
+                            {"Softsign", false, false, 0, 0}, {"Softplus", false, false, 0, 0}};
 const Known* known(std::string_view name) {
   const auto* found = std::ranges::find(kKnown, name, &Known::name);
   return found == std::end(kKnown) ? nullptr : found;
@@ -464,8 +463,9 @@ Result<KernelPtr> make_recurrent(const KernelCall& c) {
 }
 Result<KernelPtr> make_steps_grad(const KernelCall& c) {
   FALAJ_ASSIGN(auto l, recurrent_spec(c));
-  return dispatch<double>(
-      c.in(0).dtype, [&]<class T>() { return make_kernel([l, outputs = c.outputs.size()](const Io& io) { run_steps_grad(l, io, outputs); }); });
+  return dispatch<double>(c.in(0).dtype, [&]<class T>() {
+    return make_kernel([l, outputs = c.outputs.size()](const Io& io) { run_steps_grad(l, io, outputs); });
+  });
 }
 
 // append_gradients() writes a layer as its steps before it asks anybody.

@@ -153,7 +153,10 @@ class Maker : public CaseMaker {
     const Tensor lengths = Tensor::of<std::int32_t>({2}, {3, 1});
     smooth("RNN", {t({3, 2, 4}), t({1, 5, 4}), t({1, 5, 5}), t({1, 10})}, {}, 2);
     smooth("RNN", {t({3, 2, 4}), t({2, 5, 4}), t({2, 5, 5}), none, lengths, t({2, 2, 5})},
-           {{"direction", both}, {"activations", std::vector<std::string>{"Softsign", "Affine"}}, {"activation_alpha", std::vector<float>{0.5F}}}, 2);
+           {{"direction", both},
+            {"activations", std::vector<std::string>{"Softsign", "Affine"}},
+            {"activation_alpha", std::vector<float>{0.5F}}},
+           2);
     smooth("RNN", {t({2, 3, 4}), t({1, 5, 4}), t({1, 5, 5}), none, lengths}, lengths_in_batch, 2);
     smooth("RNN", {t({3, 2, 4}), t({1, 17, 4}), t({1, 17, 17})}, {{"activations", std::vector<std::string>{"Relu"}}}, 2);
     for (const std::int64_t after : {0, 1}) {
@@ -163,7 +166,8 @@ class Maker : public CaseMaker {
       two.emplace("direction", both);
       smooth("GRU", {t({3, 2, 4}), t({2, 15, 4}), t({2, 15, 5}), none, lengths}, two, 2);
     }
-    smooth("GRU", {t({2, 3, 4}), t({1, 51, 4}), t({1, 51, 17}), t({1, 102})}, {{"layout", std::int64_t{1}}, {"linear_before_reset", std::int64_t{1}}}, 2);
+    smooth("GRU", {t({2, 3, 4}), t({1, 51, 4}), t({1, 51, 17}), t({1, 102})},
+           {{"layout", std::int64_t{1}}, {"linear_before_reset", std::int64_t{1}}}, 2);
     smooth("LSTM", {t({3, 2, 4}), t({1, 20, 4}), t({1, 20, 5}), t({1, 40})}, {}, 3);
     smooth("LSTM", {t({3, 2, 4}), t({2, 20, 4}), t({2, 20, 5}), t({2, 40}), lengths, t({2, 2, 5}), t({2, 2, 5}), t({2, 15})},
            {{"direction", both}, {"clip", 1.5F}}, 3);
