@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <memory>
 #include <set>
 
 #include "kernels/train/families.hpp"
@@ -28,6 +29,8 @@ Result<std::string> find_logits_in(const Graph& graph, std::span<const std::size
   if (name.empty()) return invalid("the graph has no output to train");
   return name;
 }
+
+bool is_recurrent(const Node& node) { return node.op == "RNN" || node.op == "GRU" || node.op == "LSTM"; }
 
 class Cutter {
  public:
@@ -75,11 +78,33 @@ class Cutter {
     }
   }
 
-  // The initialiser that a value is, seen through changes of layout; "" when it is none.
-  std::string root(const std::string& value) const {
-    if (graph_.initializers.contains(value)) return value;
-    const auto found = layout_of_.find(value);
-    return found == layout_of_.end() ? std::string() : found->second;
+  // A value that is nothing but initialisers, laid out otherwise; in `pieces`: also cut and joined, as exporters bring a recurrent layer's
+  // gates into ONNX's order.
+  struct Held {
+    std::shared_ptr<const Names> sources;  // null: it is anything else
+    bool pieces = false;
+  };
+  Held held(const std::string& value) const {
+    if (graph_.initializers.contains(value)) return {std::make_shared<const Names>(Names{value})};
+    const auto found = held_.find(value);
+    return found == held_.end() ? Held{} : found->second;
+  }
+  void note_held(std::size_t index) {
+    const Node& node = graph_.nodes[index];
+    const bool layout =
+        node.op == "Transpose" || node.op == "Identity" || node.op == "Reshape" || node.op == "Unsqueeze" || node.op == "Squeeze";
+    const bool joined = node.op == "Concat";
+    if (!layout && !joined && node.op != "Slice") return;
+    Held all = held(node.inputs[0]);
+    for (std::size_t i = 1; joined && i < node.inputs.size() && all.sources != nullptr; ++i) {
+      const Held more = held(node.inputs[i]);
+      Names both = *all.sources;
+      if (more.sources != nullptr) both.insert(more.sources->begin(), more.sources->end());
+      all.sources = more.sources == nullptr ? nullptr : std::make_shared<const Names>(std::move(both));
+    }
+    if (all.sources == nullptr) return;
+    all.pieces = all.pieces || !layout;
+    held_[node.outputs[0]] = std::move(all);
   }
 
   // By use: what multiplies, looks up or normalises is a weight; what is added to (or scales) something that depends on a weight is a
@@ -92,6 +117,7 @@ class Cutter {
     if (node.op == "Conv" || node.op == "ConvTranspose" || node.op.ends_with("Normalization")) return input == 1 || input == 2;
     if (node.op == "Gather") return input == 0;
     if (node.op == "PRelu") return input == 1;
+    if (is_recurrent(node)) return (input >= 1 && input <= 3) || input == 7;
     const bool follows = std::ranges::any_of(node.inputs, [&](const std::string& other) { return depends_.contains(other); });
     if (node.op == "Add") return follows;
     if (node.op == "Mul") return follows && value.elements() > 1;
@@ -115,18 +141,16 @@ class Cutter {
     for (const std::size_t index : typed_.order) {
       if (!ancestors_.contains(index)) continue;
       const Node& node = graph_.nodes[index];
-      const bool layout =
-          node.op == "Transpose" || node.op == "Identity" || node.op == "Reshape" || node.op == "Unsqueeze" || node.op == "Squeeze";
-      if (layout && !root(node.inputs[0]).empty()) {
-        layout_of_[node.outputs[0]] = root(node.inputs[0]);
-        layout_nodes_[node.outputs[0]] = index;
-      }
+      note_held(index);
       for (std::size_t i = 0; !given && i < node.inputs.size(); ++i) {
-        const std::string source = root(node.inputs[i]);
-        if (source.empty() || frozen(source) || !is_parameter(node, i, graph_.initializers.find(source)->second)) continue;
-        parameters_.insert(source);
-        depends_.insert(source);
-        mark_layout(node.inputs[i]);
+        const Held value = held(node.inputs[i]);
+        if (value.sources == nullptr || (value.pieces && !is_recurrent(node))) continue;
+        for (const std::string& source : *value.sources) {
+          if (frozen(source) || !is_parameter(node, i, graph_.initializers.find(source)->second)) continue;
+          parameters_.insert(source);
+          depends_.insert(source);
+          bring_along(node.inputs[i]);
+        }
       }
       if (std::ranges::any_of(node.inputs, [&](const std::string& input) { return depends_.contains(input); })) {
         for (const std::string& output : node.outputs) depends_.insert(output);
@@ -144,12 +168,16 @@ class Cutter {
     return {};
   }
 
-  // A weight that is reached through layout nodes brings these nodes along.
-  void mark_layout(std::string value) {
-    for (auto found = layout_nodes_.find(value); found != layout_nodes_.end(); found = layout_nodes_.find(value)) {
-      rest_.insert(found->second);
-      depends_.insert(value);
-      value = graph_.nodes[found->second].inputs[0];
+  // A weight that is reached through other nodes brings these along.
+  void bring_along(const std::string& value) {
+    std::vector<std::string> open = {value};
+    while (!open.empty()) {
+      const auto found = held_.contains(open.back()) ? producer_.find(open.back()) : producer_.end();
+      open.pop_back();
+      if (found == producer_.end() || !rest_.insert(found->second).second) continue;
+      const Node& node = graph_.nodes[found->second];
+      depends_.insert(node.outputs[0]);
+      open.insert(open.end(), node.inputs.begin(), node.inputs.end());
     }
   }
 
@@ -225,8 +253,7 @@ class Cutter {
   const std::vector<std::string>& frozen_;
   TypedGraph typed_, other_;
   std::map<std::string, std::size_t, std::less<>> producer_;
-  std::map<std::string, std::string, std::less<>> layout_of_;
-  std::map<std::string, std::size_t, std::less<>> layout_nodes_;
+  std::map<std::string, Held, std::less<>> held_;
   std::set<std::size_t> ancestors_, rest_;
   Names parameters_, depends_, boundary_;
 };

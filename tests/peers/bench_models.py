@@ -110,6 +110,17 @@ class Encoder(nn.Module):
         return self.head(self.norm(self.layers(self.tokens(tokens) + self.places)).mean(dim=1))
 
 
+class Recurrent(nn.Module):
+    """Two layers over a sequence of 64 numbers a step, of whose last state ten classes are told."""
+
+    def __init__(self, kind, width=256):
+        super().__init__()
+        self.layers, self.head = kind(64, width, num_layers=2, batch_first=True), nn.Linear(width, 10)
+
+    def forward(self, x):
+        return self.head(self.layers(x)[0][:, -1])
+
+
 class Gpt(nn.Module):
     """Two layers of width 128 over 128 tokens, of which each predicts the next."""
 
@@ -152,9 +163,16 @@ def trees(path):
     return path
 
 
+BY_NAME = ("lstm", "gru")  # measured where --only names them
+
+
+def asked_for(name, wanted):
+    return any(w in name for w in wanted) if wanted else not name.startswith(BY_NAME)
+
+
 def models(folder, wanted):
     torch.manual_seed(1)
-    image, tokens = torch.randn(2, 3, 224, 224), torch.randint(0, 1000, (2, 64))
+    image, tokens, sequence = torch.randn(2, 3, 224, 224), torch.randint(0, 1000, (2, 64)), torch.randn(2, 50, 64)
     makers = {
         "mlp 24-64-64-2": lambda p: exported(mlp(24, 64, 64, 2), torch.randn(2, 24), p),
         "mlp 256-1024^3-10": lambda p: exported(mlp(256, 1024, 1024, 1024, 10), torch.randn(2, 256), p),
@@ -162,9 +180,11 @@ def models(folder, wanted):
         "resnet-18": lambda p: exported(resnet18(), image, p),
         "encoder 4x256": lambda p: exported(Encoder(), tokens, p),
         "lightgbm 200 trees": trees,
+        "lstm 2x256": lambda p: exported(Recurrent(nn.LSTM), sequence, p),
+        "gru 2x256": lambda p: exported(Recurrent(nn.GRU), sequence, p),
     }
     for name, make in makers.items():
-        if wanted and not any(w in name for w in wanted):
+        if not asked_for(name, wanted):
             continue
         try:
             yield name, make(folder / (name.replace(" ", "_") + ".onnx"))
@@ -398,12 +418,14 @@ TRAINED = {  # module, sample of its input, classes (1: BCE), batch
     "mlp 64-512-512-256-1": (lambda: mlp(64, 512, 512, 256, 1), torch.zeros(2, 64), 1, 1024),
     "resnet-18 32x32": (lambda: resnet18(small=True), torch.zeros(2, 3, 32, 32), 10, 32),
     "gpt 2x128, 128 tokens": (lambda: Gpt(), torch.zeros(2, 128, dtype=torch.int64), 256, 8),
+    "lstm 2x256, 50 steps": (lambda: Recurrent(nn.LSTM), torch.zeros(2, 50, 64), 10, 64),
+    "gru 2x256, 50 steps": (lambda: Recurrent(nn.GRU), torch.zeros(2, 50, 64), 10, 64),
 }
 
 
 def training(folder, args):
     for name, (make, sample, classes, batch) in TRAINED.items():
-        if args.only and not any(w in name for w in args.only):
+        if not asked_for(name, args.only):
             continue
         torch.manual_seed(1)
         path = exported(make(), sample, folder / f"train_{name.replace(' ', '_')}.onnx", training=True)
@@ -433,7 +455,7 @@ def kib(value):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", help="models whose name holds one of these")
+    parser.add_argument("--only", nargs="*", help="models whose name holds one of these; without it, all but the recurrent ones")
     parser.add_argument("--batch", nargs="*", type=int, default=[1, 64])
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     parser.add_argument("--skip", nargs="*", default=[], choices=["inference", "halves", "integers", "training"])

@@ -115,6 +115,19 @@ class Gpt(nn.Module):
         return self.head(self.norm(self.layers(x)))
 
 
+class Recurrent(nn.Module):
+    """Two layers that read a sequence both ways, one that reads what they say."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.both = kind(6, 10, num_layers=2, bidirectional=True, batch_first=True)
+        self.last = kind(20, 12, batch_first=True)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.head(self.last(self.both(x)[0])[0][:, -1])
+
+
 def tables(rng):
     x = rng.standard_normal((128, 24), dtype=np.float32)
     return Mlp, {"x": x}, (np.abs(x[:, 0]) + x[:, 1]).astype(np.int64).clip(0, 2), 32, "cross-entropy"
@@ -142,6 +155,19 @@ def texts(rng):
     return Gpt, {"ids": ids[:, :-1].copy()}, ids[:, 1:].copy(), 8, "cross-entropy"
 
 
+def sequences(rng, kind):
+    x = rng.standard_normal((64, 9, 6), dtype=np.float32)
+    return (lambda: Recurrent(kind)), {"x": x}, (np.abs(x[:, :, 0].sum(axis=1)) + x[:, 4, 1]).astype(np.int64).clip(0, 2), 16, "cross-entropy"
+
+
+def lstm(rng):
+    return sequences(rng, nn.LSTM)
+
+
+def gru(rng):
+    return sequences(rng, nn.GRU)
+
+
 LOSSES = {
     "cross-entropy": lambda y, t: nn.functional.cross_entropy(y.reshape(-1, y.shape[-1]), t.reshape(-1)),
     "bce": nn.functional.binary_cross_entropy_with_logits,
@@ -157,8 +183,9 @@ def export(model, inputs, path, dynamo):
     samples = tuple(torch.from_numpy(v[:3]) for v in inputs.values())
     axes = {name: {0: "N"} for name in inputs}
     if not dynamo:
-        # Exported for inference, BatchNormalizations go into convolutions, and tensors of equal values become one: all the scales of the GPT.
-        apart = any(isinstance(m, (nn.BatchNorm2d, Layer)) for m in model.modules())
+        # Exported for inference, BatchNormalizations go into convolutions, and tensors of equal values become one: all the scales of the GPT; and
+        # recurrent weights are written in the order of ONNX's gates.
+        apart = any(isinstance(m, (nn.BatchNorm2d, Layer, nn.RNNBase)) for m in model.modules())
         mode = torch.onnx.TrainingMode.TRAINING if apart else torch.onnx.TrainingMode.EVAL
         fold = mode == torch.onnx.TrainingMode.EVAL
         torch.onnx.export(model, samples, str(path), input_names=list(inputs), output_names=["y"], dynamic_axes={**axes, "y": {0: "N"}}, opset_version=17,
@@ -166,11 +193,12 @@ def export(model, inputs, path, dynamo):
         return
     pytest.importorskip("onnxscript")
     model.eval()
-    has_norms = any(isinstance(m, nn.BatchNorm2d) for m in model.modules())  # which newer exporters fold into convolutions
+    # Newer exporters fold BatchNormalizations into convolutions, and write recurrent weights in another order.
+    changed = any(isinstance(m, (nn.BatchNorm2d, nn.RNNBase)) for m in model.modules())
     rows = torch.export.Dim("N", min=2, max=4096)
     exported = torch.export.export(model, samples, dynamic_shapes=tuple({0: rows} for _ in inputs))
     try:
-        program = torch.onnx.export(exported, samples, dynamo=True, input_names=list(inputs), output_names=["y"], **newer(optimize=not has_norms))
+        program = torch.onnx.export(exported, samples, dynamo=True, input_names=list(inputs), output_names=["y"], **newer(optimize=not changed))
     except torch.onnx.OnnxExporterError as error:  # 2.5.1 cannot write views by a symbolic size
         pytest.skip(f"PyTorch {torch.__version__} cannot export this model: {type(error).__name__}")
     program.save(str(path), external_data=True)
@@ -196,8 +224,8 @@ def pairs_of(initial, parameters):
 
 
 @pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
-@pytest.mark.parametrize("case", [tables, wide_and_deep, images, wide_images, texts],
-                         ids=["mlp", "wide_and_deep", "resnet", "wide_resnet", "gpt"])
+@pytest.mark.parametrize("case", [tables, wide_and_deep, images, wide_images, texts, lstm, gru],
+                         ids=["mlp", "wide_and_deep", "resnet", "wide_resnet", "gpt", "lstm", "gru"])
 def test_losses_and_weights_follow_pytorch(case, dynamo, tmp_path):
     torch.manual_seed(3)
     make, inputs, labels, batch, loss = case(np.random.default_rng(3))
