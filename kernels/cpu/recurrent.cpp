@@ -21,8 +21,8 @@ namespace falaj::kernels::cpu {
 namespace {
 
 // Of one row: z [gates * n] and q, likewise, are what the input and the states before add to the sums; h and c [n] are replaced. `gates`,
-// null: not wanted, gets what the gates gave.
-using StepRow = void (*)(const float* z, const float* q, std::int64_t n, float* h, float* c, float* gates);
+// null: not wanted, gets what the gates gave. `ahead`: where the next row's z may be, to be fetched by then; any address.
+using StepRow = void (*)(const float* z, const float* ahead, const float* q, std::int64_t n, float* h, float* c, float* gates);
 // Back through it: `gates` become the gradient of z, dq gets that of q; dh and dc those of the states before, as far as these did not
 // pass q. `before`: of LSTM c, of GRU h; `q` [n]: of GRU, of its last gate.
 using BackRow = void (*)(float* gates, const float* before, const float* q, std::int64_t n, float* dh, float* dc, float* dq);
@@ -30,6 +30,11 @@ struct Loops {
   StepRow step;
   BackRow back;
 };
+// A line of each gate's.
+inline void fetch(const float* at, std::int64_t n, int gates) {
+  for (int k = 0; k < gates; ++k) _mm_prefetch(reinterpret_cast<const char*>(at + k * n), _MM_HINT_T0);
+}
+
 enum Layer : std::uint8_t { kRnnTanh, kRnnRelu, kGru, kLstm, kLayers };
 
 namespace lanes8 {
@@ -47,7 +52,9 @@ namespace lanes16 {
 #undef FALAJ_V
 }  // namespace lanes16
 
-constexpr std::int64_t kTogether = 24;  // sequences: rows enough for the product's tiles, and few enough to share out
+// Sequences of a part: a share for each thread, as R is read once a step for each part; but no more than the second cache holds the sums
+// of. They may follow the threads, for no sequence's bits depend on the others.
+constexpr std::int64_t kSumsTogether = std::int64_t{1} << 17;
 
 Error refuse(std::string_view why) { return Error{ErrorCode::unimplemented, format("recurrent steps: {}", why)}; }
 constexpr std::int64_t whole(std::int64_t elements) { return (elements + 15) / 16 * 16; }
@@ -64,6 +71,13 @@ std::optional<Layer> layer_of(const Recurrent& l) {
   return {};
 }
 
+std::int64_t sequences_together(const Recurrent& l, std::int64_t threads) {
+  constexpr std::int64_t kTile = 12;  // rows of the product's tiles
+  const std::int64_t share = (l.batch + threads - 1) / threads;
+  const std::int64_t most = std::max(kSumsTogether / l.sums() / kTile * kTile, kTile);
+  return std::min({l.batch, (share + kTile - 1) / kTile * kTile, most});
+}
+
 // What both kernels do alike.
 class Recurrence {
  public:
@@ -72,8 +86,10 @@ class Recurrence {
         loops_(has_avx512() ? lanes16::kLoops[layer] : lanes8::kLoops[layer]),
         outputs_(outputs),
         n_(l_.hidden),
+        next_row_(l_.row(0, 1)),
         sums_(l_.sums()),
-        parts_((l_.batch + kTogether - 1) / kTogether),
+        together_(sequences_together(l_, static_cast<std::int64_t>(threads))),
+        parts_((l_.batch + together_ - 1) / together_),
         slots_(std::min(parts_, static_cast<std::int64_t>(threads))) {}
 
  protected:
@@ -124,8 +140,10 @@ class Recurrence {
   Loops loops_;
   std::size_t outputs_;
   std::size_t io_inputs_ = 0;
-  std::int64_t n_, sums_;
-  std::int64_t parts_, slots_;
+  std::int64_t n_;
+  std::int64_t next_row_;  // of the next sequence
+  std::int64_t sums_;
+  std::int64_t together_, parts_, slots_;
   Multiply multiply_ = multiply_packed();
 };
 
@@ -135,8 +153,8 @@ class Steps final : public Kernel, Recurrence {
       : Recurrence(std::move(l), layer, call.outputs.size(), call.threads), packed_(std::move(packed)) {
     io_inputs_ = call.inputs.size();
     packed_elements_ = packed_ == nullptr ? packed_r() : 0;
-    q_ = whole(std::min(kTogether, l_.batch) * sums_);
-    state_ = whole(std::min(kTogether, l_.batch) * n_);
+    q_ = whole(together_ * sums_);
+    state_ = whole(together_ * n_);
   }
   void run(const Io& io) const override {
     if (!lengths_fit(io)) return;
@@ -145,8 +163,8 @@ class Steps final : public Kernel, Recurrence {
     if (packed_ == nullptr) pack(io.input<float>(2), 1, n_, n_, sums_, scratch);
     if (l_.lengths && out(io, 0) != nullptr) std::fill_n(out(io, 0), l_.rows() * n_, 0.0F);
     in_slots(io, parts_, slots_, [&](std::int64_t part, std::int64_t slot) {
-      const std::int64_t first = part * kTogether;
-      run_part(io, packed, first, std::min(l_.batch, first + kTogether), scratch + packed_elements_ + slot * (q_ + 2 * state_));
+      const std::int64_t first = part * together_;
+      run_part(io, packed, first, std::min(l_.batch, first + together_), scratch + packed_elements_ + slot * (q_ + 2 * state_));
     });
   }
   [[nodiscard]] std::size_t scratch_bytes() const override {
@@ -169,7 +187,7 @@ class Steps final : public Kernel, Recurrence {
       add_states(io, h, packed, last - first, q);
       each_at(io, k, first, last, [&](std::int64_t b, std::int64_t row, std::int64_t to) {
         const std::int64_t i = b - first;
-        loops_.step(z + row * sums_, q + i * sums_, n_, h + i * n_, c + i * n_, nullptr);
+        loops_.step(z + row * sums_, z + (row + next_row_) * sums_, q + i * sums_, n_, h + i * n_, c + i * n_, nullptr);
         if (y != nullptr) std::copy_n(h + i * n_, n_, y + to);
       });
     }
@@ -186,8 +204,8 @@ class StepsGrad final : public Kernel, Recurrence {
  public:
   StepsGrad(Recurrent l, Layer layer, const KernelCall& call) : Recurrence(std::move(l), layer, call.outputs.size(), call.threads) {
     io_inputs_ = call.inputs.size();
-    q_ = whole(std::min(kTogether, l_.batch) * sums_);
-    state_ = whole(std::min(kTogether, l_.batch) * n_);
+    q_ = whole(together_ * sums_);
+    state_ = whole(together_ * n_);
     packed_back_ = whole(static_cast<std::int64_t>(packed_elements(sums_, n_)));
   }
   void run(const Io& io) const override {
@@ -212,8 +230,8 @@ class StepsGrad final : public Kernel, Recurrence {
       own.h = own.q + q_;
       own.c = own.h + state_;
       own.passed = own.c + state_;
-      const std::int64_t first = part * kTogether;
-      const std::int64_t last = std::min(l_.batch, first + kTogether);
+      const std::int64_t first = part * together_;
+      const std::int64_t last = std::min(l_.batch, first + together_);
       forward(io, first, last, own);
       backward(io, first, last, own);
     });
@@ -251,7 +269,7 @@ class StepsGrad final : public Kernel, Recurrence {
         std::copy_n(l_.gates == 4 ? c : h, n_, at.kept + row * n_);
         if (states != nullptr) std::copy_n(h, n_, states + row * n_);
         if (l_.gates == 3) std::copy_n(q + 2 * n_, n_, at.q_kept + row * n_);
-        loops_.step(z + row * sums_, q, n_, h, c, out(io, 0) + row * sums_);
+        loops_.step(z + row * sums_, z + (row + next_row_) * sums_, q, n_, h, c, out(io, 0) + row * sums_);
       });
     }
   }

@@ -8,10 +8,11 @@ FALAJ_LANES inline FALAJ_V one_less(FALAJ_V x) { return sub(all(x, 1.0F), x); }
 FALAJ_LANES inline FALAJ_V sigmoid_slope(FALAJ_V y) { return mul(y, one_less(y)); }
 FALAJ_LANES inline FALAJ_V tanh_slope(FALAJ_V y) { return fnmadd(y, y, all(y, 1.0F)); }
 
-FALAJ_LANES void step_lstm(const float* z, const float* q, std::int64_t n, float* h, float* c, float* gates) {
+FALAJ_LANES void step_lstm(const float* z, const float* ahead, const float* q, std::int64_t n, float* h, float* c, float* gates) {
   const FALAJ_V v{};
   for (std::int64_t j = 0; j < n; j += kWidth) {
     const std::int64_t left = n - j;
+    fetch(ahead + j, n, 4);
     const auto sum = [&](std::int64_t k) FALAJ_LANES { return add(load(v, z + k * n + j, left), load(v, q + k * n + j, left)); };
     const FALAJ_V in = sigmoid_of(sum(0));
     const FALAJ_V out = sigmoid_of(sum(1));
@@ -28,10 +29,11 @@ FALAJ_LANES void step_lstm(const float* z, const float* q, std::int64_t n, float
   }
 }
 
-FALAJ_LANES void step_gru(const float* z, const float* q, std::int64_t n, float* h, float* /*c*/, float* gates) {
+FALAJ_LANES void step_gru(const float* z, const float* ahead, const float* q, std::int64_t n, float* h, float* /*c*/, float* gates) {
   const FALAJ_V v{};
   for (std::int64_t j = 0; j < n; j += kWidth) {
     const std::int64_t left = n - j;
+    fetch(ahead + j, n, 3);
     const FALAJ_V update = sigmoid_of(add(load(v, z + j, left), load(v, q + j, left)));
     const FALAJ_V reset = sigmoid_of(add(load(v, z + n + j, left), load(v, q + n + j, left)));
     const FALAJ_V fresh = tanh_of(fmadd(reset, load(v, q + 2 * n + j, left), load(v, z + 2 * n + j, left)));
@@ -44,10 +46,11 @@ FALAJ_LANES void step_gru(const float* z, const float* q, std::int64_t n, float*
 }
 
 template <bool kRelu>
-FALAJ_LANES void step_rnn(const float* z, const float* q, std::int64_t n, float* h, float* /*c*/, float* gates) {
+FALAJ_LANES void step_rnn(const float* z, const float* ahead, const float* q, std::int64_t n, float* h, float* /*c*/, float* gates) {
   const FALAJ_V v{};
   for (std::int64_t j = 0; j < n; j += kWidth) {
     const std::int64_t left = n - j;
+    fetch(ahead + j, n, 1);
     const FALAJ_V sum = add(load(v, z + j, left), load(v, q + j, left));
     const FALAJ_V y = kRelu ? relu_of(sum) : tanh_of(sum);
     store(h + j, y, left);

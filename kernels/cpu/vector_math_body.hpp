@@ -25,7 +25,7 @@ FALAJ_LANES inline FALAJ_V sigmoid_of(FALAJ_V x) {
   // exp of -|x| never overflows; the other half by symmetry.
   const FALAJ_V one = all(x, 1.0F);
   const FALAJ_V e = exp_of(or_bits(x, all(x, -0.0F)));
-  return where_negative(x, div(e, add(one, e)), div(one, add(one, e)));
+  return div(where_negative(x, e, one), add(one, e));
 }
 
 FALAJ_LANES inline FALAJ_V tanh_of(FALAJ_V x) {
