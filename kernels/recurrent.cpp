@@ -93,7 +93,7 @@ void lower_recurrent(Graph& graph) {
     std::vector<ValueType> inputs;
     for (const auto& name : node.inputs) inputs.push_back(name.empty() ? ValueType{} : typed->types.at(name));
     const auto spec = recurrent_spec(OpCall{node, inputs, graph.opset("")});
-    if (!spec) continue;  // whoever runs it says why
+    if (!spec || spec->width == 0 || spec->hidden == 0) continue;  // whoever runs it says why
     lowering.lower(node, *spec);
     gone[i] = true;
   }

@@ -240,30 +240,85 @@ Status grad_lp(GradientCall& g) {
 
 // --- LRN --------------------------------------------------------------------------------------------------------------------
 
-Status infer_lrn(InferCall& call) {
+struct Neighbours {
+  AxisSplit split{};
+  std::int64_t size = 0;
+  double alpha = 0, beta = 0, bias = 0;
+  // f(j) for the elements whose squares count for element i.
+  template <class F>
+  void each(std::int64_t i, F&& f) const {
+    window(i, (size - 1) / 2, size / 2, f);
+  }
+  // f(j) for the elements that the square of element i counts for.
+  template <class F>
+  void each_reached(std::int64_t i, F&& f) const {
+    window(i, size / 2, (size - 1) / 2, f);
+  }
+  [[nodiscard]] double base(const double* x, std::int64_t i) const {
+    double sum = 0;
+    each(i, [&](std::int64_t j) { sum += x[j] * x[j]; });
+    return bias + alpha / static_cast<double>(size) * sum;
+  }
+  [[nodiscard]] std::int64_t elements() const { return split.outer * split.size * split.inner; }
+
+ private:
+  template <class F>
+  void window(std::int64_t i, std::int64_t before, std::int64_t after, F&& f) const {
+    const std::int64_t channel = i / split.inner % split.size;
+    for (std::int64_t k = std::max<std::int64_t>(0, channel - before); k <= std::min(split.size - 1, channel + after); ++k)
+      f(i + (k - channel) * split.inner);
+  }
+};
+Result<Neighbours> neighbours(const OpCall& call) {
   if (call.in(0).shape.rank() < 2) return invalid("the input needs a batch and channels");
-  FALAJ_ASSIGN(auto size, attr_int(call.node, "size"));
-  if (size < 1) return invalid(format("attribute 'size' is {}", size));
+  Neighbours n;
+  n.split = split_at(call.in(0).shape, 1);
+  FALAJ_ASSIGN(n.size, attr_int(call.node, "size"));
+  if (n.size < 1) return invalid(format("attribute 'size' is {}", n.size));
+  FALAJ_ASSIGN(n.alpha, attr_float(call.node, "alpha", static_cast<double>(0.0001F)));
+  FALAJ_ASSIGN(n.beta, attr_float(call.node, "beta", 0.75));
+  FALAJ_ASSIGN(n.bias, attr_float(call.node, "bias", 1.0));
+  return n;
+}
+
+Status infer_lrn(InferCall& call) {
+  FALAJ_ASSIGN([[maybe_unused]] const auto n, neighbours(call));
   return infer_float(call);
 }
 Result<KernelPtr> make_lrn(const KernelCall& c) {
-  FALAJ_ASSIGN(auto size, attr_int(c.node, "size"));
-  FALAJ_ASSIGN(double alpha, attr_float(c.node, "alpha", static_cast<double>(0.0001F)));
-  FALAJ_ASSIGN(double beta, attr_float(c.node, "beta", 0.75));
-  FALAJ_ASSIGN(double bias, attr_float(c.node, "bias", 1.0));
+  FALAJ_ASSIGN(const auto n, neighbours(c));
   return dispatch<double>(c.in(0).dtype, [&]<class T>() {
-    return make_kernel([s = split_at(c.in(0).shape, 1), size, alpha, beta, bias](const Io& io) {
-      for (std::int64_t i = 0; i < s.outer * s.size * s.inner; ++i) {
-        std::int64_t channel = i / s.inner % s.size;
-        T sum = 0;
-        for (std::int64_t k = std::max<std::int64_t>(0, channel - (size - 1) / 2); k <= std::min(s.size - 1, channel + size / 2); ++k) {
-          T x = io.input<T>(0)[i + (k - channel) * s.inner];
-          sum += x * x;
-        }
-        io.output<T>(0)[i] = io.input<T>(0)[i] / std::pow(bias + alpha / static_cast<double>(size) * sum, beta);
+    return make_kernel([n](const Io& io) {
+      const auto* x = io.input<T>(0);
+      for (std::int64_t i = 0; i < n.elements(); ++i) io.output<T>(0)[i] = x[i] / std::pow(n.base(x, i), n.beta);
+    });
+  });
+}
+
+// Inputs: x, dy.
+Status infer_lrn_grad(InferCall& call) {
+  FALAJ_TRY(infer_lrn(call));
+  FALAJ_TRY(check_same_dtype(call, 0, 1));
+  return call.in(1).shape == call.in(0).shape ? Status{} : Status(invalid("the gradient does not fit the input"));
+}
+Result<KernelPtr> make_lrn_grad(const KernelCall& c) {
+  FALAJ_ASSIGN(const auto n, neighbours(c));
+  return dispatch<double>(c.in(0).dtype, [&]<class T>() {
+    return make_kernel([n](const Io& io) {
+      const auto* x = io.input<T>(0);
+      const auto* dy = io.input<T>(1);
+      const double share = 2 * n.alpha * n.beta / static_cast<double>(n.size);
+      for (std::int64_t i = 0; i < n.elements(); ++i) {
+        double reached = 0;
+        n.each_reached(i, [&](std::int64_t j) { reached += dy[j] * x[j] * std::pow(n.base(x, j), -n.beta - 1); });
+        io.output<T>(0)[i] = dy[i] * std::pow(n.base(x, i), -n.beta) - share * x[i] * reached;
       }
     });
   });
+}
+Status grad_lrn(GradientCall& g) {
+  g.set(0, g.add_falaj("LRNGrad", {g.input(0), g.dy()}, g.node().attributes));
+  return {};
 }
 
 // --- RMSNormalization -----------------------------------------------------------------------------------------------------------
@@ -354,7 +409,8 @@ constexpr OpDef kOps[] = {
     {kOnnx, "GroupNormalization", 3, 3, 1, 1, infer_groups, make_groups, grad_groups_of},
     {kOnnx, "MeanVarianceNormalization", 1, 1, 1, 1, infer_mean_variance, make_mean_variance},
     {kOnnx, "LpNormalization", 1, 1, 1, 1, infer_lp, make_lp, grad_lp},
-    {kOnnx, "LRN", 1, 1, 1, 1, infer_lrn, make_lrn},
+    {kOnnx, "LRN", 1, 1, 1, 1, infer_lrn, make_lrn, grad_lrn},
+    {kFalaj, "LRNGrad", 2, 2, 1, 1, infer_lrn_grad, make_lrn_grad},
     {kOnnx, "RMSNormalization", 2, 2, 1, 1, infer_rms, make_rms, grad_rms},
     {kFalaj, "GroupNormalizationGrad", 3, 3, 1, 3, infer_groups_grad, make_groups_grad},
     {kFalaj, "LpNormalizationGrad", 2, 2, 1, 1, infer_lp_grad, make_lp_grad},

@@ -105,6 +105,7 @@ std::int64_t Recurrent::length(const Io& io, std::int64_t b) const {
 Result<Recurrent> recurrent_spec(const OpCall& call) {
   Recurrent l;
   const std::string& op = call.node.op;
+  const bool steps_alone = op.find("Steps") != std::string::npos;
   l.gates = op.starts_with("RNN") ? 1 : (op.starts_with("GRU") ? 3 : 4);
   FALAJ_ASSIGN(auto direction, attr_string(call.node, "direction", "forward"));
   FALAJ_ASSIGN(auto layout, attr_int(call.node, "layout", 0));
@@ -116,13 +117,13 @@ Result<Recurrent> recurrent_spec(const OpCall& call) {
   const Shape& x = call.in(0).shape;
   const Shape& w = call.in(1).shape;
   const Shape& r = call.in(2).shape;
-  const bool steps_alone = op.find("Steps") != std::string::npos;
   if (x.rank() != 3 || w.rank() != (steps_alone ? 2 : 3) || r.rank() != 3) return invalid("input and weights must have 3 dimensions");
   l.batch_first = layout != 0;
   l.linear_before_reset = l.gates == 3 && linear != 0;
   l.input_forget = forget != 0;
   l.reverse = direction == "reverse";
   l.directions = direction == "bidirectional" ? 2 : 1;
+  if (steps_alone && l.directions != 1) return invalid("steps go one way");
   l.steps = x[l.batch_first ? 1 : 0];
   l.batch = x[l.batch_first ? 0 : 1];
   l.width = x[2];
@@ -172,6 +173,7 @@ Status infer_recurrent(InferCall& call) {
 }
 
 Status infer_steps_grad(InferCall& call) {
+  if (call.inputs.size() <= kRecurrentDc) return invalid("the places of the gradients are missing");
   FALAJ_ASSIGN(const auto l, checked_spec(call));
   const DType dtype = call.in(0).dtype;
   const auto fits = [&](std::size_t i, const Shape& shape) {

@@ -1,5 +1,5 @@
 // Resize (opset 10 and newer) and Upsample: each resized dimension is a list of input positions and weights for each output position;
-// dimensions are treated one after the other.
+// dimensions are treated one after the other, and in the gradient, where weights spread instead of gathering, the other way round.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -19,8 +19,11 @@ struct Resizing {
   double cubic = -0.75, extrapolation = 0;
 };
 
+// As Resize was before opset 11: other defaults, scales in the second place. The gradient always says it as Resize does now.
+bool is_old(const OpCall& call) { return call.node.domain != kFalaj && (call.node.op == "Upsample" || call.opset < 11); }
+
 Status read_style(const OpCall& call, Resizing& r) {
-  bool old = call.node.op == "Upsample" || call.opset < 11;
+  bool old = is_old(call);
   FALAJ_ASSIGN(r.mode, attr_string(call.node, "mode", "nearest"));
   if (r.mode == "bilinear") r.mode = "linear";
   FALAJ_ASSIGN(r.coordinates, attr_string(call.node, "coordinate_transformation_mode", old ? "asymmetric" : "half_pixel"));
@@ -81,7 +84,7 @@ Result<Resizing> resizing(const OpCall& call) {
       axes.push_back(static_cast<std::size_t>(axis));
     }
   }
-  bool modern = call.node.op == "Resize" && call.opset >= 11;
+  bool modern = !is_old(call);
   std::vector<double> scales;
   if (call.node.op == "Upsample" && call.opset < 9) {
     FALAJ_ASSIGN(auto list, attr_floats(call.node, "scales"));
@@ -195,9 +198,7 @@ struct Plan1d {
   std::vector<bool> outside;  // gets the extrapolation value
 };
 
-Result<KernelPtr> make_resize(const KernelCall& c) {
-  FALAJ_ASSIGN(auto r, resizing(c));
-  const Shape& in = c.in(0).shape;
+std::vector<Plan1d> plans_of(const Resizing& r, const Shape& in) {
   std::vector<Plan1d> plans;
   for (std::size_t d = 0; d < in.rank(); ++d) {
     if (!r.touched[d]) continue;
@@ -209,6 +210,23 @@ Result<KernelPtr> make_resize(const KernelCall& c) {
     }
     plans.push_back(std::move(plan));
   }
+  return plans;
+}
+
+// Sets what lies outside the input in some dimension.
+void set_outside(std::span<const Plan1d> plans, const Shape& out, std::vector<double>& values, double value) {
+  for (const Plan1d& plan : plans) {
+    AxisSplit s = split_at(out, static_cast<std::int64_t>(plan.axis));
+    for (std::size_t at = 0; at < values.size(); ++at) {
+      if (plan.outside[static_cast<std::size_t>(static_cast<std::int64_t>(at) / s.inner % s.size)]) values[at] = value;
+    }
+  }
+}
+
+Result<KernelPtr> make_resize(const KernelCall& c) {
+  FALAJ_ASSIGN(auto r, resizing(c));
+  const Shape& in = c.in(0).shape;
+  std::vector<Plan1d> plans = plans_of(r, in);
   bool crops = r.coordinates == "tf_crop_and_resize";
   if (r.mode == "nearest" && !crops) {
     std::vector<std::int64_t> map;
@@ -249,20 +267,77 @@ Result<KernelPtr> make_resize(const KernelCall& c) {
         now = std::move(next);
         shape[plan.axis] = size;
       }
-      for (const Plan1d& plan : plans) {
-        AxisSplit s = split_at(out, static_cast<std::int64_t>(plan.axis));
-        for (std::size_t at = 0; at < now.size(); ++at) {
-          if (plan.outside[static_cast<std::size_t>(static_cast<std::int64_t>(at) / s.inner % s.size)]) now[at] = extrapolation;
+      set_outside(plans, out, now, extrapolation);
+      std::ranges::copy(now, io.output<T>(0));
+    });
+  });
+}
+
+// Inputs: the four of Resize, then dy. Only the shape of x is read.
+constexpr std::size_t kDy = 4;
+
+Status infer_resize_grad(InferCall& call) {
+  if (call.inputs.size() <= kDy) return invalid("the place of the gradient is missing");
+  FALAJ_ASSIGN(const auto r, resizing(call));
+  FALAJ_TRY(check_same_dtype(call, 0, kDy));
+  if (call.in(kDy).shape != r.out) return invalid("the gradient does not fit the output");
+  return set_output(call, 0, call.in(0).dtype, call.in(0).shape);
+}
+
+Result<KernelPtr> make_resize_grad(const KernelCall& c) {
+  FALAJ_ASSIGN(const auto r, resizing(c));
+  return dispatch<double>(c.in(0).dtype, [&]<class T>() {
+    return make_kernel([plans = plans_of(r, c.in(0).shape), in = c.in(0).shape, out = r.out](const Io& io) {
+      std::vector<double> now(io.input<T>(kDy), io.input<T>(kDy) + out.elements());
+      set_outside(plans, out, now, 0);
+      Shape shape = out;
+      for (std::size_t p = plans.size(); p-- > 0;) {
+        const Plan1d& plan = plans[p];
+        const AxisSplit s = split_at(shape, static_cast<std::int64_t>(plan.axis));
+        const std::int64_t size = in[plan.axis];
+        std::vector<double> next(static_cast<std::size_t>(s.outer * size * s.inner), 0.0);
+        for (std::int64_t o = 0; o < s.outer; ++o) {
+          for (std::int64_t k = 0; k < s.size; ++k) {
+            for (const Tap& tap : plan.taps[static_cast<std::size_t>(k)]) {
+              for (std::int64_t i = 0; i < s.inner; ++i)
+                next[static_cast<std::size_t>((o * size + tap.at) * s.inner + i)] +=
+                    tap.weight * now[static_cast<std::size_t>((o * s.size + k) * s.inner + i)];
+            }
+          }
         }
+        now = std::move(next);
+        shape[plan.axis] = size;
       }
       std::ranges::copy(now, io.output<T>(0));
     });
   });
 }
 
+Status grad_resize(GradientCall& g) {
+  if (!g.wants(0)) return failed("a region, scales or sizes have no gradient");
+  const Node& node = g.node();
+  std::vector<std::string> inputs = node.inputs;
+  Attributes attributes = node.attributes;
+  if (node.op == "Upsample" || g.graph().opset("") < 11) {
+    if (inputs.size() < 2) {
+      FALAJ_ASSIGN(const auto scales, attr_floats(node, "scales"));
+      const Shape shape{static_cast<std::int64_t>(scales.size())};
+      inputs.push_back(g.graph().add_initializer(g.graph().fresh("grad/scales"), Tensor::of<float>(shape, std::span<const float>(scales))));
+    }
+    inputs.insert(inputs.begin() + 1, "");
+    attributes.emplace("coordinate_transformation_mode", std::string("asymmetric"));
+    attributes.emplace("nearest_mode", std::string("floor"));
+  }
+  inputs.resize(kDy);
+  inputs.push_back(g.dy());
+  g.set(0, g.add_falaj("ResizeGrad", std::move(inputs), std::move(attributes)));
+  return {};
+}
+
 constexpr OpDef kOps[] = {
-    {kOnnx, "Resize", 1, 4, 1, 1, infer_resize, make_resize},
-    {kOnnx, "Upsample", 1, 2, 1, 1, infer_resize, make_resize},
+    {kOnnx, "Resize", 1, 4, 1, 1, infer_resize, make_resize, grad_resize},
+    {kOnnx, "Upsample", 1, 2, 1, 1, infer_resize, make_resize, grad_resize},
+    {kFalaj, "ResizeGrad", 1, 5, 1, 1, infer_resize_grad, make_resize_grad, nullptr, Placement::own, 1},
 };
 
 }  // namespace

@@ -135,10 +135,14 @@ class Maker : public CaseMaker {
           {{"kernel_shape", Ints{2, 2}}, {"strides", Ints{2, 2}}});
     plain("Col2Im", {t({1, 4, 9}), ints({4, 4}), ints({2, 2})});
     for (const char* mode : {"nearest", "linear", "cubic"}) {
-      plain("Resize", {t({1, 2, 3, 4}), Tensor(), Tensor::vector<float>({1, 1, 1.5F, 2})}, {{"mode", std::string(mode)}});
+      partly(kOnnx, "Resize", {t({1, 2, 3, 4}), Tensor(), Tensor::vector<float>({1, 1, 1.5F, 2})}, {{"mode", std::string(mode)}}, 1, 1);
+      partly(kOnnx, "Resize", {t({2, 4, 5}), Tensor(), Tensor::vector<float>({0.6F})},
+             {{"mode", std::string(mode)}, {"axes", Ints{1}}, {"antialias", std::int64_t{std::string(mode) != "nearest"}}}, 1, 1);
       plain("GridSample", {t({1, 2, 4, 5}), t({1, 3, 3, 2}, -1.2, 1.2)}, {{"mode", std::string(mode)}});
     }
-    plain("Upsample", {t({1, 1, 2, 2}), Tensor::vector<float>({1, 1, 2, 3})});
+    partly(kOnnx, "Resize", {t({1, 1, 4, 5}), Tensor::vector<float>({0, 0, 0.2F, -0.1F, 1, 1, 0.7F, 1.2F}), Tensor(), ints({1, 1, 3, 6})},
+           {{"mode", std::string("linear")}, {"coordinate_transformation_mode", std::string("tf_crop_and_resize")}}, 1, 1);
+    partly(kOnnx, "Upsample", {t({1, 1, 2, 2}), Tensor::vector<float>({1, 1, 2, 3})}, {}, 1, 1);
     plain("AffineGrid", {t({1, 2, 3}), ints({1, 1, 3, 4})});
     plain("RoiAlign", {t({1, 2, 6, 6}), t({2, 4}, 0, 5), ints({0, 0})},
           {{"output_height", std::int64_t{2}}, {"output_width", std::int64_t{2}}});
@@ -186,7 +190,7 @@ class Maker : public CaseMaker {
     plain("MeanVarianceNormalization", {t({2, 3, 2, 2})});
     smooth("LpNormalization", {t({2, 3})});
     smooth("LpNormalization", {t({2, 3, 2})}, {{"p", std::int64_t{1}}, {"axis", std::int64_t{1}}});
-    plain("LRN", {t({1, 5, 2, 2})}, {{"size", std::int64_t{3}}});
+    for (const std::int64_t size : {3, 4}) smooth("LRN", {t({1, 5, 2, 2})}, {{"size", size}, {"alpha", 0.5F}});
     smooth("RMSNormalization", {t({2, 3}), t({3})});
     smooth("RMSNormalization", {t({2, 3, 4}), t({3, 1})}, {{"axis", std::int64_t{1}}, {"epsilon", 0.1F}});
     recurrent();
