@@ -3,10 +3,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "kernels/cpu/isa.hpp"
 #include "kernels/plan.hpp"
+#include "kernels/train/trainer.hpp"
 #include "runtime/base/format.hpp"
 #include "tests/kernels/op_cases.hpp"
 #include "tests/kernels/seeded.hpp"
@@ -164,6 +167,52 @@ TEST_F(RecurrentLayers, ASequenceIsTheSameAloneAndInABatch) {
                   all[0].data<float>()[static_cast<std::size_t>(in_all * wide + i)])
             << op << " step " << row << " of " << to_string(y);
     }
+  }
+}
+
+// PyTorch keeps a layer's matrices [gates * hidden, ...] in another order of gates, and its training export cuts and joins them to ONNX's.
+TEST_F(RecurrentLayers, WeightsAreTrainedThroughWhatAnExporterWrote) {
+  constexpr std::int64_t kHidden = 6;
+  constexpr std::int64_t kWidth = 3;
+  Graph g;
+  g.opsets[""] = 17;
+  g.add_input("x", DType::f32, {-1, 5, kWidth});
+  const auto numbers = [&](std::initializer_list<std::int64_t> values) {
+    return g.add_initializer(g.fresh("n"), Tensor::vector<std::int64_t>(values));
+  };
+  const auto reordered = [&](const char* name, const Shape& shape) {
+    g.add_initializer(name, draw(shape));
+    const auto gates = [&](std::int64_t first, std::int64_t last) {
+      return g.add("Slice", {name, numbers({first * kHidden}), numbers({last * kHidden}), numbers({0})});
+    };
+    const std::string joined = g.add("Concat", {gates(0, 1), gates(3, 4), gates(1, 3)}, Attributes{{"axis", std::int64_t{0}}});
+    return shape.rank() == 1 ? joined : g.add("Unsqueeze", {joined, numbers({0})});
+  };
+  const std::string w = reordered("w", {4 * kHidden, kWidth});
+  const std::string r = reordered("r", {4 * kHidden, kHidden});
+  const std::string biases =
+      g.add("Concat", {reordered("b_in", {4 * kHidden}), reordered("b_state", {4 * kHidden})}, Attributes{{"axis", std::int64_t{0}}});
+  const std::string b = g.add("Unsqueeze", {biases, numbers({0})});
+  const std::string turned = g.add("Transpose", {"x"}, Attributes{{"perm", std::vector<std::int64_t>{1, 0, 2}}});
+  g.add_node({"LSTM", "", "memory", {turned, w, r, b}, {"y", "last"}, {{"hidden_size", kHidden}}});
+  g.add_initializer("head", draw({2, kHidden}));
+  g.add_output(g.add("Gemm", {g.add("Squeeze", {"last", numbers({0})}), "head"}, Attributes{{"transB", std::int64_t{1}}}), DType::f32,
+               {-1, 2});
+
+  auto trainer = Trainer::make(g, {.objective = Objective{.loss = Loss::cross_entropy}});
+  ASSERT_TRUE(trainer) << trainer.error().message;
+  std::set<std::string> names;
+  for (const auto& parameter : (*trainer)->layout()) names.insert(parameter.name);
+  EXPECT_EQ(names, (std::set<std::string>{"w", "r", "b_in", "b_state", "head"}));
+  const Tensor labels = Tensor::of<std::int64_t>({4}, {0, 1, 1, 0});
+  const auto data = (*trainer)->prepare({draw({4, 5, kWidth})}, labels);
+  ASSERT_TRUE(data) << data.error().message;
+  std::vector<float> gradient((*trainer)->parameters().size());
+  ASSERT_TRUE((*trainer)->gradient(*data, std::vector<std::uint32_t>{0, 1, 2, 3}, gradient));
+  for (const auto& parameter : (*trainer)->layout()) {
+    const auto own = std::span(gradient).subspan(parameter.offset, parameter.count);
+    EXPECT_GT(std::ranges::count_if(own, [](float v) { return v != 0; }), static_cast<std::ptrdiff_t>(parameter.count) / 2)
+        << parameter.name;
   }
 }
 
