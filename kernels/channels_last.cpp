@@ -178,7 +178,7 @@ class Mover {
   }
   void take_activation(Node& conv, std::string& result) {
     const auto reader = uses_.only_reader(result);
-    if (!reader || gone_[*reader] || !carry_activation(conv, graph_.nodes[*reader])) return;
+    if (!reader || gone_[*reader] || !carry_activation(graph_, conv, graph_.nodes[*reader])) return;
     gone_[*reader] = true;
     result = graph_.nodes[*reader].outputs[0];
   }

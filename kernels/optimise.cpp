@@ -62,7 +62,27 @@ std::optional<std::size_t> Uses::only_reader(const std::string& name) const {
   return found->second.front();
 }
 
-bool carry_activation(Node& fused, const Node& next) {
+namespace {
+
+// The upper bound of a Clip between 0 and a known number.
+std::optional<float> clip_from_zero(const Graph& graph, const Node& clip) {
+  const auto bound = [&](std::size_t i, const char* name) -> std::optional<float> {
+    if (clip.attributes.contains(name)) {
+      const auto value = attr_float(clip, name, 0.0);
+      return value ? std::optional(static_cast<float>(*value)) : std::nullopt;
+    }
+    const auto found = i < clip.inputs.size() ? graph.initializers.find(clip.inputs[i]) : graph.initializers.end();
+    if (found == graph.initializers.end() || found->second.dtype() != DType::f32 || found->second.elements() != 1) return {};
+    return found->second.data<float>()[0];
+  };
+  const auto low = bound(1, "min");
+  const auto high = bound(2, "max");
+  return low && high && *low == 0.0F && *high > 0.0F ? high : std::nullopt;
+}
+
+}  // namespace
+
+bool carry_activation(const Graph& graph, Node& fused, const Node& next) {
   auto activation = activation_of(next.op);
   if (!activation || next.op.empty() || next.domain != kOnnx) return false;
   if (next.op == "Gelu" && attr_string(next, "approximate", "none").value_or("tanh") != "none") return false;
@@ -71,6 +91,12 @@ bool carry_activation(Node& fused, const Node& next) {
     if (!alpha) return false;
     fused.attributes["activation_alpha"] = static_cast<float>(*alpha);
   }
+  if (next.op == "Clip") {
+    const auto high = clip_from_zero(graph, next);
+    if (!high) return false;
+    fused.attributes["activation_alpha"] = *high;
+  }
+  if (next.op == "Swish" && attr_float(next, "alpha", 1.0).value_or(0) != 1.0) return false;
   fused.attributes["activation"] = next.op;
   return true;
 }
@@ -208,7 +234,7 @@ class Fuser {
     auto reader = uses_.only_reader(fused.outputs[0]);
     if (!reader || gone_[*reader]) return false;
     const Node& next = graph_.nodes[*reader];
-    if (!carry_activation(fused, next)) return false;
+    if (!carry_activation(graph_, fused, next)) return false;
     fused.outputs[0] = next.outputs[0];
     gone_[*reader] = true;
     return true;

@@ -56,6 +56,6 @@ Status separate_quantisation(Graph& graph);
 void use_unsigned(Graph& graph, const struct TypedGraph& typed);
 
 // Makes `fused` carry the activation that `next` is; false, and nothing changed, if it is none that can be carried.
-bool carry_activation(Node& fused, const Node& next);
+bool carry_activation(const Graph& graph, Node& fused, const Node& next);
 
 }  // namespace falaj::kernels

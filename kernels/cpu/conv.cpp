@@ -6,11 +6,14 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/cpu/conv_kernels.hpp"
 #include "kernels/cpu/conv_tiles.hpp"
 #include "kernels/cpu/finish.hpp"
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/makers.hpp"
+#include "kernels/cpu/windows.hpp"
 #include "kernels/ops/channels_last.hpp"
+#include "kernels/parallel.hpp"
 #include "kernels/plan.hpp"
 #include "runtime/base/format.hpp"
 
@@ -24,9 +27,10 @@ Error refuse(std::string_view why) { return Error{ErrorCode::unimplemented, form
 
 class ConvKernel final : public Kernel {
  public:
-  ConvKernel(FusedConv fused, std::shared_ptr<const Tensor> packed)
+  ConvKernel(FusedConv fused, std::shared_ptr<const Tensor> packed, std::size_t threads)
       : fused_(std::move(fused)),
         packed_(std::move(packed)),
+        slots_(static_cast<std::int64_t>(threads)),
         rows_run_(runs_along_rows(fused_.conv)),
         inside_(rows_run_ || never_outside(fused_.conv.window)),
         unit_(fused_.pooled ? 4 : 1),
@@ -72,13 +76,14 @@ class ConvKernel final : public Kernel {
       if (rows_run_) x = pad(x, reinterpret_cast<float*>(io.scratch));
       const std::int64_t pixels = images * out;
       const std::int64_t tiles = (pixels + of_tile - 1) / of_tile;
-      const std::int64_t blocks = (tiles * loops_.pixels + kBlockPixels - 1) / kBlockPixels;
-      for (std::int64_t b = 0; b < blocks; ++b)
-        run_block(io, x, n * out, pixels, tiles, first_of(b, blocks, tiles), first_of(b + 1, blocks, tiles));
+      const std::int64_t blocks = blocks_of(tiles);
+      in_slots(io, blocks, slots_, [&](std::int64_t b, std::int64_t slot) {
+        run_block(io, slot, x, n * out, pixels, tiles, first_of(b, blocks, tiles), first_of(b + 1, blocks, tiles));
+      });
     }
   }
   [[nodiscard]] std::size_t scratch_bytes() const override {
-    return pad_bytes() + static_cast<std::size_t>(kBlockPixels * places_) * sizeof(float*);
+    return pad_bytes() + static_cast<std::size_t>(slots_ * kBlockPixels * places_) * sizeof(float*);
   }
   [[nodiscard]] std::string_view implementation() const override {
     return loops_.panels_max == 2 ? "avx512 convolution, packed weights" : "avx2 convolution, packed weights";
@@ -187,10 +192,12 @@ class ConvKernel final : public Kernel {
     }
   }
 
-  void run_block(const Io& io, const float* x, std::int64_t done, std::int64_t pixels, std::int64_t tiles, std::int64_t first,
-                 std::int64_t end) const {
+  [[nodiscard]] std::int64_t blocks_of(std::int64_t tiles) const { return (tiles * loops_.pixels + kBlockPixels - 1) / kBlockPixels; }
+
+  void run_block(const Io& io, std::int64_t slot, const float* x, std::int64_t done, std::int64_t pixels, std::int64_t tiles,
+                 std::int64_t first, std::int64_t end) const {
     const ConvSpec& s = fused_.conv;
-    const auto** places = reinterpret_cast<const float**>(io.scratch + pad_bytes());
+    const auto** places = reinterpret_cast<const float**>(io.scratch + pad_bytes()) + slot * kBlockPixels * places_;
     const std::int64_t begin = first_pixel(first, tiles, pixels);
     if (inside_) point_all(x, begin, first_pixel(end, tiles, pixels) - begin, places);
     Pixel pixel = pixel_at(begin);
@@ -237,6 +244,7 @@ class ConvKernel final : public Kernel {
   const ConvLoops& loops_ = conv_loops();
   FusedConv fused_;
   std::shared_ptr<const Tensor> packed_;
+  std::int64_t slots_;
   bool rows_run_;
   bool inside_;        // one pointer for each pixel does
   std::int64_t unit_;  // pixels that must be of one tile
@@ -327,60 +335,9 @@ class OneChannelKernel final : public Kernel {
   std::int64_t height_, width_;  // with the padding
 };
 
-// One map for each channel: eight channels at a time.
-class DepthwiseKernel final : public Kernel {
- public:
-  DepthwiseKernel(FusedConv fused, std::shared_ptr<const Tensor> packed) : fused_(std::move(fused)), packed_(std::move(packed)) {}
-  FALAJ_AVX2 void run(const Io& io) const override {
-    const Window& w = fused_.conv.window;
-    const std::int64_t channels = fused_.conv.channels;
-    const auto* weights = static_cast<const float*>(packed_->raw());
-    const auto alpha = static_cast<float>(fused_.activation_alpha);
-    for (std::int64_t pixel = 0; pixel < fused_.conv.batch * w.out_elements(); ++pixel) {
-      const std::int64_t column = pixel % w.out[1] * w.strides[1] - w.pad_begin[1];
-      const std::int64_t row = pixel / w.out[1] % w.out[0] * w.strides[0] - w.pad_begin[0];
-      const float* x = io.input<float>(0) + pixel / w.out_elements() * w.in_elements() * channels;
-      for (std::int64_t c = 0; c < channels; c += 8) {
-        const std::int64_t width = channels - c;
-        __m256 sum = _mm256_setzero_ps();
-        for (std::int64_t k = 0; k < w.kernel_elements(); ++k) {
-          const std::int64_t h = row + k / w.kernel[1] * w.dilations[0];
-          const std::int64_t v = column + k % w.kernel[1] * w.dilations[1];
-          if (h < 0 || h >= w.in[0] || v < 0 || v >= w.in[1]) continue;
-          sum = _mm256_fmadd_ps(load(sum, x + (h * w.in[1] + v) * channels + c, width), load(sum, weights + k * channels + c, width), sum);
-        }
-        if (fused_.has_bias) sum = _mm256_add_ps(sum, load(sum, io.input<float>(2) + c, width));
-        if (fused_.has_addend) sum = _mm256_add_ps(sum, load(sum, io.input<float>(3) + pixel * channels + c, width));
-        store(io.output<float>(0) + pixel * channels + c, activate(sum, fused_.activation, alpha), width);
-      }
-    }
-  }
-  [[nodiscard]] std::string_view implementation() const override { return "avx2 depthwise convolution"; }
-
- private:
-  FusedConv fused_;
-  std::shared_ptr<const Tensor> packed_;  // [places, channels]
-};
-
 // --- pools ------------------------------------------------------------------------------------------------------------------
 
 enum class Pool : std::uint8_t { max, mean };
-
-// The places of a window that meet the input, in one dimension: the first one's index there, and how many they are.
-struct Meet {
-  std::int64_t first, count;
-};
-std::vector<Meet> all_meets(const Window& w, std::size_t d) {
-  std::vector<Meet> meets;
-  for (std::int64_t o = 0; o < w.out[d]; ++o) {
-    const std::int64_t start = o * w.strides[d] - w.pad_begin[d];
-    const std::int64_t step = w.dilations[d];
-    const std::int64_t before = start < 0 ? (-start + step - 1) / step : 0;  // places in the padding
-    const std::int64_t end = std::min(w.kernel[d], w.in[d] > start ? (w.in[d] - start + step - 1) / step : 0);
-    meets.push_back({start + before * step, std::max<std::int64_t>(end - before, 0)});
-  }
-  return meets;
-}
 
 class PoolKernel final : public Kernel {
  public:
@@ -471,21 +428,13 @@ Result<KernelPtr> make_conv(const KernelCall& call) {
   if (weights == nullptr) return refuse("the weights are not known before the run");
   const ConvSpec& s = fused.conv;
   const bool depthwise = s.groups == s.channels && s.maps == s.channels && s.groups > 1;
-  const auto make = [&] {
-    if (!depthwise) return pack_weights(*weights, s);
-    const std::int64_t places = s.window.kernel_elements();
-    Tensor packed(DType::f32, {places, s.channels});
-    for (std::int64_t i = 0; i < s.channels * places; ++i)
-      packed.mutable_data<float>()[static_cast<std::size_t>(i % places * s.channels + i / places)] =
-          weights->data<float>()[static_cast<std::size_t>(i)];
-    return packed;
-  };
+  const auto make = [&] { return depthwise ? pack_depthwise(*weights, s) : pack_weights(*weights, s); };
   const bool kept = call.packed != nullptr && !weights->borrowed();
   auto packed = kept ? call.packed->get(*weights, format("channels last/{}", s.groups), make) : std::make_shared<const Tensor>(make());
   if (depthwise && fused.pooled) return refuse("a depthwise convolution is not pooled");
   if (OneChannelKernel::fits(fused)) return std::make_unique<OneChannelKernel>(std::move(fused), std::move(packed));
-  if (depthwise) return std::make_unique<DepthwiseKernel>(std::move(fused), std::move(packed));
-  return std::make_unique<ConvKernel>(std::move(fused), std::move(packed));
+  if (depthwise) return make_depthwise(std::move(fused), std::move(packed));
+  return std::make_unique<ConvKernel>(std::move(fused), std::move(packed), call.threads);
 }
 
 Result<KernelPtr> make_pool(const KernelCall& call) {

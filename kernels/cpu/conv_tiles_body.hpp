@@ -58,8 +58,10 @@ FALAJ_LANES void tile(const ConvInput& in, const ConvTarget& t) {
       }
     }
   }
-  if (t.width >= kVectors * kWidth && (t.activation == Activation::none || t.activation == Activation::relu)) {  // nearly all of them
-    const FALAJ_V least = all(FALAJ_V{}, t.activation == Activation::relu ? 0.0F : -__builtin_inff());
+  const bool bounds = t.activation == Activation::none || t.activation == Activation::relu || t.activation == Activation::clip;
+  if (t.width >= kVectors * kWidth && bounds) {  // nearly all of them
+    const FALAJ_V least = all(FALAJ_V{}, t.activation == Activation::none ? -__builtin_inff() : 0.0F);
+    const FALAJ_V most = all(FALAJ_V{}, t.activation == Activation::clip ? t.alpha : __builtin_inff());
     FALAJ_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       const FALAJ_V bias = t.bias == nullptr ? all(FALAJ_V{}, 0.0F) : load(FALAJ_V{}, t.bias + v * kWidth);
@@ -67,7 +69,7 @@ FALAJ_LANES void tile(const ConvInput& in, const ConvTarget& t) {
       for (int r = 0; r < kRows; ++r) {
         FALAJ_V value = add(sum[r][v], bias);
         if (kShare == 1 && t.addend != nullptr) value = add(value, load(FALAJ_V{}, t.addend + r * t.row + v * kWidth));
-        sum[r][v] = max(least, value);  // the second operand where that is NaN
+        sum[r][v] = min(most, max(least, value));  // the second operand where that is NaN
       }
       FALAJ_UNROLL
       for (int r = 0; r < kRows; r += kShare) {

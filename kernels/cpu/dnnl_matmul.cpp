@@ -44,6 +44,10 @@ Status add_activation(const MatMulSpec& spec, dnnl::post_ops& ops) {
     case Activation::gelu:
       append_eltwise(ops, dnnl::algorithm::eltwise_gelu_erf);
       return {};
+    case Activation::clip:
+    case Activation::swish:
+    case Activation::hard_swish:
+      return Error{ErrorCode::unimplemented, "oneDNN: the activation is another one than those of old"};
   }
   return {};
 }

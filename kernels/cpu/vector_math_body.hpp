@@ -71,6 +71,11 @@ FALAJ_LANES inline FALAJ_V gelu_of(FALAJ_V x) {
   return fmadd(half, erf_of(mul(x, all(x, 0.70710678F))), half);
 }
 
+FALAJ_LANES inline FALAJ_V hard_swish_of(FALAJ_V x) {
+  const FALAJ_V share = fmadd(x, all(x, 1.0F / 6), all(x, 0.5F));
+  return mul(x, max(all(x, 0.0F), min(all(x, 1.0F), share)));
+}
+
 FALAJ_LANES inline FALAJ_V relu_of(FALAJ_V x) { return where_less(x, all(x, 0.0F), all(x, 0.0F), x); }  // keeps NaN
 
 FALAJ_LANES inline FALAJ_V activate(FALAJ_V x, Activation activation, float alpha) {
@@ -87,6 +92,12 @@ FALAJ_LANES inline FALAJ_V activate(FALAJ_V x, Activation activation, float alph
       return tanh_of(x);
     case Activation::gelu:
       return gelu_of(x);
+    case Activation::clip:
+      return min(all(x, alpha), max(all(x, 0.0F), x));  // the second operand where that is NaN
+    case Activation::hard_swish:
+      return hard_swish_of(x);
+    case Activation::swish:
+      return mul(x, sigmoid_of(x));
   }
   return x;
 }

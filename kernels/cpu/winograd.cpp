@@ -15,6 +15,7 @@
 #include "kernels/cpu/makers.hpp"
 #include "kernels/cpu/winograd_tiles.hpp"
 #include "kernels/ops/channels_last.hpp"
+#include "kernels/parallel.hpp"
 #include "kernels/plan.hpp"
 #include "runtime/base/format.hpp"
 
@@ -70,10 +71,15 @@ class WinogradKernel final : public Kernel {
       const std::int64_t count = std::min(block_, tiles_.count() - first);
       const std::int64_t in_stride = count * s.channels + kApart;
       const std::int64_t out_stride = count * s.maps + kApart;
-      for (std::int64_t t = 0; t < count; ++t) transform_in(io, first + t, in + t * s.channels, in_stride);
-      for (std::int64_t p = 0; p < kPlaces; ++p)
+      in_ranges(io, count, part_rows(kPlaces * s.channels), [&](std::int64_t from, std::int64_t to) {
+        for (std::int64_t t = from; t < to; ++t) transform_in(io, first + t, in + t * s.channels, in_stride);
+      });
+      in_parts(io, kPlaces, [&](std::int64_t p) {
         multiply_(in + p * in_stride, s.channels, 1, w + p * panel_floats, products + p * out_stride, count, s.maps, s.channels, Finish{});
-      for (std::int64_t t = 0; t < count; ++t) transform_out(io, products + t * s.maps, out_stride, first + t);
+      });
+      in_ranges(io, count, part_rows(kPlaces * s.maps), [&](std::int64_t from, std::int64_t to) {
+        for (std::int64_t t = from; t < to; ++t) transform_out(io, products + t * s.maps, out_stride, first + t);
+      });
     }
   }
   [[nodiscard]] std::size_t scratch_bytes() const override {

@@ -67,6 +67,9 @@ Result<Activation> activation_of(std::string_view op) {
   if (op == "Sigmoid") return Activation::sigmoid;
   if (op == "Tanh") return Activation::tanh;
   if (op == "Gelu") return Activation::gelu;
+  if (op == "Clip") return Activation::clip;
+  if (op == "HardSwish") return Activation::hard_swish;
+  if (op == "Swish") return Activation::swish;
   return invalid(format("'{}' is no activation that a product can carry", op));
 }
 

@@ -7,8 +7,8 @@
 
 namespace falaj::kernels {
 
-enum class Activation : std::uint8_t { none, relu, leaky_relu, sigmoid, tanh, gelu };
-Result<Activation> activation_of(std::string_view op);  // "" is none
+enum class Activation : std::uint8_t { none, relu, leaky_relu, sigmoid, tanh, gelu, clip, hard_swish, swish };  // clip: from 0 to alpha
+Result<Activation> activation_of(std::string_view op);                                                          // "" is none
 
 // For each of `batch` pairs: Y[m, n] = act(alpha * sum_k A[m, k] B[k, n] + bias), with A and B read through strides, so that
 // transposition costs nothing to express. Y is contiguous [batch, m, n].
