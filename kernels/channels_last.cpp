@@ -62,7 +62,30 @@ class Mover {
   const ValueType& type(const std::string& name) const { return typed_.types.find(name)->second; }
   bool is_image(const std::string& name) const { return type(name).dtype == DType::f32 && type(name).shape.rank() == 4; }
 
-  // Conv, then BatchNormalization by constants that nobody else reads between: y = (x - mean) * factor + shift.
+  // BatchNormalization by constants, of so many channels: y = x * factor + shift for each of them. None: by something else.
+  struct Affine {
+    std::vector<double> factor, shift;
+  };
+  Result<std::optional<Affine>> affine_of(const Node& norm, std::int64_t channels) const {
+    if (!is(norm, "BatchNormalization") || norm.outputs.size() != 1 || graph_.opset("") < 9) return std::nullopt;
+    FALAJ_ASSIGN(const auto trains, attr_int(norm, "training_mode", 0));
+    FALAJ_ASSIGN(const double epsilon, attr_float(norm, "epsilon", static_cast<double>(1e-5F)));
+    std::vector<std::span<const float>> constants;
+    for (std::size_t i = 1; i < 5; ++i) {
+      const Tensor* value = known(norm.inputs[i]);
+      if (value == nullptr || value->shape() != Shape{channels}) return std::nullopt;
+      constants.push_back(value->data<float>());
+    }
+    if (trains != 0) return std::nullopt;
+    Affine affine;
+    for (std::size_t m = 0; m < constants[0].size(); ++m) {
+      affine.factor.push_back(static_cast<double>(constants[0][m]) / std::sqrt(static_cast<double>(constants[3][m]) + epsilon));
+      affine.shift.push_back(static_cast<double>(constants[1][m]) - static_cast<double>(constants[2][m]) * affine.factor[m]);
+    }
+    return affine;
+  }
+
+  // Conv, then BatchNormalization by constants that nobody else reads between.
   Status take_statistics(std::size_t at) {
     const Node conv = graph_.nodes[at];
     const auto reader = uses_.only_reader(conv.outputs[0]);
@@ -70,25 +93,16 @@ class Mover {
     const bool has_bias = conv.inputs.size() > 2 && !conv.inputs[2].empty();
     if (!reader || w == nullptr || (has_bias && known(conv.inputs[2]) == nullptr)) return {};
     const Node norm = graph_.nodes[*reader];
-    if (!is(norm, "BatchNormalization") || norm.inputs[0] != conv.outputs[0] || norm.outputs.size() != 1) return {};
-    FALAJ_ASSIGN(const auto trains, attr_int(norm, "training_mode", 0));
-    FALAJ_ASSIGN(const double epsilon, attr_float(norm, "epsilon", static_cast<double>(1e-5F)));
-    std::vector<std::span<const float>> constants;
-    for (std::size_t i = 1; i < 5; ++i) {
-      const Tensor* value = known(norm.inputs[i]);
-      if (value == nullptr || value->shape() != Shape{w->shape()[0]}) return {};
-      constants.push_back(value->data<float>());
-    }
-    if (trains != 0 || graph_.opset("") < 9) return {};
+    FALAJ_ASSIGN(const auto affine, affine_of(norm, w->shape()[0]));
+    if (!affine || norm.inputs[0] != conv.outputs[0]) return {};
     Tensor weights = w->clone();
     Tensor bias(DType::f32, {w->shape()[0]});
     const std::size_t each = weights.elements() / std::max<std::size_t>(bias.elements(), 1);
     for (std::size_t m = 0; m < bias.elements(); ++m) {
-      const double factor = static_cast<double>(constants[0][m]) / std::sqrt(static_cast<double>(constants[3][m]) + epsilon);
       const double own = has_bias ? static_cast<double>(known(conv.inputs[2])->data<float>()[m]) : 0.0;
-      bias.mutable_data<float>()[m] =
-          static_cast<float>((own - static_cast<double>(constants[2][m])) * factor + static_cast<double>(constants[1][m]));
-      for (float& v : weights.mutable_data<float>().subspan(m * each, each)) v = static_cast<float>(static_cast<double>(v) * factor);
+      bias.mutable_data<float>()[m] = static_cast<float>(own * affine->factor[m] + affine->shift[m]);
+      for (float& v : weights.mutable_data<float>().subspan(m * each, each))
+        v = static_cast<float>(static_cast<double>(v) * affine->factor[m]);
     }
     Node& fused = graph_.nodes[at];
     fused.inputs = {conv.inputs[0], graph_.add_initializer(graph_.fresh(conv.inputs[1]), std::move(weights)),
@@ -123,9 +137,10 @@ class Mover {
     if (std::ranges::any_of(node.outputs.begin() + 1, node.outputs.end(), [](const auto& name) { return !name.empty(); })) return {};
     const auto moved = [&](const std::string& name) { return last_.contains(name); };
     if (is(node, "Conv")) {
-      if (is_image(node.inputs[0]) && known(node.inputs[1]) != nullptr) move_conv(at);
+      if (is_image(node.inputs[0]) && known(node.inputs[1]) != nullptr) move_conv(at, node);
       return {};
     }
+    if (is(node, "BatchNormalization")) return moved(node.inputs[0]) ? move_norm(at) : Status{};
     Node copy = node;
     if (is_one_of(node, kPools) && moved(node.inputs[0])) {
       FALAJ_ASSIGN(const auto order, attr_int(node, "storage_order", 0));
@@ -152,8 +167,23 @@ class Mover {
   }
   static bool is_arithmetic(const Node& node) { return is(node, "Add") || is(node, "Sub") || is(node, "Mul") || is(node, "Div"); }
 
-  void move_conv(std::size_t at) {
-    Node conv = graph_.nodes[at];
+  // One that no convolution took is a convolution itself: of one place, each channel with a map of its own.
+  Status move_norm(std::size_t at) {
+    const Node& norm = graph_.nodes[at];
+    const std::int64_t channels = type(norm.inputs[0]).shape[1];
+    FALAJ_ASSIGN(const auto affine, affine_of(norm, channels));
+    if (!affine || channels < 2) return {};
+    Tensor factor(DType::f32, {channels, 1, 1, 1});
+    Tensor shift(DType::f32, {channels});
+    std::ranges::transform(affine->factor, factor.mutable_data<float>().begin(), [](double v) { return static_cast<float>(v); });
+    std::ranges::transform(affine->shift, shift.mutable_data<float>().begin(), [](double v) { return static_cast<float>(v); });
+    const std::string w = graph_.add_initializer(graph_.fresh(norm.inputs[1]), std::move(factor));
+    const std::string b = graph_.add_initializer(graph_.fresh(norm.inputs[2]), std::move(shift));
+    move_conv(at, Node{"Conv", "", norm.name, {norm.inputs[0], w, b}, norm.outputs, attr("group", channels)});
+    return {};
+  }
+
+  void move_conv(std::size_t at, Node conv) {
     conv.domain = kFalaj;
     conv.inputs[0] = last(conv.inputs[0]);
     conv.inputs.resize(4);
