@@ -118,6 +118,63 @@ TEST_F(ChannelsLast, WhatIsBetweenConvolutionsStaysInTheirLayoutOrComesBack) {
   agree(g, t({2, 1, 9, 6}));
 }
 
+// Each channel with a map of its own, after a convolution over all of them; and what a convolution carries at its end.
+TEST_F(ChannelsLast, DepthwiseConvolutionsAgreeWhateverTheImageAndTheirEnd) {
+  if (!__builtin_cpu_supports("avx2")) GTEST_SKIP();
+  const auto up_to = [&](std::int64_t most) { return 1 + static_cast<std::int64_t>(random_.below(static_cast<std::uint64_t>(most))); };
+  for (int round = 0; round < 60; ++round) {
+    SCOPED_TRACE(format("round {}", round));
+    Graph g;
+    const std::int64_t channels = up_to(40) + 1;
+    const Shape x{2, 3, up_to(14), up_to(19)};
+    g.add_input("x", DType::f32, {-1, x[1], x[2], x[3]});
+    const auto end = [&](const std::string& y) {
+      switch (random_.below(7)) {
+        case 0:
+          return g.add("Relu", {y});
+        case 1:
+          return g.add("Clip", {y, g.add_initializer(g.fresh("low"), Tensor::scalar<float>(0)),
+                                g.add_initializer(g.fresh("high"), Tensor::scalar<float>(0.75F))});
+        case 2:
+          return g.add("HardSwish", {y});
+        case 3:
+          return g.add("Swish", {y});
+        case 4:
+          return g.add("Sigmoid", {y});
+        case 5:
+          return g.add("LeakyRelu", {y}, Attributes{{"alpha", 0.3F}});
+        default:
+          return y;
+      }
+    };
+    const std::string before = end(conv(g, "x", {channels, 3, 1, 1}));
+    const Ints kernel = {up_to(5), up_to(5)};
+    Attributes a = {{"group", channels},
+                    {"strides", Ints{up_to(3), up_to(3)}},
+                    {"dilations", Ints{up_to(2), up_to(2)}},
+                    {"pads", Ints{kernel[0], kernel[1], kernel[0] + up_to(3), kernel[1] + up_to(2)}}};
+    std::vector<std::string> inputs = {before, weights(g, {channels, 1, kernel[0], kernel[1]})};
+    if (random_.chance(0.7)) inputs.push_back(weights(g, {channels}));
+    const std::string y = end(g.add("Conv", inputs, a));
+    // A normalisation that no convolution takes.
+    const std::string joined = g.add("Concat", {before, before}, {{"axis", std::int64_t{1}}});
+    const std::string z = end(norm(g, joined, 2 * channels));
+    for (const auto& name : {y, z}) g.outputs.push_back({name, DType::f32, {}, {}, false});
+    const Tensor image = t(x);
+    const std::string why = agree(g, image);
+    EXPECT_NE(why.find("depthwise"), std::string::npos) << why;
+    EXPECT_EQ(why.find("(BatchNormalization)"), std::string::npos) << why;
+    const auto one = run(g, {image}, {});
+    const auto compiled = compile(g, {.threads = 3});
+    ASSERT_TRUE(compiled) << compiled.error().message;
+    Executor executor(*compiled, 3);
+    std::vector<Tensor> three;
+    ASSERT_TRUE(executor.run(std::vector<Tensor>{image}, three));
+    for (std::size_t k = 0; k < one.size(); ++k) EXPECT_TRUE(equal_bits(one[k], three[k])) << k;
+    if (HasFailure()) return;
+  }
+}
+
 TEST_F(ChannelsLast, ARowsBitsDoNotDependOnItsBatch) {
   Graph g;
   g.add_input("x", DType::f32, {-1, 5, 7, 7});
