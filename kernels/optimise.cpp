@@ -291,6 +291,19 @@ Status fuse(Graph& graph) {
 
 void find_gelus(Graph& graph) { GeluFinder(graph).run(); }
 
+void read_through_identities(Graph& graph) {
+  const auto order = topological_order(graph);
+  if (!order) return;
+  std::map<std::string, std::string, std::less<>> same;
+  for (const std::size_t at : *order) {
+    Node& node = graph.nodes[at];
+    for (std::string& name : node.inputs) {
+      if (const auto found = same.find(name); found != same.end()) name = found->second;
+    }
+    if (node.op == "Identity" && node.domain == kOnnx && node.inputs.size() == 1) same.emplace(node.outputs[0], node.inputs[0]);
+  }
+}
+
 void remove_dead(Graph& graph) {
   std::unordered_set<std::string_view> wanted;
   for (const auto& output : graph.outputs) wanted.insert(output.name);

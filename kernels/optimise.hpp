@@ -19,15 +19,16 @@ Status fold_statistics(Graph& graph);  // BatchNormalization by fixed statistics
 // Convolutions with known weights, and what is between them, on [N, H, W, C]. Pools of two by two go into those over one channel, and with
 // `pooled` into all.
 Status use_channels_last(Graph& graph, bool pooled);
-void turn_weights(Graph& graph);           // after them: weights of what reads flattened images stand in the order of [H, W, C]
-void lower_einsums(Graph& graph);          // Einsum of two operands, where a product or a matrix product says the same
-void lower_recurrent(Graph& graph);        // RNN, GRU and LSTM: a product for all steps, then the steps (recurrent.cpp)
-void find_gelus(Graph& graph);             // Gelu as exporters write it becomes one node
-void find_attention(Graph& graph);         // scaled products with softmax between, heads transposed: one node
-Status fuse(Graph& graph);                 // product + bias + activation becomes one node
-void share_halves(Graph& graph);           // training in bfloat16: values between products with Relu are rounded once (halves.cpp)
-void use_blocks(Graph& graph, bool half);  // training: values between convolutions in blocks of channels, rounded if `half` (blocks.cpp)
-void remove_dead(Graph& graph);            // nodes and initialisers that no output depends on
+void turn_weights(Graph& graph);             // after them: weights of what reads flattened images stand in the order of [H, W, C]
+void read_through_identities(Graph& graph);  // exporters write equal constants once, and the others as Identity of that one
+void lower_einsums(Graph& graph);            // Einsum of two operands, where a product or a matrix product says the same
+void lower_recurrent(Graph& graph);          // RNN, GRU and LSTM: a product for all steps, then the steps (recurrent.cpp)
+void find_gelus(Graph& graph);               // Gelu as exporters write it becomes one node
+void find_attention(Graph& graph);           // scaled products with softmax between, heads transposed: one node
+Status fuse(Graph& graph);                   // product + bias + activation becomes one node
+void share_halves(Graph& graph);             // training in bfloat16: values between products with Relu are rounded once (halves.cpp)
+void use_blocks(Graph& graph, bool half);    // training: values between convolutions in blocks of channels, rounded if `half` (blocks.cpp)
+void remove_dead(Graph& graph);              // nodes and initialisers that no output depends on
 
 // --- for those who write passes ---------------------------------------------------------------------------------------------
 

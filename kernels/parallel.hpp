@@ -42,6 +42,15 @@ void in_ranges(const Io& io, std::int64_t size, std::int64_t length, Part&& part
 // Elements, or additions of a sum, that are worth a part of their own.
 constexpr std::int64_t kPartWork = std::int64_t{1} << 14;
 
+// Multiply-adds of vectors below which a whole product or convolution is done before a second thread is awake.
+constexpr std::int64_t kSharedWork = std::int64_t{1} << 22;
+// The same launch for the calling thread alone, where there is less work than that.
+inline Io alone_if_small(const Io& io, std::int64_t work) {
+  Io own = io;
+  if (work < kSharedWork) own.team = nullptr;
+  return own;
+}
+
 // Rows of `width` elements that make a part.
 constexpr std::int64_t part_rows(std::int64_t width) { return std::max<std::int64_t>(kPartWork / std::max<std::int64_t>(width, 1), 1); }
 

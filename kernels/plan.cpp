@@ -165,6 +165,7 @@ Result<std::shared_ptr<const Compiled>> compile(Graph graph, CompileOptions opti
     if (input.kind != ValueKind::tensor)
       return Error{ErrorCode::unimplemented, format("input '{}' is no tensor: such models run in the interpreter only", input.name)};
   }
+  if (options.fuse) read_through_identities(graph);
   remove_dead(graph);
   std::vector<std::string> notes;
   const auto backends = backends_of(options);

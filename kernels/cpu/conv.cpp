@@ -30,7 +30,7 @@ class ConvKernel final : public Kernel {
   ConvKernel(FusedConv fused, std::shared_ptr<const Tensor> packed, std::size_t threads)
       : fused_(std::move(fused)),
         packed_(std::move(packed)),
-        slots_(static_cast<std::int64_t>(threads)),
+        slots_(is_small(fused_) ? 1 : static_cast<std::int64_t>(threads)),
         rows_run_(runs_along_rows(fused_.conv)),
         inside_(rows_run_ || never_outside(fused_.conv.window)),
         unit_(fused_.pooled ? 4 : 1),
@@ -58,6 +58,11 @@ class ConvKernel final : public Kernel {
 
   // With few channels, places that are neighbours in a row are neighbours in memory.
   static bool runs_along_rows(const ConvSpec& s) { return s.groups == 1 && s.channels <= kFewChannels && s.window.dilations[1] == 1; }
+
+  static bool is_small(const FusedConv& fused) {
+    const ConvSpec& s = fused.conv;
+    return s.batch * s.window.out_elements() * s.window.kernel_elements() * s.channels / s.groups * s.maps < kSharedWork;
+  }
 
   static bool never_outside(const Window& w) {
     for (std::size_t d = 0; d < 2; ++d) {

@@ -52,7 +52,7 @@ class Depthwise final : public Kernel {
   void run(const Io& io) const override {
     const Window& w = fused_.conv.window;
     const std::int64_t row = w.out[1] * fused_.conv.channels;
-    in_ranges(io, fused_.conv.batch * w.out[0], part_rows(row * w.kernel_elements()), [&](std::int64_t first, std::int64_t last) {
+    in_ranges(io, fused_.conv.batch * w.out[0], part_rows(row), [&](std::int64_t first, std::int64_t last) {
       for (std::int64_t i = first; i < last; ++i) run_row(io, i / w.out[0], i % w.out[0]);
     });
   }

@@ -61,8 +61,9 @@ class WinogradKernel final : public Kernel {
     block_ = std::min(std::clamp(fit / 6 * 6, kBlockTilesMin, kBlockTilesMax), tiles_.count());
   }
 
-  void run(const Io& io) const override {
+  void run(const Io& launch) const override {
     const ConvSpec& s = fused_.conv;
+    const Io io = alone_if_small(launch, tiles_.count() * kPlaces * s.channels * s.maps);
     auto* in = reinterpret_cast<float*>(io.scratch);  // [places, tiles, channels]
     float* products = in + kPlaces * (block_ * s.channels + kApart);
     const auto* w = static_cast<const float*>(packed_->raw());

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "kernels/convert.hpp"
 #include "kernels/cpu/integer.hpp"
@@ -237,9 +238,16 @@ class Writer {
     return g_.add("DequantizeLinear", {w, scales(n, each), z}, {{"axis", axis}});
   }
   std::string row(std::int64_t n) { return g_.add_initializer(g_.fresh("bias"), as_f32(random_tensor(random_, {n}))); }
+  // Quantised, and where one of its size was written before, the same: an exporter writes equal constants once.
+  std::string bias(std::int64_t n) {
+    if (const auto found = biases_.find(n); found != biases_.end()) return g_.add("Identity", {found->second});
+    const auto q = g_.add_initializer(g_.fresh("bias"), converted(random_tensor(random_, {n}, -1000, 1000), DType::i32));
+    const auto z = g_.add_initializer(g_.fresh("zeros"), Tensor(DType::i32, {n}));
+    return biases_.emplace(n, g_.add("DequantizeLinear", {q, scales(n, 0.001), z}, {{"axis", std::int64_t{0}}})).first->second;
+  }
   std::string conv(const std::string& x, const Shape& w, std::int64_t stride = 1) {
     const auto fan = static_cast<double>(w.elements(1, 4));
-    return g_.add("Conv", {x, known(w, 0, 0.02 / std::sqrt(fan)), row(w[0])},
+    return g_.add("Conv", {x, known(w, 0, 0.02 / std::sqrt(fan)), bias(w[0])},
                   {{"strides", Ints{stride, stride}}, {"pads", Ints{w[2] / 2, w[3] / 2, w[2] / 2, w[3] / 2}}});
   }
 
@@ -247,6 +255,7 @@ class Writer {
   Graph& g_;
   Random& random_;
   bool signed_;
+  std::map<std::int64_t, std::string> biases_;
 };
 
 // Outputs that were dequantised differ by whole quanta: at most by `quanta`.
