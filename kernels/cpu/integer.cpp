@@ -1,4 +1,4 @@
-// ai.falaj's QMatMul and QConv by the tiles of integer.hpp, and QConv of one map for each channel by a loop of its own.
+// ai.falaj's QMatMul and QConv by the tiles of integer.hpp.
 //
 // A convolution's images are copied with their padding (whose bytes are the zero point) where they have any: then every pixel reads its
 // kernel places at the same offsets, and those that are neighbours in a row are one run of bytes.
@@ -7,8 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "kernels/cpu/finish.hpp"
-#include "kernels/cpu/integer_finish.hpp"
+#include "kernels/cpu/integer_kernels.hpp"
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/makers.hpp"
 #include "kernels/cpu/plane.hpp"
@@ -16,11 +15,30 @@
 #include "runtime/base/format.hpp"
 
 namespace falaj::kernels::cpu {
+void copy_padded(const ConvSpec& s, const Plane& plane, std::int32_t x_zero, const std::uint8_t* x, std::uint8_t* to) {
+  const Window& w = s.window;
+  const std::int64_t row = plane.width * s.channels;
+  const std::int64_t kept = w.in[1] * s.channels;
+  const std::int64_t left = w.pad_begin[1] * s.channels;
+  const auto fill = [&](std::uint8_t* from, std::int64_t count) {
+    if (count > 0) std::memset(from, x_zero, static_cast<std::size_t>(count));
+  };
+  for (std::int64_t h = 0; h < plane.height; ++h, to += row) {
+    const std::int64_t from = h - w.pad_begin[0];
+    if (from < 0 || from >= w.in[0]) {
+      fill(to, row);
+      continue;
+    }
+    fill(to, left);
+    std::memcpy(to + left, x + from * kept, static_cast<std::size_t>(kept));
+    fill(to + left + kept, row - left - kept);
+  }
+}
+
 namespace {
 
 constexpr std::int64_t kBlockRows = 192;  // rows of tiles that share one pass over the weights
 constexpr std::int64_t kTogether = 192;   // pixels of small images that are worth a pass over the weights
-constexpr std::int64_t kSlack = 64;       // bytes beyond the last one that may be read
 
 Error refuse(std::string_view why) { return Error{ErrorCode::unimplemented, format("integers: {}", why)}; }
 
@@ -66,26 +84,6 @@ class IntegerMatMul final : public Kernel {
 
 // --- convolutions --------------------------------------------------------------------------------------------------------------
 
-void copy_padded(const ConvSpec& s, const Plane& plane, std::int32_t x_zero, const std::uint8_t* x, std::uint8_t* to) {
-  const Window& w = s.window;
-  const std::int64_t row = plane.width * s.channels;
-  const std::int64_t kept = w.in[1] * s.channels;
-  const std::int64_t left = w.pad_begin[1] * s.channels;
-  const auto fill = [&](std::uint8_t* from, std::int64_t count) {
-    if (count > 0) std::memset(from, x_zero, static_cast<std::size_t>(count));
-  };
-  for (std::int64_t h = 0; h < plane.height; ++h, to += row) {
-    const std::int64_t from = h - w.pad_begin[0];
-    if (from < 0 || from >= w.in[0]) {
-      fill(to, row);
-      continue;
-    }
-    fill(to, left);
-    std::memcpy(to + left, x + from * kept, static_cast<std::size_t>(kept));
-    fill(to + left + kept, row - left - kept);
-  }
-}
-
 class IntegerConvKernel final : public Kernel {
  public:
   IntegerConvKernel(const IntegerConv& spec, const Plane& plane, IntegerColumns columns)
@@ -128,7 +126,7 @@ class IntegerConvKernel final : public Kernel {
     }
   }
   [[nodiscard]] std::size_t scratch_bytes() const override {
-    return pointer_bytes() + (plane_.copied ? aligned(images_ * plane_.elements(spec_.conv.channels) + kSlack) : 0);
+    return pointer_bytes() + (plane_.copied ? aligned(images_ * plane_.elements(spec_.conv.channels) + kIntegerSlack) : 0);
   }
   [[nodiscard]] std::string_view implementation() const override { return name_; }
 
@@ -139,84 +137,6 @@ class IntegerConvKernel final : public Kernel {
   IntegerColumns columns_;
   std::int64_t images_ = 1;
   std::string name_;
-};
-
-// One map for each channel.
-class IntegerDepthwise final : public Kernel {
- public:
-  IntegerDepthwise(const IntegerConv& spec, const Plane& plane, const Tensor& weights, const float* multiplier, const float* offset)
-      : spec_(spec), plane_(plane), padded_((spec.conv.channels + 15) / 16 * 16) {
-    const std::int64_t places = spec.conv.window.kernel_elements();
-    const auto size = static_cast<std::size_t>(padded_);
-    weights_.resize(size * static_cast<std::size_t>(places));
-    start_.resize(size);
-    multiplier_.resize(size);
-    offset_.resize(size);
-    const auto* from = weights.data<std::int8_t>().data();
-    for (std::int64_t c = 0; c < spec.conv.channels; ++c) {
-      const auto at = static_cast<std::size_t>(c);
-      for (std::int64_t p = 0; p < places; ++p) {
-        weights_[static_cast<std::size_t>(p * padded_ + c)] = from[c * places + p];
-        start_[at] -= spec.x_zero * from[c * places + p];
-      }
-      multiplier_[at] = multiplier[c];
-      offset_[at] = offset[c];
-    }
-  }
-  FALAJ_AVX2 void run(const Io& io) const override {
-    const ConvSpec& s = spec_.conv;
-    const Window& w = s.window;
-    auto* copy = reinterpret_cast<std::uint8_t*>(io.scratch);
-    for (std::int64_t n = 0; n < s.batch; ++n) {
-      copy_padded(s, plane_, spec_.x_zero, io.input<std::uint8_t>(0) + n * w.in_elements() * s.channels, copy);
-      for (std::int64_t pixel = 0; pixel < w.out_elements(); ++pixel) {
-        const auto* x = copy + (pixel / w.out[1] * w.strides[0] * plane_.width + pixel % w.out[1] * w.strides[1]) * s.channels;
-        run_pixel(io, x, (n * w.out_elements() + pixel) * s.channels);
-      }
-    }
-  }
-  [[nodiscard]] std::size_t scratch_bytes() const override { return aligned(plane_.elements(spec_.conv.channels) + kSlack); }
-  [[nodiscard]] std::string_view implementation() const override { return "avx2 integer depthwise convolution"; }
-
- private:
-  FALAJ_AVX2 void run_pixel(const Io& io, const std::uint8_t* x, std::int64_t at) const {
-    const ConvSpec& s = spec_.conv;
-    const Window& w = s.window;
-    for (std::int64_t c = 0; c < s.channels; c += 16) {
-      __m256i low = _mm256_setzero_si256();
-      __m256i high = _mm256_setzero_si256();
-      const std::int8_t* weights = weights_.data() + c;
-      for (std::int64_t k = 0; k < w.kernel[0]; ++k) {
-        for (std::int64_t l = 0; l < w.kernel[1]; ++l, weights += padded_) {
-          const auto* from = x + (k * w.dilations[0] * plane_.width + l * w.dilations[1]) * s.channels + c;
-          const __m256i value = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-          const __m256i weight = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weights)));
-          const __m256i product = _mm256_mullo_epi16(value, weight);  // 255 * 128 fits 16 bits
-          low = _mm256_add_epi32(low, _mm256_cvtepi16_epi32(_mm256_castsi256_si128(product)));
-          high = _mm256_add_epi32(high, _mm256_cvtepi16_epi32(_mm256_extracti128_si256(product, 1)));
-        }
-      }
-      alignas(32) std::int32_t sums[16];
-      _mm256_store_si256(reinterpret_cast<__m256i*>(sums), low);
-      _mm256_store_si256(reinterpret_cast<__m256i*>(sums + 8), high);
-      const std::size_t size = spec_.end.to_u8 ? 1 : sizeof(float);
-      const IntegerTarget target{start_.data() + c,
-                                 multiplier_.data() + c,
-                                 offset_.data() + c,
-                                 io.output<std::byte>(0) + static_cast<std::size_t>(at + c) * size,
-                                 spec_.end.has_addend ? io.input<std::uint8_t>(4) + at + c : nullptr,
-                                 0,
-                                 std::min<std::int64_t>(s.channels - c, 16),
-                                 &spec_.end};
-      finish_integers(sums, 1, 16, target);
-    }
-  }
-  IntegerConv spec_;
-  Plane plane_;
-  std::int64_t padded_;
-  std::vector<std::int8_t> weights_;  // [places, padded_]
-  std::vector<std::int32_t> start_;
-  std::vector<float> multiplier_, offset_;
 };
 
 Status check(const KernelCall& call) {
@@ -256,8 +176,7 @@ Result<KernelPtr> make_integer_conv(const KernelCall& call) {
   const Tensor& weights = *call.in(1).constant;
   const float* multiplier = call.in(2).constant->data<float>().data();
   const float* offset = call.in(3).constant->data<float>().data();
-  if (s.groups == s.channels && s.maps == s.channels && s.groups > 1)
-    return std::make_unique<IntegerDepthwise>(spec, plane_of(s, 0, 4, true), weights, multiplier, offset);
+  if (s.groups == s.channels && s.maps == s.channels && s.groups > 1) return make_integer_depthwise(spec, weights, multiplier, offset);
   const bool along = runs_along_rows(s);
   const std::int64_t width = s.window.kernel[1];
   const std::int64_t each = s.channels / s.groups;
