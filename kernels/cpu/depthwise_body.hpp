@@ -33,19 +33,14 @@ FALAJ_LANES void pixels(const Run& r, const float* x, float* y, const float* add
   }
 }
 
-FALAJ_LANES void run_pixels(const Run& r) {
-  const float* x = r.x;
-  float* y = r.y;
-  const float* addend = r.addend;
-  std::int64_t left = r.pixels;
-  const auto go_on = [&](std::int64_t many) {
-    x += many * r.pixel_step;
-    y += many * r.channels;
-    if (addend != nullptr) addend += many * r.channels;
-    left -= many;
-  };
-  for (; left >= 8; go_on(8)) pixels<8>(r, x, y, addend);
-  for (; left >= 4; go_on(4)) pixels<4>(r, x, y, addend);
-  for (; left >= 2; go_on(2)) pixels<2>(r, x, y, addend);
-  if (left > 0) pixels<1>(r, x, y, addend);
+// The pixels from `done` on, as many times kMany as there are; how many are done then.
+template <int kMany>
+FALAJ_LANES std::int64_t some_pixels(const Run& r, std::int64_t done) {
+  for (; r.pixels - done >= kMany; done += kMany) {
+    const std::int64_t at = done * r.channels;
+    pixels<kMany>(r, r.x + done * r.pixel_step, r.y + at, r.addend == nullptr ? nullptr : r.addend + at);
+  }
+  return done;
 }
+
+FALAJ_LANES void run_pixels(const Run& r) { some_pixels<1>(r, some_pixels<2>(r, some_pixels<4>(r, some_pixels<8>(r, 0)))); }

@@ -15,6 +15,7 @@
 #include "runtime/base/format.hpp"
 
 namespace falaj::kernels::cpu {
+
 void copy_padded(const ConvSpec& s, const Plane& plane, std::int32_t x_zero, const std::uint8_t* x, std::uint8_t* to) {
   const Window& w = s.window;
   const std::int64_t row = plane.width * s.channels;
