@@ -15,8 +15,8 @@ namespace {
 
 using Ints = std::vector<std::int64_t>;
 
-constexpr std::string_view kElementwise[] = {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Gelu", "Softplus", "Elu", "HardSigmoid", "HardSwish",
-                                             "Mish", "Clip",      "Neg",     "Abs",  "Exp",  "Sqrt",     "Erf", "Identity"};
+constexpr std::string_view kElementwise[] = {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Gelu", "Softplus", "Elu",  "HardSigmoid", "HardSwish",
+                                             "Mish", "Swish",     "Clip",    "Neg",  "Abs",  "Exp",      "Sqrt", "Erf",         "Identity"};
 constexpr std::string_view kPools[] = {"MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool"};
 
 bool is_one_of(const Node& node, std::span<const std::string_view> ops) {
