@@ -101,6 +101,8 @@ constexpr Entry kEntries[] = {
     {kOnnx, "Floor", make_unary},
     {kOnnx, "Ceil", make_unary},
     {kOnnx, "Round", make_unary},
+    {kOnnx, "Resize", make_resize},
+    {kOnnx, "Upsample", make_resize},
     {kFalaj, "ReluGrad", make_slope},
     {kFalaj, "SigmoidGrad", make_slope},
     {kFalaj, "TanhGrad", make_slope},

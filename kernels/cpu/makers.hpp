@@ -16,6 +16,7 @@ Result<KernelPtr> make_where(const KernelCall& call);           // of elements o
 Result<KernelPtr> make_unary(const KernelCall& call);           // functions of one element: Relu Sigmoid Exp HardSwish ...
 Result<KernelPtr> make_clip(const KernelCall& call);
 Result<KernelPtr> make_pow(const KernelCall& call);            // by one of a few numbers
+Result<KernelPtr> make_resize(const KernelCall& call);         // Resize, Upsample: along one dimension, or two neighbours
 Result<KernelPtr> make_slope(const KernelCall& call);          // ReluGrad SigmoidGrad TanhGrad
 Result<KernelPtr> make_reduce_like(const KernelCall& call);    // sums over leading dimensions
 Result<KernelPtr> make_gelu_grad(const KernelCall& call);      // of the exact Gelu
