@@ -143,6 +143,12 @@ class Mover {
       if (axis != 1 && axis != -3) return {};
       for (auto& name : copy.inputs) name = last(name);
       copy.attributes["axis"] = std::int64_t{3};
+    } else if (is(node, "Resize") && moved(node.inputs[0]) && keeps_channels(node)) {
+      copy.inputs[0] = last(node.inputs[0]);
+      // Scales and sizes are of N, C, H, W; they may be known to the plan only.
+      for (std::size_t i = 2; i < copy.inputs.size(); ++i) {
+        if (!copy.inputs[i].empty()) copy.inputs[i] = turned(copy.inputs[i]);
+      }
     } else {
       return {};
     }
@@ -151,6 +157,27 @@ class Mover {
     return {};
   }
   static bool is_arithmetic(const Node& node) { return is(node, "Add") || is(node, "Sub") || is(node, "Mul") || is(node, "Div"); }
+
+  // A Resize of images by their height and width that something reads in this layout: one whose result leaves the graph is better turned
+  // before it, while it is small.
+  bool keeps_channels(const Node& resize) const {
+    const Shape& from = type(resize.inputs[0]).shape;
+    const Shape& to = type(resize.outputs[0]).shape;
+    const bool plain = graph_.opset("") >= 11 && !resize.attributes.contains("axes") &&
+                       attr_string(resize, "coordinate_transformation_mode", "").value_or("") != "tf_crop_and_resize";
+    const auto readers = uses_.readers.find(resize.outputs[0]);
+    return plain && from[0] == to[0] && from[1] == to[1] && readers != uses_.readers.end() &&
+           std::ranges::any_of(readers->second, [&](std::size_t at) {
+             const Node& reader = graph_.nodes[at];
+             return is(reader, "Conv") || is(reader, "Concat") || is_arithmetic(reader) || is_one_of(reader, kElementwise);
+           });
+  }
+  std::string turned(const std::string& of_dimensions) {
+    const std::string order = graph_.add_initializer(graph_.fresh("order"), Tensor::vector<std::int64_t>({0, 2, 3, 1}));
+    const std::string to = graph_.fresh(of_dimensions);
+    made_.push_back({"Gather", "", {}, {of_dimensions, order}, {to}, {}});
+    return to;
+  }
 
   void move_conv(std::size_t at) {
     Node conv = graph_.nodes[at];
