@@ -15,8 +15,8 @@ namespace {
 
 using Ints = std::vector<std::int64_t>;
 
-constexpr std::string_view kElementwise[] = {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Gelu", "Softplus", "Elu", "HardSigmoid", "HardSwish",
-                                             "Mish", "Clip",      "Neg",     "Abs",  "Exp",  "Sqrt",     "Erf", "Identity"};
+constexpr std::string_view kElementwise[] = {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Gelu", "Softplus", "Elu",  "HardSigmoid", "HardSwish",
+                                             "Mish", "Swish",     "Clip",    "Neg",  "Abs",  "Exp",      "Sqrt", "Erf",         "Identity"};
 constexpr std::string_view kPools[] = {"MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool"};
 
 bool is_one_of(const Node& node, std::span<const std::string_view> ops) {
@@ -158,6 +158,12 @@ class Mover {
       if (axis != 1 && axis != -3) return {};
       for (auto& name : copy.inputs) name = last(name);
       copy.attributes["axis"] = std::int64_t{3};
+    } else if (is(node, "Resize") && moved(node.inputs[0]) && keeps_channels(node)) {
+      copy.inputs[0] = last(node.inputs[0]);
+      // Scales and sizes are of N, C, H, W; they may be known to the plan only.
+      for (std::size_t i = 2; i < copy.inputs.size(); ++i) {
+        if (!copy.inputs[i].empty()) copy.inputs[i] = turned(copy.inputs[i]);
+      }
     } else {
       return {};
     }
@@ -181,6 +187,27 @@ class Mover {
     const std::string b = graph_.add_initializer(graph_.fresh(norm.inputs[2]), std::move(shift));
     move_conv(at, Node{"Conv", "", norm.name, {norm.inputs[0], w, b}, norm.outputs, attr("group", channels)});
     return {};
+  }
+
+  // A Resize of images by their height and width that something reads in this layout: one whose result leaves the graph is better turned
+  // before it, while it is small.
+  bool keeps_channels(const Node& resize) const {
+    const Shape& from = type(resize.inputs[0]).shape;
+    const Shape& to = type(resize.outputs[0]).shape;
+    const bool plain = graph_.opset("") >= 11 && !resize.attributes.contains("axes") &&
+                       attr_string(resize, "coordinate_transformation_mode", "").value_or("") != "tf_crop_and_resize";
+    const auto readers = uses_.readers.find(resize.outputs[0]);
+    return plain && from[0] == to[0] && from[1] == to[1] && readers != uses_.readers.end() &&
+           std::ranges::any_of(readers->second, [&](std::size_t at) {
+             const Node& reader = graph_.nodes[at];
+             return is(reader, "Conv") || is(reader, "Concat") || is_arithmetic(reader) || is_one_of(reader, kElementwise);
+           });
+  }
+  std::string turned(const std::string& of_dimensions) {
+    const std::string order = graph_.add_initializer(graph_.fresh("order"), Tensor::vector<std::int64_t>({0, 2, 3, 1}));
+    const std::string to = graph_.fresh(of_dimensions);
+    made_.push_back({"Gather", "", {}, {of_dimensions, order}, {to}, {}});
+    return to;
   }
 
   void move_conv(std::size_t at, Node conv) {

@@ -188,6 +188,33 @@ class GeluFinder {
   std::vector<bool> gone_;
 };
 
+// x * Sigmoid(x), where nobody else reads the sigmoid: Swish, whatever the opset.
+class SwishFinder {
+ public:
+  explicit SwishFinder(Graph& graph) : graph_(graph), uses_(graph), gone_(graph.nodes.size(), false) {}
+  void run() {
+    for (std::size_t i = 0; i < graph_.nodes.size(); ++i) {
+      const Node& sigmoid = graph_.nodes[i];
+      if (sigmoid.op != "Sigmoid" || sigmoid.domain != kOnnx) continue;
+      const std::string x = sigmoid.inputs[0];
+      const std::string& y = sigmoid.outputs[0];
+      const auto reader = uses_.only_reader(y);
+      if (!reader || graph_.nodes[*reader].op != "Mul" || graph_.nodes[*reader].domain != kOnnx) continue;
+      Node& product = graph_.nodes[*reader];
+      const bool fits = (product.inputs[0] == x && product.inputs[1] == y) || (product.inputs[0] == y && product.inputs[1] == x);
+      if (!fits) continue;
+      product = Node{"Swish", "", product.name, {x}, product.outputs, {}};
+      gone_[i] = true;
+    }
+    erase_nodes(graph_, gone_);
+  }
+
+ private:
+  Graph& graph_;
+  Uses uses_;
+  std::vector<bool> gone_;
+};
+
 // Bias and activation are looked for along the chain that starts at a product.
 class Fuser {
  public:
@@ -290,6 +317,7 @@ Status fuse(Graph& graph) {
 }
 
 void find_gelus(Graph& graph) { GeluFinder(graph).run(); }
+void find_swishes(Graph& graph) { SwishFinder(graph).run(); }
 
 void read_through_identities(Graph& graph) {
   const auto order = topological_order(graph);

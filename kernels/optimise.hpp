@@ -24,6 +24,7 @@ void read_through_identities(Graph& graph);  // exporters write equal constants 
 void lower_einsums(Graph& graph);            // Einsum of two operands, where a product or a matrix product says the same
 void lower_recurrent(Graph& graph);          // RNN, GRU and LSTM: a product for all steps, then the steps (recurrent.cpp)
 void find_gelus(Graph& graph);               // Gelu as exporters write it becomes one node
+void find_swishes(Graph& graph);             // a product with its own sigmoid
 void find_attention(Graph& graph);           // scaled products with softmax between, heads transposed: one node
 Status fuse(Graph& graph);                   // product + bias + activation becomes one node
 void share_halves(Graph& graph);             // training in bfloat16: values between products with Relu are rounded once (halves.cpp)

@@ -189,6 +189,7 @@ Result<std::shared_ptr<const Compiled>> compile(Graph graph, CompileOptions opti
   }
   if (fast) {
     find_gelus(graph);
+    find_swishes(graph);
     find_attention(graph);
     FALAJ_TRY(use_channels_last(graph, backends.front() == &cpu_backend()));  // those in bfloat16 do not pool, and leave the least to f32
     turn_weights(graph);

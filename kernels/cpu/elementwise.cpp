@@ -1,7 +1,9 @@
-// Vectorised f32 element-wise kernels. Every element is computed by the same instructions wherever it lies in the
-// vector, so that results do not depend on the batch: tails go through the same eight lanes.
+// Vectorised f32 element-wise kernels, for AVX2 and AVX-512.
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/makers.hpp"
@@ -12,104 +14,266 @@
 namespace falaj::kernels::cpu {
 namespace {
 
-constexpr std::int64_t kLanes = 8;
-
-FALAJ_AVX2 inline __m256 load(const float* p, std::int64_t left) {
-  if (left >= kLanes) return _mm256_loadu_ps(p);
-  alignas(32) float lane[8] = {};
-  std::memcpy(lane, p, static_cast<std::size_t>(left) * sizeof(float));
-  return _mm256_load_ps(lane);
-}
-FALAJ_AVX2 inline void store(float* p, __m256 v, std::int64_t left) {
-  if (left >= kLanes) return _mm256_storeu_ps(p, v);
-  alignas(32) float lane[8];
-  _mm256_store_ps(lane, v);
-  std::memcpy(p, lane, static_cast<std::size_t>(left) * sizeof(float));
-}
-
-enum class Binary : std::uint8_t { add, sub, mul, div, relu_slope, sigmoid_slope, tanh_slope };
-enum class Unary : std::uint8_t { relu, sigmoid, tanh, exp, sqrt, neg, erf, gelu };
-
-template <Binary kOp>
-FALAJ_AVX2 inline __m256 apply(__m256 a, __m256 b) {
-  __m256 one = _mm256_set1_ps(1.0F);
-  if constexpr (kOp == Binary::add) return _mm256_add_ps(a, b);
-  if constexpr (kOp == Binary::sub) return _mm256_sub_ps(a, b);
-  if constexpr (kOp == Binary::mul) return _mm256_mul_ps(a, b);
-  if constexpr (kOp == Binary::div) return _mm256_div_ps(a, b);
-  if constexpr (kOp == Binary::relu_slope) return _mm256_and_ps(a, _mm256_cmp_ps(b, _mm256_setzero_ps(), _CMP_GT_OQ));
-  if constexpr (kOp == Binary::sigmoid_slope) return _mm256_mul_ps(_mm256_mul_ps(a, b), _mm256_sub_ps(one, b));
-  if constexpr (kOp == Binary::tanh_slope) return _mm256_mul_ps(a, _mm256_fnmadd_ps(b, b, one));
-}
-template <Unary kOp>
-FALAJ_AVX2 inline __m256 apply(__m256 x) {
-  if constexpr (kOp == Unary::relu) return _mm256_blendv_ps(x, _mm256_setzero_ps(), _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ));
-  if constexpr (kOp == Unary::sigmoid) return sigmoid_of(x);
-  if constexpr (kOp == Unary::tanh) return tanh_of(x);
-  if constexpr (kOp == Unary::exp) return exp_of(x);
-  if constexpr (kOp == Unary::sqrt) return _mm256_sqrt_ps(x);
-  if constexpr (kOp == Unary::erf) return erf_of(x);
-  if constexpr (kOp == Unary::gelu) return gelu_of(x);
-  if constexpr (kOp == Unary::neg) return _mm256_xor_ps(x, _mm256_set1_ps(-0.0F));
-}
-
-// One run of n elements; an operand with step 0 is one number for all of it.
-template <Binary kOp>
-FALAJ_AVX2 void binary_run(const float* a, bool a_one, const float* b, bool b_one, float* y, std::int64_t n) {
-  for (std::int64_t i = 0; i < n; i += kLanes) {
-    __m256 x = a_one ? _mm256_broadcast_ss(a) : load(a + i, n - i);
-    __m256 z = b_one ? _mm256_broadcast_ss(b) : load(b + i, n - i);
-    store(y + i, apply<kOp>(x, z), n - i);
-  }
-}
-template <Unary kOp>
-FALAJ_AVX2 void unary_run(const float* x, float* y, std::int64_t n) {
-  for (std::int64_t i = 0; i < n; i += kLanes) store(y + i, apply<kOp>(load(x + i, n - i)), n - i);
-}
+enum class Binary : std::uint8_t { add, sub, mul, div, min, max, prelu, relu_slope, sigmoid_slope, tanh_slope };
+enum class Unary : std::uint8_t {
+  relu,
+  sigmoid,
+  tanh,
+  exp,
+  log,
+  sqrt,
+  neg,
+  abs,
+  reciprocal,
+  floor,
+  ceil,
+  round,
+  erf,
+  gelu,
+  leaky_relu,
+  elu,
+  softplus,
+  softsign,
+  hard_sigmoid,
+  hard_swish,
+  swish,
+  mish,
+  clip,
+  square,
+  cube,
+  power_of_half
+};
+constexpr std::size_t kBinaryOps = static_cast<std::size_t>(Binary::tanh_slope) + 1;
+constexpr std::size_t kUnaryOps = static_cast<std::size_t>(Unary::power_of_half) + 1;
 
 using BinaryRun = void (*)(const float*, bool, const float*, bool, float*, std::int64_t);
-using UnaryRun = void (*)(const float*, float*, std::int64_t);
+using UnaryRun = void (*)(const float*, float*, std::int64_t, float, float);
+
+namespace lanes8 {
+#define FALAJ_LANES FALAJ_AVX2
+#define FALAJ_V __m256
+#include "kernels/cpu/elementwise_body.hpp"
+#undef FALAJ_LANES
+#undef FALAJ_V
+}  // namespace lanes8
+namespace lanes16 {
+#define FALAJ_LANES FALAJ_AVX512
+#define FALAJ_V __m512
+#include "kernels/cpu/elementwise_body.hpp"
+#undef FALAJ_LANES
+#undef FALAJ_V
+}  // namespace lanes16
+
+BinaryRun run_of(Binary op) { return (has_avx512() ? lanes16::kBinary : lanes8::kBinary)[static_cast<std::size_t>(op)]; }
+UnaryRun run_of(Unary op) { return (has_avx512() ? lanes16::kUnary : lanes8::kUnary)[static_cast<std::size_t>(op)]; }
 
 template <class F>
 class Loop final : public Kernel {
  public:
   explicit Loop(F f) : f_(std::move(f)) {}
   void run(const Io& io) const override { f_(io); }
-  [[nodiscard]] std::string_view implementation() const override { return "avx2 loop"; }
+  [[nodiscard]] std::string_view implementation() const override { return wide_ ? "avx512 loop" : "avx2 loop"; }
 
  private:
   F f_;
+  bool wide_ = has_avx512();
 };
 template <class F>
 KernelPtr loop(F f) {
   return std::make_unique<Loop<F>>(std::move(f));
 }
 
+Error refuse(std::string_view why) { return Error{ErrorCode::unimplemented, format("avx2 loop: {}", why)}; }
+
+// --- two operands -----------------------------------------------------------------------------------------------------------------
+
+constexpr std::int64_t kShort = 8;          // runs below this are put together
+constexpr std::int64_t kTogether = 64 * 8;  // in buffers of so many elements
+
+// Rows of `n` elements, of which operands lie `step` apart (0: one number for all), and their rows `row`.
+struct Operand {
+  std::int64_t row, step;
+};
+
+// An operand's next `rows` rows of n < kShort elements, one after another; `to` has room for a vector more.
+FALAJ_AVX2 void put_together(const float* from, const Operand& operand, std::int64_t rows, std::int64_t n, float* to) {
+  const __m256i lanes = first_lanes(n);
+  for (std::int64_t r = 0; r < rows; ++r, from += operand.row) {
+    _mm256_storeu_ps(to + r * n, operand.step == 0 ? _mm256_broadcast_ss(from) : _mm256_maskload_ps(from, lanes));
+  }
+}
+
+// y = f(a, b), operands broadcast: blocks of rows, at the places that a walk over the dimensions before them visits.
+class BinaryLoop final {
+ public:
+  BinaryLoop(const Shape& out, const Shape& a, const Shape& b, BinaryRun run) : run_(run), walk_(outside(out, a, b)) {}
+
+  void operator()(const Io& io, const float* a, const float* b, float* y) const {
+    walk_([&](const auto& at, std::int64_t many, const auto& step) {
+      for (std::int64_t i = 0; i < many; ++i) block(io, a + at[1] + i * step[1], b + at[2] + i * step[2], y + at[0] + i * step[0]);
+    });
+  }
+
+ private:
+  // Leaves the two innermost dimensions to block(), neighbours joined where both operands walk them evenly.
+  Walk<3> outside(const Shape& out, const Shape& a, const Shape& b) {
+    Shape dims = out;
+    const std::array<Strides, 3> strides{row_major(out), broadcast_strides(a, out), broadcast_strides(b, out)};
+    std::size_t d = out.rank();
+    while (d > 0 && dims[d - 1] == 1) --d;
+    if (d == 0 || out.elements() == 0) return Walk<3>(dims, strides);
+    const auto take = [&](std::int64_t& size, Operand& first, Operand& second, std::int64_t Operand::* along) {
+      size = 1;
+      while (d > 0) {
+        const std::size_t k = d - 1;
+        const bool joins = strides[1][k] == first.*along * size && strides[2][k] == second.*along * size;
+        if (size == 1 && dims[k] > 1) {
+          first.*along = strides[1][k];
+          second.*along = strides[2][k];
+        } else if (dims[k] > 1 && !joins) {
+          break;
+        }
+        size *= std::exchange(dims[k], 1);
+        --d;
+      }
+    };
+    take(n_, a_, b_, &Operand::step);
+    take(rows_, a_, b_, &Operand::row);
+    return Walk<3>(dims, strides);
+  }
+
+  void block(const Io& io, const float* a, const float* b, float* y) const {
+    if (rows_ == 1) {
+      in_ranges(io, n_, kPartWork, [&](std::int64_t first, std::int64_t last) {
+        run_(a + first * a_.step, a_.step == 0, b + first * b_.step, b_.step == 0, y + first, last - first);
+      });
+      return;
+    }
+    in_ranges(io, rows_, part_rows(n_), [&](std::int64_t first, std::int64_t last) {
+      if (n_ < kShort) return short_rows(a, b, y, first, last);
+      for (std::int64_t r = first; r < last; ++r) run_(a + r * a_.row, a_.step == 0, b + r * b_.row, b_.step == 0, y + r * n_, n_);
+    });
+  }
+
+  void short_rows(const float* a, const float* b, float* y, std::int64_t first, std::int64_t last) const {
+    float together[2][kTogether + kShort];
+    const std::int64_t most = kTogether / n_;
+    for (std::int64_t r = first; r < last; r += most) {
+      const std::int64_t rows = std::min(most, last - r);
+      const auto side = [&](const float* from, const Operand& operand, float* to) {
+        from += r * operand.row;
+        if (operand.step == 1 && operand.row == n_) return from;
+        put_together(from, operand, rows, n_, to);
+        return static_cast<const float*>(to);
+      };
+      run_(side(a, a_, together[0]), false, side(b, b_, together[1]), false, y + r * n_, rows * n_);
+    }
+  }
+
+  BinaryRun run_;
+  std::int64_t n_ = 1, rows_ = 1;
+  Operand a_{}, b_{};
+  Walk<3> walk_;  // after what outside() sets
+};
+
+// --- Where ------------------------------------------------------------------------------------------------------------------------
+
+FALAJ_AVX2 void where_run(const bool* condition, bool condition_one, const float* a, bool a_one, const float* b, bool b_one, float* y,
+                          std::int64_t n) {
+  for (std::int64_t i = 0; i < n; i += 8) {
+    __m256i mask = _mm256_set1_epi32(*condition ? 1 : 0);
+    if (!condition_one) {
+      std::uint64_t eight = 0;
+      std::memcpy(&eight, condition + i, static_cast<std::size_t>(std::min<std::int64_t>(n - i, 8)));
+      mask = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(eight)));
+    }
+    const __m256 x = a_one ? _mm256_broadcast_ss(a) : load(__m256{}, a + i, n - i);
+    const __m256 z = b_one ? _mm256_broadcast_ss(b) : load(__m256{}, b + i, n - i);
+    store(y + i, _mm256_blendv_ps(z, x, _mm256_castsi256_ps(_mm256_cmpgt_epi32(mask, _mm256_setzero_si256()))), n - i);
+  }
+}
+
+// --- one operand ------------------------------------------------------------------------------------------------------------------
+
+struct Named {
+  std::string_view op;
+  Unary unary;
+  std::string_view p_name = {}, q_name = {};  // attributes
+  double p = 0, q = 1;
+};
+constexpr Named kNamed[] = {
+    {"Relu", Unary::relu},
+    {"Sigmoid", Unary::sigmoid},
+    {"Tanh", Unary::tanh},
+    {"Exp", Unary::exp},
+    {"Log", Unary::log},
+    {"Sqrt", Unary::sqrt},
+    {"Neg", Unary::neg},
+    {"Abs", Unary::abs},
+    {"Reciprocal", Unary::reciprocal},
+    {"Floor", Unary::floor},
+    {"Ceil", Unary::ceil},
+    {"Round", Unary::round},
+    {"Erf", Unary::erf},
+    {"Gelu", Unary::gelu},
+    {"LeakyRelu", Unary::leaky_relu, "alpha", {}, static_cast<double>(0.01F)},
+    {"Elu", Unary::elu, "alpha", {}, 1.0},
+    {"Selu", Unary::elu, "alpha", "gamma", 1.67326319217681884765625, 1.05070102214813232421875},
+    {"Softplus", Unary::softplus},
+    {"Softsign", Unary::softsign},
+    {"HardSigmoid", Unary::hard_sigmoid, "alpha", "beta", 0.2, 0.5},
+    {"HardSwish", Unary::hard_swish},
+    {"Swish", Unary::swish, "alpha", {}, 1.0},
+    {"Mish", Unary::mish},
+};
+
+KernelPtr unary_loop(UnaryRun run, std::int64_t n, float p, float q) {
+  return loop([run, n, p, q](const Io& io) {
+    in_ranges(io, n, kPartWork, [&](std::int64_t first, std::int64_t last) {
+      run(io.input<float>(0) + first, io.output<float>(0) + first, last - first, p, q);
+    });
+  });
+}
+
 }  // namespace
 
 Result<KernelPtr> make_binary(const KernelCall& call) {
   FALAJ_TRY(check_f32(call, "avx2 loop"));
+  if (call.opset < 7) return refuse("operands of this opset are aligned by an attribute");
+  const std::string_view op = call.node.op;
+  const Binary binary = op == "Add"   ? Binary::add
+                        : op == "Sub" ? Binary::sub
+                        : op == "Mul" ? Binary::mul
+                        : op == "Div" ? Binary::div
+                                      : Binary::prelu;
+  return loop([f = BinaryLoop(call.outputs[0].shape, call.in(0).shape, call.in(1).shape, run_of(binary))](const Io& io) {
+    f(io, io.input<float>(0), io.input<float>(1), io.output<float>(0));
+  });
+}
+
+// Pairwise from the left, as the reference has it.
+Result<KernelPtr> make_extremum(const KernelCall& call) {
+  FALAJ_TRY(check_f32(call, "avx2 loop"));
+  if (call.inputs.size() < 2) return refuse("one operand is nothing to compare");
+  const BinaryRun run = run_of(call.node.op == "Min" ? Binary::min : Binary::max);
   const Shape& out = call.outputs[0].shape;
-  if (call.opset < 7) return Error{ErrorCode::unimplemented, "avx2 loop: operands of this opset are aligned by an attribute"};
-  Strides a = broadcast_strides(call.in(0).shape, out);
-  Strides b = broadcast_strides(call.in(1).shape, out);
-  std::string_view op = call.node.op;
-  BinaryRun run = op == "Add"   ? binary_run<Binary::add>
-                  : op == "Sub" ? binary_run<Binary::sub>
-                  : op == "Mul" ? binary_run<Binary::mul>
-                                : binary_run<Binary::div>;
-  for (std::size_t d = out.rank(); d-- > 0;) {
-    // The innermost dimension that has any length decides: both operands must walk it evenly or stand still.
-    if (out[d] == 1) continue;
-    if (out[d] < kLanes && out.elements() > out[d] && (a[d] == 0 || b[d] == 0))
-      return Error{ErrorCode::unimplemented, "avx2 loop: the innermost dimension is too short"};
-    break;
-  }
-  return loop([walk = Walk<3>(out, {row_major(out), a, b}), run](const Io& io) {
+  std::vector<BinaryLoop> loops;
+  for (std::size_t i = 1; i < call.inputs.size(); ++i) loops.emplace_back(out, i == 1 ? call.in(0).shape : out, call.in(i).shape, run);
+  return loop([loops = std::move(loops)](const Io& io) {
+    auto* y = io.output<float>(0);
+    for (std::size_t i = 0; i < loops.size(); ++i) loops[i](io, i == 0 ? io.input<float>(0) : y, io.input<float>(i + 1), y);
+  });
+}
+
+Result<KernelPtr> make_where(const KernelCall& call) {
+  if (!has_avx2()) return refuse("this CPU has no AVX2");
+  const Shape& out = call.outputs[0].shape;
+  if (size_of(call.in(1).dtype) != sizeof(float)) return refuse("only elements of four bytes");
+  return loop([walk = broadcast_walk<4>(out, {&out, &call.in(0).shape, &call.in(1).shape, &call.in(2).shape})](const Io& io) {
     walk([&](const auto& at, std::int64_t n, const auto& step) {
       in_ranges(io, n, kPartWork, [&](std::int64_t first, std::int64_t last) {
-        run(io.input<float>(0) + at[1] + first * step[1], step[1] == 0, io.input<float>(1) + at[2] + first * step[2], step[2] == 0,
-            io.output<float>(0) + at[0] + first, last - first);
+        where_run(io.input<bool>(0) + at[1] + first * step[1], step[1] == 0, io.input<float>(1) + at[2] + first * step[2], step[2] == 0,
+                  io.input<float>(2) + at[3] + first * step[3], step[3] == 0, io.output<float>(0) + at[0] + first, last - first);
       });
     });
   });
@@ -117,31 +281,62 @@ Result<KernelPtr> make_binary(const KernelCall& call) {
 
 Result<KernelPtr> make_unary(const KernelCall& call) {
   FALAJ_TRY(check_f32(call, "avx2 loop"));
-  std::string_view op = call.node.op;
-  if (op == "Gelu") {
+  const auto* named = std::ranges::find(kNamed, call.node.op, &Named::op);
+  if (named == std::end(kNamed)) return refuse("not a function of one element");
+  if (named->unary == Unary::gelu) {
     FALAJ_ASSIGN(const auto form, attr_string(call.node, "approximate", "none"));
-    if (form != "none") return Error{ErrorCode::unimplemented, "avx2 loop: only the exact Gelu"};
+    if (form != "none") return refuse("only the exact Gelu");
   }
-  UnaryRun run = op == "Relu"      ? unary_run<Unary::relu>
-                 : op == "Sigmoid" ? unary_run<Unary::sigmoid>
-                 : op == "Tanh"    ? unary_run<Unary::tanh>
-                 : op == "Exp"     ? unary_run<Unary::exp>
-                 : op == "Sqrt"    ? unary_run<Unary::sqrt>
-                 : op == "Erf"     ? unary_run<Unary::erf>
-                 : op == "Gelu"    ? unary_run<Unary::gelu>
-                                   : unary_run<Unary::neg>;
-  return loop([run, n = call.in(0).shape.elements()](const Io& io) {
-    in_ranges(io, n, kPartWork,
-              [&](std::int64_t first, std::int64_t last) { run(io.input<float>(0) + first, io.output<float>(0) + first, last - first); });
+  double p = named->p;
+  double q = named->q;
+  if (!named->p_name.empty()) {
+    FALAJ_ASSIGN(p, attr_float(call.node, named->p_name, p));
+  }
+  if (!named->q_name.empty()) {
+    FALAJ_ASSIGN(q, attr_float(call.node, named->q_name, q));
+  }
+  return unary_loop(run_of(named->unary), call.in(0).shape.elements(), static_cast<float>(p), static_cast<float>(q));
+}
+
+Result<KernelPtr> make_clip(const KernelCall& call) {
+  FALAJ_TRY(check_f32(call, "avx2 loop"));
+  const UnaryRun run = run_of(Unary::clip);
+  const std::int64_t n = call.in(0).shape.elements();
+  constexpr auto kInfinity = static_cast<double>(__builtin_inff());
+  if (call.opset < 11) {
+    FALAJ_ASSIGN(const double low, attr_float(call.node, "min", -kInfinity));
+    FALAJ_ASSIGN(const double high, attr_float(call.node, "max", kInfinity));
+    if (!(low <= high)) return refuse("bounds in the wrong order");
+    return unary_loop(run, n, static_cast<float>(low), static_cast<float>(high));
+  }
+  return loop([run, n, low = call.has(1), high = call.has(2)](const Io& io) {
+    const float p = low ? *io.input<float>(1) : -__builtin_inff();
+    const float q = high ? *io.input<float>(2) : __builtin_inff();
+    in_ranges(io, n, kPartWork, [&](std::int64_t first, std::int64_t last) {
+      run(io.input<float>(0) + first, io.output<float>(0) + first, last - first, p, q);
+    });
   });
+}
+
+Result<KernelPtr> make_pow(const KernelCall& call) {
+  FALAJ_TRY(check_f32(call, "avx2 loop"));
+  if (call.in(1).constant == nullptr || call.in(1).shape.elements() != 1) return refuse("only by one number known before the run");
+  FALAJ_ASSIGN(const double exponent, known_scalar(call, 1, "the exponent"));
+  struct Power {
+    double exponent;
+    Unary unary;
+  };
+  constexpr std::array kPowers = {Power{2, Unary::square}, Power{3, Unary::cube}, Power{0.5, Unary::power_of_half},
+                                  Power{-1, Unary::reciprocal}};
+  const auto* power = std::ranges::find(kPowers, exponent, &Power::exponent);
+  if (power == kPowers.end()) return refuse(format("not by {}", exponent));
+  return unary_loop(run_of(power->unary), call.in(0).shape.elements(), 0, 0);
 }
 
 Result<KernelPtr> make_slope(const KernelCall& call) {
   FALAJ_TRY(check_f32(call, "avx2 loop"));
-  std::string_view op = call.node.op;
-  BinaryRun run = op == "ReluGrad"      ? binary_run<Binary::relu_slope>
-                  : op == "SigmoidGrad" ? binary_run<Binary::sigmoid_slope>
-                                        : binary_run<Binary::tanh_slope>;
+  const std::string_view op = call.node.op;
+  const BinaryRun run = run_of(op == "ReluGrad" ? Binary::relu_slope : op == "SigmoidGrad" ? Binary::sigmoid_slope : Binary::tanh_slope);
   return loop([run, n = call.in(0).shape.elements()](const Io& io) {
     in_ranges(io, n, kPartWork, [&](std::int64_t first, std::int64_t last) {
       run(io.input<float>(0) + first, false, io.input<float>(1) + first, false, io.output<float>(0) + first, last - first);

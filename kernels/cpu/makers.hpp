@@ -10,13 +10,18 @@ Status check_f32(const KernelCall& call, std::string_view kernel);
 Result<KernelPtr> make_small_matmul(const KernelCall& call);    // own AVX2
 Result<KernelPtr> make_rounded_matmul(const KernelCall& call);  // the same, of operands rounded to bfloat16
 Result<KernelPtr> make_dnnl_matmul(const KernelCall& call);     // oneDNN
-Result<KernelPtr> make_binary(const KernelCall& call);          // Add Sub Mul Div
-Result<KernelPtr> make_unary(const KernelCall& call);           // Relu Sigmoid Tanh Exp Sqrt Neg Erf Gelu
-Result<KernelPtr> make_slope(const KernelCall& call);           // ReluGrad SigmoidGrad TanhGrad
-Result<KernelPtr> make_reduce_like(const KernelCall& call);     // sums over leading dimensions
-Result<KernelPtr> make_gelu_grad(const KernelCall& call);       // of the exact Gelu
-Result<KernelPtr> make_softmax_grad(const KernelCall& call);    // SoftmaxGrad LogSoftmaxGrad, along the last dimension
-Result<KernelPtr> make_cross_entropy(const KernelCall& call);   // SoftmaxCrossEntropy SoftmaxCrossEntropyGrad
+Result<KernelPtr> make_binary(const KernelCall& call);          // Add Sub Mul Div PRelu
+Result<KernelPtr> make_extremum(const KernelCall& call);        // Min Max
+Result<KernelPtr> make_where(const KernelCall& call);           // of elements of four bytes
+Result<KernelPtr> make_unary(const KernelCall& call);           // functions of one element: Relu Sigmoid Exp HardSwish ...
+Result<KernelPtr> make_clip(const KernelCall& call);
+Result<KernelPtr> make_pow(const KernelCall& call);            // by one of a few numbers
+Result<KernelPtr> make_resize(const KernelCall& call);         // Resize, Upsample: along one dimension, or two neighbours
+Result<KernelPtr> make_slope(const KernelCall& call);          // ReluGrad SigmoidGrad TanhGrad
+Result<KernelPtr> make_reduce_like(const KernelCall& call);    // sums over leading dimensions
+Result<KernelPtr> make_gelu_grad(const KernelCall& call);      // of the exact Gelu
+Result<KernelPtr> make_softmax_grad(const KernelCall& call);   // SoftmaxGrad LogSoftmaxGrad, along the last dimension
+Result<KernelPtr> make_cross_entropy(const KernelCall& call);  // SoftmaxCrossEntropy SoftmaxCrossEntropyGrad
 Result<KernelPtr> make_layer_norm_grad(const KernelCall& call);
 Result<KernelPtr> make_batch_norm(const KernelCall& call);         // by the batch's statistics, and BatchNormalizationTrainingGrad
 Result<KernelPtr> make_softmax(const KernelCall& call);            // along the last dimension

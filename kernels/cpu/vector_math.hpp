@@ -30,6 +30,9 @@ FALAJ_AVX2 inline __m256 and_bits(__m256 a, __m256 b) { return _mm256_and_ps(a, 
 FALAJ_AVX2 inline __m256 and_not_bits(__m256 a, __m256 b) { return _mm256_andnot_ps(a, b); }
 FALAJ_AVX2 inline __m256 or_bits(__m256 a, __m256 b) { return _mm256_or_ps(a, b); }
 FALAJ_AVX2 inline __m256 nearest(__m256 x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+FALAJ_AVX2 inline __m256 down(__m256 x) { return _mm256_floor_ps(x); }
+FALAJ_AVX2 inline __m256 up(__m256 x) { return _mm256_ceil_ps(x); }
+FALAJ_AVX2 inline __m256 root(__m256 x) { return _mm256_sqrt_ps(x); }
 FALAJ_AVX2 inline __m256 where_less(__m256 a, __m256 b, __m256 then, __m256 otherwise) {  // otherwise where one of them is NaN
   return _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
 }
@@ -44,6 +47,13 @@ FALAJ_AVX2 inline __m256 times_power_of_two(__m256 y, __m256 n) {
   const __m256i bias = _mm256_set1_epi32(127);
   y = _mm256_mul_ps(y, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
   return _mm256_mul_ps(y, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(whole, half), bias), 23)));
+}
+// x = m 2^n with m around 1, between the square roots of 1/2 and 2; x is positive, and a normal number.
+FALAJ_AVX2 inline __m256 without_exponent(__m256 x, __m256& n) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i whole = _mm256_srai_epi32(_mm256_sub_epi32(bits, _mm256_set1_epi32(0x3F3504F3)), 23);
+  n = _mm256_cvtepi32_ps(whole);
+  return _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(whole, 23)));
 }
 
 // Of memory: a whole vector, or its first n lanes (n may be more than there are), zeros beyond.
@@ -89,6 +99,9 @@ FALAJ_AVX512 inline __m512 and_bits(__m512 a, __m512 b) { return _mm512_and_ps(a
 FALAJ_AVX512 inline __m512 and_not_bits(__m512 a, __m512 b) { return _mm512_andnot_ps(a, b); }
 FALAJ_AVX512 inline __m512 or_bits(__m512 a, __m512 b) { return _mm512_or_ps(a, b); }
 FALAJ_AVX512 inline __m512 nearest(__m512 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+FALAJ_AVX512 inline __m512 down(__m512 x) { return _mm512_floor_ps(x); }
+FALAJ_AVX512 inline __m512 up(__m512 x) { return _mm512_ceil_ps(x); }
+FALAJ_AVX512 inline __m512 root(__m512 x) { return _mm512_sqrt_ps(x); }
 FALAJ_AVX512 inline __m512 where_less(__m512 a, __m512 b, __m512 then, __m512 otherwise) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), otherwise, then);
 }
@@ -104,6 +117,12 @@ FALAJ_AVX512 inline __m512 times_power_of_two(__m512 y, __m512 n) {
   const __m512i bias = _mm512_set1_epi32(127);
   y = _mm512_mul_ps(y, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(half, bias), 23)));
   return _mm512_mul_ps(y, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_sub_epi32(whole, half), bias), 23)));
+}
+FALAJ_AVX512 inline __m512 without_exponent(__m512 x, __m512& n) {
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i whole = _mm512_srai_epi32(_mm512_sub_epi32(bits, _mm512_set1_epi32(0x3F3504F3)), 23);
+  n = _mm512_cvtepi32_ps(whole);
+  return _mm512_castsi512_ps(_mm512_sub_epi32(bits, _mm512_slli_epi32(whole, 23)));
 }
 
 FALAJ_AVX512 inline __mmask16 some_lanes(std::int64_t n) {

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/convert.hpp"
+#include "kernels/ops/move.hpp"
 
 namespace falaj::kernels {
 
@@ -127,12 +128,48 @@ Shape aligned_second(const OpCall& call) {
   return second;
 }
 
+namespace {
+
+// What of a map are neighbours from neighbours, or the fill.
+struct MappedRun {
+  std::int64_t from, n;  // from = -1: the fill
+};
+std::vector<MappedRun> runs_of(std::span<const std::int64_t> map) {
+  std::vector<MappedRun> runs;
+  for (const std::int64_t at : map) {
+    const bool goes_on = !runs.empty() && (at < 0 ? runs.back().from < 0 : runs.back().from >= 0 && at == runs.back().from + runs.back().n);
+    if (goes_on) {
+      ++runs.back().n;
+    } else {
+      runs.push_back({std::max<std::int64_t>(at, -1), 1});
+    }
+  }
+  return runs;
+}
+
+}  // namespace
+
 Result<KernelPtr> mapped_kernel(DType dtype, std::vector<std::int64_t> map, std::size_t fill_input) {
+  auto runs = runs_of(map);
+  const bool by_runs = runs.size() * 4 <= map.size();  // else one by one is no slower
   return dispatch_moving(dtype, [&]<class T>() {
-    return make_kernel([map = std::move(map), fill_input](const Io& io) {
+    const auto fill_of = [fill_input](const Io& io) { return fill_input == kNoFill ? T{} : *io.input<T>(fill_input); };
+    if (by_runs) {
+      return make_kernel([runs = std::move(runs), fill_of](const Io& io) {
+        const T* x = io.input<T>(0);
+        T* y = io.output<T>(0);
+        const T fill = fill_of(io);
+        for (const MappedRun& run : runs) {
+          const bool filled = run.from < 0;
+          move_run(filled ? &fill : x + run.from, filled ? 0 : 1, y, 1, run.n);
+          y += run.n;
+        }
+      });
+    }
+    return make_kernel([map = std::move(map), fill_of](const Io& io) {
       const T* x = io.input<T>(0);
       T* y = io.output<T>(0);
-      T fill = fill_input == kNoFill ? T{} : *io.input<T>(fill_input);
+      const T fill = fill_of(io);
       for (std::size_t i = 0; i < map.size(); ++i) y[i] = map[i] < 0 ? fill : x[map[i]];
     });
   });

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/ops/common.hpp"
+#include "kernels/ops/move.hpp"
 
 namespace falaj::kernels {
 namespace {
@@ -52,7 +53,7 @@ KernelPtr gather_kernel(const AxisSplit& s, std::int64_t count) {
       for (std::int64_t i = 0; i < count; ++i, y += s.inner) {
         std::int64_t at = checked(io, indices, i, s.size);
         if (at < 0) return;
-        std::copy_n(x + (o * s.size + at) * s.inner, s.inner, y);
+        move_run(x + (o * s.size + at) * s.inner, 1, y, 1, s.inner);
       }
     }
   });

@@ -1,5 +1,7 @@
-// Resize (opset 10 and newer) and Upsample: each resized dimension is a list of input positions and weights for each output position;
-// dimensions are treated one after the other, and in the gradient, where weights spread instead of gathering, the other way round.
+// Resize (opset 10 and newer) and Upsample, dimension by dimension; in the gradient, where weights spread instead of gathering, the other
+// way round.
+#include "kernels/ops/resize.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -8,16 +10,6 @@
 
 namespace falaj::kernels {
 namespace {
-
-struct Resizing {
-  Shape out;
-  std::vector<double> scales;              // for each dimension
-  std::vector<double> roi_begin, roi_end;  // of tf_crop_and_resize
-  std::vector<bool> touched;
-  std::string mode, coordinates, nearest;
-  bool antialias = false, exclude_outside = false;
-  double cubic = -0.75, extrapolation = 0;
-};
 
 // As Resize was before opset 11: other defaults, scales in the second place. The gradient always says it as Resize does now.
 bool is_old(const OpCall& call) { return call.node.domain != kFalaj && (call.node.op == "Upsample" || call.opset < 11); }
@@ -66,6 +58,8 @@ Status set_sizes(const OpCall& call, Resizing& r, std::span<const double> sizes,
   return {};
 }
 
+}  // namespace
+
 Result<Resizing> resizing(const OpCall& call) {
   const Shape& in = call.in(0).shape;
   Resizing r;
@@ -109,7 +103,7 @@ Result<Resizing> resizing(const OpCall& call) {
       r.out[axes[i]] = static_cast<std::int64_t>(std::floor(static_cast<float>(in[axes[i]]) * static_cast<float>(scales[i])));
     }
   }
-  if (r.coordinates == "tf_crop_and_resize") {
+  if (r.crops()) {
     if (!call.has(1)) return invalid("tf_crop_and_resize needs a region");
     FALAJ_ASSIGN(auto roi, known_numbers(call, 1, "the region"));
     if (roi.size() != 2 * axes.size()) return invalid("the region does not fit the axes");
@@ -119,9 +113,11 @@ Result<Resizing> resizing(const OpCall& call) {
     }
   }
   r.touched.assign(in.rank(), false);
-  for (std::size_t d : axes) r.touched[d] = r.out[d] != in[d] || r.scales[d] != 1.0 || r.coordinates == "tf_crop_and_resize";
+  for (std::size_t d : axes) r.touched[d] = r.out[d] != in[d] || r.scales[d] != 1.0 || r.crops();
   return r;
 }
+
+namespace {
 
 // Where output position x lies in the input.
 double origin(const Resizing& r, std::size_t d, std::int64_t in, std::int64_t position) {
@@ -137,18 +133,13 @@ double origin(const Resizing& r, std::size_t d, std::int64_t in, std::int64_t po
     double adjustment = static_cast<double>(r.out[d]) / width;
     return size / 2 * (1 - adjustment) + (x + 0.5) / scale - 0.5;
   }
-  if (r.coordinates == "tf_crop_and_resize") {
+  if (r.crops()) {
     double begin = r.roi_begin[d] * (size - 1);
     double span = (r.roi_end[d] - r.roi_begin[d]) * (size - 1);
     return begin + (width == 1 ? span / 2 : x * span / (width - 1));
   }
   return (x + 0.5) / scale - 0.5;
 }
-
-struct Tap {
-  std::int64_t at;
-  double weight;
-};
 
 double cubic(double x, double a) {
   x = std::abs(x);
@@ -184,6 +175,25 @@ std::vector<Tap> taps(const Resizing& r, std::size_t d, std::int64_t in, double 
   return found;
 }
 
+}  // namespace
+
+std::vector<ResizedAxis> resized_axes(const Resizing& r, const Shape& in) {
+  std::vector<ResizedAxis> plans;
+  for (std::size_t d = 0; d < in.rank(); ++d) {
+    if (!r.touched[d]) continue;
+    ResizedAxis plan{d, {}, {}};
+    for (std::int64_t i = 0; i < r.out[d]; ++i) {
+      double x = origin(r, d, in[d], i);
+      plan.outside.push_back(r.crops() && (x < 0 || x > static_cast<double>(in[d] - 1)));
+      plan.taps.push_back(taps(r, d, in[d], x));
+    }
+    plans.push_back(std::move(plan));
+  }
+  return plans;
+}
+
+namespace {
+
 Status infer_resize(InferCall& call) {
   FALAJ_ASSIGN(auto r, resizing(call));
   for (std::size_t d = 0; d < r.out.rank(); ++d) {
@@ -192,30 +202,9 @@ Status infer_resize(InferCall& call) {
   return set_output(call, 0, call.in(0).dtype, r.out);
 }
 
-struct Plan1d {
-  std::size_t axis;
-  std::vector<std::vector<Tap>> taps;
-  std::vector<bool> outside;  // gets the extrapolation value
-};
-
-std::vector<Plan1d> plans_of(const Resizing& r, const Shape& in) {
-  std::vector<Plan1d> plans;
-  for (std::size_t d = 0; d < in.rank(); ++d) {
-    if (!r.touched[d]) continue;
-    Plan1d plan{d, {}, {}};
-    for (std::int64_t i = 0; i < r.out[d]; ++i) {
-      double x = origin(r, d, in[d], i);
-      plan.outside.push_back(r.coordinates == "tf_crop_and_resize" && (x < 0 || x > static_cast<double>(in[d] - 1)));
-      plan.taps.push_back(taps(r, d, in[d], x));
-    }
-    plans.push_back(std::move(plan));
-  }
-  return plans;
-}
-
 // Sets what lies outside the input in some dimension.
-void set_outside(std::span<const Plan1d> plans, const Shape& out, std::vector<double>& values, double value) {
-  for (const Plan1d& plan : plans) {
+void set_outside(std::span<const ResizedAxis> plans, const Shape& out, std::vector<double>& values, double value) {
+  for (const ResizedAxis& plan : plans) {
     AxisSplit s = split_at(out, static_cast<std::int64_t>(plan.axis));
     for (std::size_t at = 0; at < values.size(); ++at) {
       if (plan.outside[static_cast<std::size_t>(static_cast<std::int64_t>(at) / s.inner % s.size)]) values[at] = value;
@@ -226,13 +215,12 @@ void set_outside(std::span<const Plan1d> plans, const Shape& out, std::vector<do
 Result<KernelPtr> make_resize(const KernelCall& c) {
   FALAJ_ASSIGN(auto r, resizing(c));
   const Shape& in = c.in(0).shape;
-  std::vector<Plan1d> plans = plans_of(r, in);
-  bool crops = r.coordinates == "tf_crop_and_resize";
-  if (r.mode == "nearest" && !crops) {
+  std::vector<ResizedAxis> plans = resized_axes(r, in);
+  if (r.mode == "nearest" && !r.crops()) {
     std::vector<std::int64_t> map;
     Strides own = row_major(in);
     std::array<std::int64_t, kRankMax> index{};
-    std::vector<const Plan1d*> by_axis(in.rank(), nullptr);
+    std::vector<const ResizedAxis*> by_axis(in.rank(), nullptr);
     for (const auto& plan : plans) by_axis[plan.axis] = &plan;
     for (std::int64_t i = 0; i < r.out.elements(); ++i) {
       std::int64_t at = 0;
@@ -250,7 +238,7 @@ Result<KernelPtr> make_resize(const KernelCall& c) {
     return make_kernel([plans, in, out = r.out, extrapolation = r.extrapolation](const Io& io) {
       std::vector<double> now(io.input<T>(0), io.input<T>(0) + in.elements());
       Shape shape = in;
-      for (const Plan1d& plan : plans) {
+      for (const ResizedAxis& plan : plans) {
         AxisSplit s = split_at(shape, static_cast<std::int64_t>(plan.axis));
         auto size = static_cast<std::int64_t>(plan.taps.size());
         std::vector<double> next(static_cast<std::size_t>(s.outer * size * s.inner));
@@ -287,12 +275,12 @@ Status infer_resize_grad(InferCall& call) {
 Result<KernelPtr> make_resize_grad(const KernelCall& c) {
   FALAJ_ASSIGN(const auto r, resizing(c));
   return dispatch<double>(c.in(0).dtype, [&]<class T>() {
-    return make_kernel([plans = plans_of(r, c.in(0).shape), in = c.in(0).shape, out = r.out](const Io& io) {
+    return make_kernel([plans = resized_axes(r, c.in(0).shape), in = c.in(0).shape, out = r.out](const Io& io) {
       std::vector<double> now(io.input<T>(kDy), io.input<T>(kDy) + out.elements());
       set_outside(plans, out, now, 0);
       Shape shape = out;
       for (std::size_t p = plans.size(); p-- > 0;) {
-        const Plan1d& plan = plans[p];
+        const ResizedAxis& plan = plans[p];
         const AxisSplit s = split_at(shape, static_cast<std::int64_t>(plan.axis));
         const std::int64_t size = in[plan.axis];
         std::vector<double> next(static_cast<std::size_t>(s.outer * size * s.inner), 0.0);

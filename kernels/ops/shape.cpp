@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/ops/common.hpp"
+#include "kernels/ops/move.hpp"
 
 namespace falaj::kernels {
 namespace {
@@ -163,9 +164,7 @@ Result<KernelPtr> make_transpose(const KernelCall& c) {
     return make_kernel([walk = Walk<2>(out, {row_major(out), read})](const Io& io) {
       const T* x = io.input<T>(0);
       T* y = io.output<T>(0);
-      walk([&](const auto& at, std::int64_t n, const auto& step) {
-        for (std::int64_t i = 0; i < n; ++i) y[at[0] + i * step[0]] = x[at[1] + i * step[1]];
-      });
+      walk([&](const auto& at, std::int64_t n, const auto& step) { move_run(x + at[1], step[1], y + at[0], step[0], n); });
     });
   });
 }
@@ -193,9 +192,7 @@ Result<KernelPtr> make_expand(const KernelCall& c) {
     return make_kernel([walk = broadcast_walk<2>(out, {&out, &c.in(0).shape})](const Io& io) {
       const T* x = io.input<T>(0);
       T* y = io.output<T>(0);
-      walk([&](const auto& at, std::int64_t n, const auto& step) {
-        for (std::int64_t i = 0; i < n; ++i) y[at[0] + i * step[0]] = x[at[1] + i * step[1]];
-      });
+      walk([&](const auto& at, std::int64_t n, const auto& step) { move_run(x + at[1], step[1], y + at[0], step[0], n); });
     });
   });
 }

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "kernels/ops/common.hpp"
+#include "kernels/ops/move.hpp"
 
 namespace falaj::kernels {
 namespace {
@@ -54,7 +55,7 @@ Result<KernelPtr> make_concat(const KernelCall& c) {
         if (w == 1) {
           for (std::int64_t o = 0; o < outer; ++o) y[o * stride] = x[o];
         } else {
-          for (std::int64_t o = 0; o < outer; ++o) std::copy_n(x + o * w, w, y + o * stride);
+          for (std::int64_t o = 0; o < outer; ++o) move_run(x + o * w, 1, y + o * stride, 1, w);
         }
         y += w;
       }
@@ -79,7 +80,7 @@ Result<KernelPtr> make_concat_grad(const KernelCall& c) {
       const T* dy = io.input<T>(0);
       for (std::size_t k = 0; k < widths.size(); ++k) {
         if (T* dx = io.output<T>(k); dx != nullptr) {
-          for (std::int64_t o = 0; o < outer; ++o) std::copy_n(dy + o * stride, widths[k], dx + o * widths[k]);
+          for (std::int64_t o = 0; o < outer; ++o) move_run(dy + o * stride, 1, dx + o * widths[k], 1, widths[k]);
         }
         dy += widths[k];
       }
@@ -148,7 +149,7 @@ Result<KernelPtr> make_split(const KernelCall& c) {
       for (std::size_t k = 0; k < sizes.size(); ++k) {
         std::int64_t w = sizes[k] * whole.inner;
         if (T* y = io.output<T>(k); y != nullptr) {
-          for (std::int64_t o = 0; o < whole.outer; ++o) std::copy_n(x + o * whole.size * whole.inner, w, y + o * w);
+          for (std::int64_t o = 0; o < whole.outer; ++o) move_run(x + o * whole.size * whole.inner, 1, y + o * w, 1, w);
         }
         x += w;
       }
@@ -247,9 +248,7 @@ Result<KernelPtr> make_slice(const KernelCall& c) {
     return make_kernel([w = slice_walk(r, c.in(0).shape)](const Io& io) {
       const T* x = io.input<T>(0) + w.second;
       T* y = io.output<T>(0);
-      w.first([&](const auto& at, std::int64_t n, const auto& step) {
-        for (std::int64_t i = 0; i < n; ++i) y[at[0] + i * step[0]] = x[at[1] + i * step[1]];
-      });
+      w.first([&](const auto& at, std::int64_t n, const auto& step) { move_run(x + at[1], step[1], y + at[0], step[0], n); });
     });
   });
 }

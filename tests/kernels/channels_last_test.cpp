@@ -175,6 +175,34 @@ TEST_F(ChannelsLast, DepthwiseConvolutionsAgreeWhateverTheImageAndTheirEnd) {
   }
 }
 
+// Sizes that come from another value's shape are known to the plan only; what leaves the graph is resized as it was.
+TEST_F(ChannelsLast, ResizedImagesStayInTheirLayoutWhereItIsReadAgain) {
+  Graph g;
+  g.add_input("x", DType::f32, {-1, 3, 8, 10});
+  const std::string a = g.add("Relu", {conv(g, "x", {6, 3, 3, 3})});
+  const std::string b = conv(g, a, {5, 6, 3, 3}, 2);
+  const std::string swish = g.add("Mul", {b, g.add("Sigmoid", {b})});
+  const std::string scales = g.add_initializer("scales", Tensor::vector<float>({1, 1, 2, 2}));
+  const std::string up = g.add("Resize", {swish, "", scales},
+                               {{"mode", std::string("linear")}, {"coordinate_transformation_mode", std::string("align_corners")}});
+  const std::string joined = g.add("Concat", {up, a}, {{"axis", std::int64_t{1}}});
+  const std::string c = conv(g, joined, {7, 11, 3, 3}, 2);
+  const std::string sizes = g.add("Concat",
+                                  {g.add("Slice", {g.add("Shape", {c}), g.add_initializer("n", Tensor::vector<std::int64_t>({0})),
+                                                   g.add_initializer("two", Tensor::vector<std::int64_t>({2}))}),
+                                   g.add("Slice", {g.add("Shape", {a}), g.add_initializer("h", Tensor::vector<std::int64_t>({2})),
+                                                   g.add_initializer("four", Tensor::vector<std::int64_t>({4}))})},
+                                  {{"axis", std::int64_t{0}}});
+  const std::string d = conv(g, g.add("Resize", {c, "", "", sizes}), {2, 7, 1, 1});
+  const std::string y = g.add("Resize", {d, "", scales}, {{"mode", std::string("linear")}});
+  g.outputs.push_back({y, DType::f32, {}, {}, false});
+  const std::string why = agree(g, t({3, 3, 8, 10}));
+  EXPECT_NE(why.find("4, 5, 5] - float32[4] -> float32[1, 8, 10, 5]"), std::string::npos) << why;
+  EXPECT_NE(why.find("4, 5, 7] - - int64[4] -> float32[1, 8, 10, 7]"), std::string::npos) << why;
+  EXPECT_NE(why.find("2, 8, 10] - float32[4] -> float32[1, 2, 16, 20]"), std::string::npos) << why;
+  EXPECT_EQ(why.find("(Sigmoid)"), std::string::npos) << why;  // the convolution carries it
+}
+
 TEST_F(ChannelsLast, ARowsBitsDoNotDependOnItsBatch) {
   Graph g;
   g.add_input("x", DType::f32, {-1, 5, 7, 7});

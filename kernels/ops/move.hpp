@@ -1,0 +1,21 @@
+// Runs of elements that only change places.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+namespace falaj::kernels {
+
+// y[i * y_step] = x[i * x_step]: long runs of neighbours as a block; for short ones a call would take longer than they do.
+template <class T>
+void move_run(const T* x, std::int64_t x_step, T* y, std::int64_t y_step, std::int64_t n) {
+  constexpr std::int64_t kLong = 8;
+  if (n >= kLong && x_step == 1 && y_step == 1) {
+    std::copy_n(x, n, y);
+  } else if (n >= kLong && x_step == 0 && y_step == 1) {
+    std::fill_n(y, n, *x);
+  } else {
+    for (std::int64_t i = 0; i < n; ++i) y[i * y_step] = x[i * x_step];
+  }
+}
+
+}  // namespace falaj::kernels
