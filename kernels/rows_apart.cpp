@@ -142,6 +142,7 @@ struct Entry {
 };
 constexpr Entry kRules[] = {
     {kOnnx, "Conv", conv},
+    {kOnnx, "ConvTranspose", conv},
     {kFalaj, "Conv", conv},
     {kFalaj, "QConv", integer_conv},
     {kOnnx, "MatMul", matmul},

@@ -53,6 +53,7 @@ struct Entry {
 };
 constexpr Entry kEntries[] = {
     {kOnnx, "Conv", make_dnnl_conv},
+    {kOnnx, "ConvTranspose", make_conv_transpose},
     {kFalaj, "ConvDataGrad", make_dnnl_conv},
     {kFalaj, "ConvWeightGrad", make_dnnl_conv},
     {kOnnxMl, "TreeEnsembleRegressor", make_trees},

@@ -248,7 +248,8 @@ Status grad_conv(GradientCall& g) {
 
 // --- ConvTranspose: the window runs over the output ------------------------------------------------------------------------------
 
-// As a window: `in` is what the convolution would read, the transposition's output; `out` is the transposition's input.
+}  // namespace
+
 Result<ConvSpec> transpose_spec(const OpCall& call) {
   const Shape& x = call.in(0).shape;
   const Shape& w = call.in(1).shape;
@@ -292,6 +293,9 @@ Result<ConvSpec> transpose_spec(const OpCall& call) {
   }
   return s;
 }
+
+namespace {
+
 Status infer_conv_transpose(InferCall& call) {
   FALAJ_TRY(check_float(call, 0));
   FALAJ_TRY(check_same_dtype(call, 0, 1));

@@ -39,6 +39,9 @@ struct ConvSpec {
 };
 Result<ConvSpec> conv_spec(const OpCall& call, std::size_t x, std::size_t w);
 Shape conv_shape(const ConvSpec& spec);
+// Of a ConvTranspose with x [N, C, out...], w [C, M / groups, kernel...]. The window is that of the convolution whose gradient this is: its
+// `in` is the output.
+Result<ConvSpec> transpose_spec(const OpCall& call);
 void convolve(const ConvSpec& spec, const double* x, const double* w, const double* bias, double* y);
 // What a change of y means for x, and for w: added to dx, to dw.
 void convolve_back_to_input(const ConvSpec& spec, const double* dy, const double* w, double* dx);

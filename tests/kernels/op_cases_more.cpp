@@ -102,6 +102,8 @@ class Maker : public CaseMaker {
     smooth("Conv", {t({1, 2, 3, 3, 3}), t({2, 2, 2, 2, 2})});
     smooth("ConvTranspose", {t({1, 4, 3, 4}), t({4, 3, 3, 2}), t({6})}, grouped);
     smooth("ConvTranspose", {t({2, 2, 3}), t({2, 3, 2})}, {{"strides", Ints{2}}, {"output_padding", Ints{1}}});
+    smooth("ConvTranspose", {t({2, 3, 2, 3}), t({3, 4, 2, 2}), t({4})}, {{"strides", Ints{2, 2}}});
+    smooth("ConvTranspose", {t({1, 2, 3, 3}), t({2, 2, 4, 4})}, {{"strides", Ints{2, 2}}, {"pads", Ints{1, 1, 1, 1}}});
     plain("DeformConv", {t({1, 2, 4, 4}), t({3, 2, 2, 2}), t({1, 8, 3, 3})});
     plain("ConvInteger", {in(DType::u8, {1, 2, 4, 4}), in(DType::i8, {3, 2, 2, 2}, -9, 9), Tensor::scalar<std::uint8_t>(3)});
     plain("QLinearConv",

@@ -117,7 +117,8 @@ TEST_F(Ops, CpuAgreesWithReference) {
 TEST_F(Ops, CpuAgreesWithReferenceWhereWeightsAreKnown) {
   std::size_t met = 0;
   for (const OpCase& given : cases_) {
-    const bool weighted = given.node.op == "Conv" || given.node.op == "MatMul" || given.node.op == "Gemm";
+    const bool weighted =
+        given.node.op == "Conv" || given.node.op == "ConvTranspose" || given.node.op == "MatMul" || given.node.op == "Gemm";
     if (!weighted) continue;
     OpCase c = given;
     for (Tensor& t : c.inputs) t = as_f32(t);
