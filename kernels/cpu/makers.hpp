@@ -26,6 +26,11 @@ Result<KernelPtr> make_layer_norm_grad(const KernelCall& call);
 Result<KernelPtr> make_batch_norm(const KernelCall& call);         // by the batch's statistics, and BatchNormalizationTrainingGrad
 Result<KernelPtr> make_softmax(const KernelCall& call);            // along the last dimension
 Result<KernelPtr> make_layer_norm(const KernelCall& call);         // LayerNormalization without its optional outputs
+Result<KernelPtr> make_group_norm(const KernelCall& call);         // InstanceNormalization GroupNormalization
+Result<KernelPtr> make_mean_variance(const KernelCall& call);      // MeanVarianceNormalization over the last dimensions
+Result<KernelPtr> make_lp_norm(const KernelCall& call);            // LpNormalization along the last dimension
+Result<KernelPtr> make_rms_norm(const KernelCall& call);           // RMSNormalization
+Result<KernelPtr> make_fixed_norm(const KernelCall& call);         // BatchNormalization by fixed statistics
 Result<KernelPtr> make_attention(const KernelCall& call);          // ai.falaj's Attention
 Result<KernelPtr> make_transpose(const KernelCall& call);          // of elements of four bytes
 Result<KernelPtr> make_trees(const KernelCall& call);              // tree ensembles over f32

@@ -190,6 +190,7 @@ class Maker : public CaseMaker {
     smooth("InstanceNormalization", {t({2, 3, 4}), t({3}), t({3})});
     smooth("GroupNormalization", {t({2, 4, 3}), t({2}), t({2})}, {{"num_groups", std::int64_t{2}}});
     plain("MeanVarianceNormalization", {t({2, 3, 2, 2})});
+    plain("MeanVarianceNormalization", {t({2, 3, 2, 2})}, {{"axes", Ints{-1, 1, 2}}});
     smooth("LpNormalization", {t({2, 3})});
     smooth("LpNormalization", {t({2, 3, 2})}, {{"p", std::int64_t{1}}, {"axis", std::int64_t{1}}});
     for (const std::int64_t size : {3, 4}) smooth("LRN", {t({1, 5, 2, 2})}, {{"size", size}, {"alpha", 0.5F}});
