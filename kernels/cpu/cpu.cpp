@@ -87,6 +87,8 @@ constexpr Entry kEntries[] = {
     {kOnnx, "Where", make_where},
     {kOnnx, "Clip", make_clip},
     {kOnnx, "Pow", make_pow},
+    {kOnnx, "ReduceSum", make_reduce},
+    {kOnnx, "ReduceMean", make_reduce},
     {kOnnx, "Relu", make_unary},
     {kOnnx, "LeakyRelu", make_unary},
     {kOnnx, "Elu", make_unary},

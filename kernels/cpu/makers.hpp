@@ -18,6 +18,7 @@ Result<KernelPtr> make_clip(const KernelCall& call);
 Result<KernelPtr> make_pow(const KernelCall& call);            // by one of a few numbers
 Result<KernelPtr> make_resize(const KernelCall& call);         // Resize, Upsample: along one dimension, or two neighbours
 Result<KernelPtr> make_slope(const KernelCall& call);          // ReluGrad SigmoidGrad TanhGrad
+Result<KernelPtr> make_reduce(const KernelCall& call);         // ReduceSum ReduceMean over neighbouring dimensions
 Result<KernelPtr> make_reduce_like(const KernelCall& call);    // sums over leading dimensions
 Result<KernelPtr> make_gelu_grad(const KernelCall& call);      // of the exact Gelu
 Result<KernelPtr> make_softmax_grad(const KernelCall& call);   // SoftmaxGrad LogSoftmaxGrad, along the last dimension

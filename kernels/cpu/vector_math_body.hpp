@@ -163,7 +163,7 @@ FALAJ_LANES inline FALAJ_V activate(FALAJ_V x, Activation activation, float alph
     case Activation::hard_swish:
       return hard_swish_of(x);
     case Activation::swish:
-      return mul(x, sigmoid_of(x));
+      return swish_of(x, all(x, 1.0F));
   }
   return x;
 }

@@ -1,4 +1,5 @@
-// Normalisations and their like by vectors, in all sizes: beside the reference, on any number of threads, and a sample alone or in a batch.
+// Normalisations, sums and PRelu by vectors, in all sizes: beside the reference, on any number of threads, and a sample alone or in a
+// batch.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -62,9 +63,20 @@ class Norms : public testing::Seeded {
     } else if (op == "RMSNormalization") {
       give("scale", from(inner));
       node.attributes.emplace("axis", inner);
+    } else if (op == "PRelu") {
+      Shape slope = from(inner);
+      const bool channels = random_.chance(0.5);
+      for (std::size_t d = 1; d < slope.rank() && channels; ++d) slope[d] = 1;
+      give("slope", slope);
+    } else if (op == "ReduceMean" || op == "ReduceSum") {
+      Ints axes;
+      const auto last = inner + up_to(static_cast<std::int64_t>(shape.rank()) - inner) - 1;
+      for (auto d = inner; d <= last; ++d) axes.push_back(d);
+      node.inputs.push_back(g.add_initializer("axes", Tensor::of<std::int64_t>({last - inner + 1}, std::span<const std::int64_t>(axes))));
+      node.attributes.emplace("keepdims", up_to(2) - 1);
     }
-    if (random_.chance(0.5)) node.attributes.emplace("epsilon", 1e-3F);
-    if (op == "LpNormalization" || op == "MeanVarianceNormalization") node.attributes.erase("epsilon");
+    const bool bounded = op == "RMSNormalization" || node.attributes.contains("num_groups") || op == "InstanceNormalization";
+    if (bounded && random_.chance(0.5)) node.attributes.emplace("epsilon", 1e-3F);
     l.x = draw(shape, -1, 1);
     if (op != "LpNormalization" && op != "RMSNormalization" && random_.chance(0.3)) {  // a mean that is far from zero
       for (float& v : l.x.mutable_data<float>()) v += 100;
@@ -83,7 +95,7 @@ class Norms : public testing::Seeded {
     const auto compiled = compile(graph, std::move(options));
     EXPECT_TRUE(compiled) << compiled.error().message;
     if (!compiled) return {};
-    if (fast) {
+    if (fast && graph.nodes[0].op != "PRelu") {  // which has none for short rows
       const auto why = (*compiled)->why(x.shape()[0]);
       EXPECT_TRUE(why && why->find("no fast kernel") == std::string::npos && why->find("cpu/") != std::string::npos)
           << (why ? *why : why.error().message);
@@ -106,11 +118,18 @@ class Norms : public testing::Seeded {
   }
 };
 
-constexpr const char* kOps[] = {"InstanceNormalization",     "GroupNormalization", "BatchNormalization",
-                                "MeanVarianceNormalization", "LpNormalization",    "RMSNormalization"};
+constexpr const char* kOps[] = {"InstanceNormalization",
+                                "GroupNormalization",
+                                "BatchNormalization",
+                                "MeanVarianceNormalization",
+                                "LpNormalization",
+                                "RMSNormalization",
+                                "PRelu",
+                                "ReduceMean",
+                                "ReduceSum"};
 
 TEST_F(Norms, AgreeWithTheReferenceOnAnyNumberOfThreadsAndInAnyBatch) {
-  for (int round = 0; round < 180; ++round) {
+  for (int round = 0; round < 270; ++round) {
     const Layer l = layer(kOps[round % std::size(kOps)]);
     SCOPED_TRACE(format("round {}: {} of {}", round, l.graph.nodes[0].op, to_string(l.x.shape())));
     const Tensor wanted = run(l.graph, l.x, 1, false);
