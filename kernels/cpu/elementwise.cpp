@@ -30,6 +30,7 @@ enum class Unary : std::uint8_t {
   round,
   erf,
   gelu,
+  gelu_by_tanh,
   leaky_relu,
   elu,
   softplus,
@@ -283,9 +284,10 @@ Result<KernelPtr> make_unary(const KernelCall& call) {
   FALAJ_TRY(check_f32(call, "avx2 loop"));
   const auto* named = std::ranges::find(kNamed, call.node.op, &Named::op);
   if (named == std::end(kNamed)) return refuse("not a function of one element");
-  if (named->unary == Unary::gelu) {
+  Unary unary = named->unary;
+  if (unary == Unary::gelu) {
     FALAJ_ASSIGN(const auto form, attr_string(call.node, "approximate", "none"));
-    if (form != "none") return refuse("only the exact Gelu");
+    if (form == "tanh") unary = Unary::gelu_by_tanh;
   }
   double p = named->p;
   double q = named->q;
@@ -295,7 +297,7 @@ Result<KernelPtr> make_unary(const KernelCall& call) {
   if (!named->q_name.empty()) {
     FALAJ_ASSIGN(q, attr_float(call.node, named->q_name, q));
   }
-  return unary_loop(run_of(named->unary), call.in(0).shape.elements(), static_cast<float>(p), static_cast<float>(q));
+  return unary_loop(run_of(unary), call.in(0).shape.elements(), static_cast<float>(p), static_cast<float>(q));
 }
 
 Result<KernelPtr> make_clip(const KernelCall& call) {

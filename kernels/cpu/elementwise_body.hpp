@@ -41,6 +41,7 @@ FALAJ_LANES inline FALAJ_V apply(FALAJ_V x, [[maybe_unused]] FALAJ_V p, [[maybe_
   if constexpr (kOp == Unary::round) return nearest(x);
   if constexpr (kOp == Unary::erf) return erf_of(x);
   if constexpr (kOp == Unary::gelu) return gelu_of(x);
+  if constexpr (kOp == Unary::gelu_by_tanh) return gelu_by_tanh_of(x);
   if constexpr (kOp == Unary::leaky_relu) return where_less(x, zero, mul(x, p), x);
   if constexpr (kOp == Unary::elu) return mul(q, where_less(x, zero, mul(p, exp_less_one_of(x)), x));
   if constexpr (kOp == Unary::softplus) return softplus_of(x);

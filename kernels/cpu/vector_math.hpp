@@ -111,13 +111,7 @@ FALAJ_AVX512 inline __m512 where_nan(__m512 a, __m512 then, __m512 otherwise) {
 FALAJ_AVX512 inline __m512 where_negative(__m512 a, __m512 then, __m512 otherwise) {
   return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(a)), otherwise, then);
 }
-FALAJ_AVX512 inline __m512 times_power_of_two(__m512 y, __m512 n) {
-  const __m512i whole = _mm512_cvtps_epi32(n);
-  const __m512i half = _mm512_srai_epi32(whole, 1);
-  const __m512i bias = _mm512_set1_epi32(127);
-  y = _mm512_mul_ps(y, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(half, bias), 23)));
-  return _mm512_mul_ps(y, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_sub_epi32(whole, half), bias), 23)));
-}
+FALAJ_AVX512 inline __m512 times_power_of_two(__m512 y, __m512 n) { return _mm512_scalef_ps(y, n); }
 FALAJ_AVX512 inline __m512 without_exponent(__m512 x, __m512& n) {
   const __m512i bits = _mm512_castps_si512(x);
   const __m512i whole = _mm512_srai_epi32(_mm512_sub_epi32(bits, _mm512_set1_epi32(0x3F3504F3)), 23);

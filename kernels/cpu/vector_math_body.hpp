@@ -77,13 +77,13 @@ FALAJ_LANES inline FALAJ_V sigmoid_of(FALAJ_V x) {
   return div(where_negative(x, e, one), add(one, e));
 }
 
-// x sigmoid(alpha x)
-FALAJ_LANES inline FALAJ_V swish_of(FALAJ_V x, FALAJ_V alpha) {
+// x sigmoid(z)
+FALAJ_LANES inline FALAJ_V times_sigmoid(FALAJ_V x, FALAJ_V z) {
   const FALAJ_V one = all(x, 1.0F);
-  const FALAJ_V scaled = mul(x, alpha);
-  const FALAJ_V e = exp_of(or_bits(scaled, all(x, -0.0F)));
-  return div(mul(x, where_negative(scaled, e, one)), add(one, e));
+  const FALAJ_V e = exp_of(or_bits(z, all(x, -0.0F)));
+  return div(mul(x, where_negative(z, e, one)), add(one, e));
 }
+FALAJ_LANES inline FALAJ_V swish_of(FALAJ_V x, FALAJ_V alpha) { return times_sigmoid(x, mul(x, alpha)); }
 
 // x tanh(log(1 + e^x)); past 20 that is x.
 FALAJ_LANES inline FALAJ_V mish_of(FALAJ_V x) {
@@ -140,6 +140,11 @@ FALAJ_LANES inline FALAJ_V erf_of(FALAJ_V x) {
 FALAJ_LANES inline FALAJ_V gelu_of(FALAJ_V x) {
   const FALAJ_V half = mul(all(x, 0.5F), x);
   return fmadd(half, erf_of(mul(x, all(x, 0.70710678F))), half);
+}
+
+// Its form by tanh: half of 1 + tanh(z) is the sigmoid of 2 z.
+FALAJ_LANES inline FALAJ_V gelu_by_tanh_of(FALAJ_V x) {
+  return times_sigmoid(x, mul(mul(x, all(x, 1.5957691216F)), fmadd(mul(x, x), all(x, 0.044715F), all(x, 1.0F))));
 }
 
 FALAJ_LANES inline FALAJ_V relu_of(FALAJ_V x) { return where_less(x, all(x, 0.0F), all(x, 0.0F), x); }  // keeps NaN

@@ -25,6 +25,7 @@ class Elementwise : public testing::Seeded {
     }
     return t;
   }
+  Tensor numbers(const Shape& shape) { return testing::as_f32(testing::random_tensor(random_, shape, -2, 5)); }
   Tensor conditions(const Shape& shape) {
     Tensor t(DType::boolean, shape);
     for (bool& v : t.mutable_data<bool>()) v = random_.chance(0.5);
@@ -111,6 +112,7 @@ TEST_F(Elementwise, FunctionsOfOneElementAgreeWithTheReference) {
   }
   for (const char* op : {"LeakyRelu", "Elu", "HardSigmoid", "Swish", "Selu"}) check(op, {draw(shape())}, {{"alpha", 0.7F}});
   check("HardSigmoid", {draw(shape())}, {{"beta", 0.1F}});
+  for (const char* form : {"none", "tanh"}) check("Gelu", {numbers(shape())}, {{"approximate", std::string(form)}});
 }
 
 TEST_F(Elementwise, BoundsMayBeAbsentOrAttributes) {
