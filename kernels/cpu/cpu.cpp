@@ -56,6 +56,8 @@ constexpr Entry kEntries[] = {
     {kOnnx, "ConvTranspose", make_conv_transpose},
     {kFalaj, "ConvDataGrad", make_dnnl_conv},
     {kFalaj, "ConvWeightGrad", make_dnnl_conv},
+    {kFalaj, "ConvTransposeDataGrad", make_dnnl_conv},
+    {kFalaj, "ConvTransposeWeightGrad", make_dnnl_conv},
     {kOnnxMl, "TreeEnsembleRegressor", make_trees},
     {kOnnxMl, "TreeEnsembleClassifier", make_trees},
     {kOnnxMl, "TreeEnsemble", make_trees},

@@ -237,6 +237,7 @@ struct Call {
   ConvSpec spec;
   Form x, y;
   bool bf16 = false;
+  bool transposed = false;  // the gradient of a ConvTranspose: of its input a convolution, of its weights with x and y changed over
 };
 
 // Of some windows (strides with dilations), oneDNN knows nothing but plain loops where blocks stay: they are asked for again without that.
@@ -253,7 +254,7 @@ Result<KernelPtr> make(const KernelCall& call, const Call& c, bool stays = true)
   const auto operand = c.bf16 ? memory::data_type::bf16 : memory::data_type::f32;
   constexpr auto kF32 = memory::data_type::f32;
   const auto any = [](const memory::dims& dims, memory::data_type type) { return memory::desc(dims, type, memory::format_tag::any); };
-  const bool bias = c.pass == Pass::forward && call.has(2);
+  const bool bias = c.pass == Pass::forward && !c.transposed && call.has(2);
   const memory::desc bias_desc = bias ? memory::desc({c.spec.maps}, kF32, memory::format_tag::a) : memory::desc();
   const auto kind = call.batch_invariant ? dnnl::prop_kind::forward_inference : dnnl::prop_kind::forward_training;
   ConvSides s{c.x.wanted(p.x, operand, stays),
@@ -295,6 +296,7 @@ Result<KernelPtr> make(const KernelCall& call, const Call& c, bool stays = true)
                               by_maps ? bytes_of(maps_of_one) : y_step},
                              {c.x.own(p.x), back.src_desc(), DNNL_ARG_SRC, x_step},
                              {plain(p.w), back.diff_weights_desc(), DNNL_ARG_DIFF_WEIGHTS, by_maps ? bytes_of(p.w) : 0}};
+  if (c.transposed) std::swap(sides[0], sides[1]);
   return std::make_unique<DnnlConv>(dnnl::convolution_backward_weights(back), std::move(sides), back.scratchpad_desc(),
                                     back.impl_info_str(), p.maps * p.images, call.threads, p.images > 1);
 }
@@ -312,8 +314,13 @@ Result<KernelPtr> make_if_fit(const KernelCall& call, const Call& c) {
 
 Result<KernelPtr> make_plain(const KernelCall& call, bool bf16) {
   if (call.in(0).dtype != DType::f32) return refuse(format("only float32, not {}", to_string(call.in(0).dtype)));
-  // Conv: x, w; the gradients: dy, w, x and dy, x, w, the last for its shape.
+  // Conv: x, w; the gradients, also those of ConvTranspose: dy, w, x and dy, x, w, the last for its shape.
   const std::string& op = call.node.op;
+  if (op.starts_with("ConvTranspose")) {
+    Call c{op.ends_with("DataGrad") ? Pass::forward : Pass::weights, {}, {}, {}, bf16, true};
+    FALAJ_ASSIGN(c.spec, transpose_grad_spec(call));
+    return make_if_fit(call, c);
+  }
   Call c{op == "Conv" ? Pass::forward : op == "ConvDataGrad" ? Pass::data : Pass::weights, {}, {}, {}, bf16};
   FALAJ_ASSIGN(c.spec, c.pass == Pass::forward ? conv_spec(call, 0, 1)
                        : c.pass == Pass::data  ? conv_spec(call, 2, 1)

@@ -35,7 +35,7 @@ Result<KernelPtr> make_fixed_norm(const KernelCall& call);         // BatchNorma
 Result<KernelPtr> make_attention(const KernelCall& call);          // ai.falaj's Attention
 Result<KernelPtr> make_transpose(const KernelCall& call);          // of elements of four bytes
 Result<KernelPtr> make_trees(const KernelCall& call);              // tree ensembles over f32
-Result<KernelPtr> make_dnnl_conv(const KernelCall& call);          // Conv, ConvDataGrad, ConvWeightGrad by oneDNN
+Result<KernelPtr> make_dnnl_conv(const KernelCall& call);          // Conv, and the gradients of it and of ConvTranspose, by oneDNN
 Result<KernelPtr> make_conv_transpose(const KernelCall& call);     // own product, summed up where its places lie
 Result<KernelPtr> make_bf16_product(const KernelCall& call);       // MatMul and Gemm by oneDNN, operands rounded to bfloat16 in the run
 Result<KernelPtr> make_bf16_conv(const KernelCall& call);          // Conv and its gradients, likewise

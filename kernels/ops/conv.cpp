@@ -323,16 +323,22 @@ Result<KernelPtr> make_conv_transpose(const KernelCall& c) {
   });
 }
 
-// As for Conv: dy, w, x -> dx; dy, x, w -> dw.
+}  // namespace
+
 Result<ConvSpec> transpose_grad_spec(const OpCall& call) {
   const bool data = call.node.op == "ConvTransposeDataGrad";
   const std::array<ValueType, 2> forward = {call.in(data ? 2 : 1), call.in(data ? 1 : 2)};
-  return transpose_spec(OpCall{call.node, forward, call.opset});
+  FALAJ_ASSIGN(auto spec, transpose_spec(OpCall{call.node, forward, call.opset}));
+  return forward_of(spec);
 }
+
+namespace {
+
+// As for Conv: dy, w, x -> dx; dy, x, w -> dw.
 Status infer_conv_transpose_grad(InferCall& call) {
   FALAJ_TRY(check_same_dtype(call, 0, 1));
   FALAJ_ASSIGN(auto spec, transpose_grad_spec(call));
-  Shape out{spec.batch, spec.maps};
+  Shape out{spec.batch, spec.channels};
   for (auto d : spec.window.in) out.push_back(d);
   if (call.in(0).shape != out) return invalid("the gradient does not fit the convolution");
   return set_output(call, 0, call.in(0).dtype, call.in(2).shape);
@@ -341,7 +347,7 @@ Result<KernelPtr> make_conv_transpose_grad(const KernelCall& c) {
   FALAJ_ASSIGN(auto spec, transpose_grad_spec(c));
   const bool data = c.node.op == "ConvTransposeDataGrad";
   return dispatch<double>(c.in(0).dtype, [&]<class T>() {
-    return make_kernel([spec = forward_of(spec), data, n = c.outputs[0].shape.elements()](const Io& io) {
+    return make_kernel([spec, data, n = c.outputs[0].shape.elements()](const Io& io) {
       if (data) return convolve(spec, io.input<T>(0), io.input<T>(1), nullptr, io.output<T>(0));
       std::fill_n(io.output<T>(0), n, T{0});
       convolve_back_to_weights(spec, io.input<T>(1), io.input<T>(0), io.output<T>(0));

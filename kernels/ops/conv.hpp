@@ -42,6 +42,9 @@ Shape conv_shape(const ConvSpec& spec);
 // Of a ConvTranspose with x [N, C, out...], w [C, M / groups, kernel...]. The window is that of the convolution whose gradient this is: its
 // `in` is the output.
 Result<ConvSpec> transpose_spec(const OpCall& call);
+// Of ai.falaj's ConvTransposeDataGrad (dy, w, x) or ConvTransposeWeightGrad (dy, x, w): the convolution that reads dy and gives what is
+// like x.
+Result<ConvSpec> transpose_grad_spec(const OpCall& call);
 void convolve(const ConvSpec& spec, const double* x, const double* w, const double* bias, double* y);
 // What a change of y means for x, and for w: added to dx, to dw.
 void convolve_back_to_input(const ConvSpec& spec, const double* dy, const double* w, double* dx);

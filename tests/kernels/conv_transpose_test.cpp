@@ -116,6 +116,40 @@ TEST_F(ConvTransposes, AgreeWithTheReferenceOnAnyNumberOfThreads) {
   }
 }
 
+// Large enough to be done in parts.
+TEST_F(ConvTransposes, GradientsAgreeWithTheReference) {
+  Graph g;
+  const std::vector<Tensor> inputs = {draw({8, 32, 10, 10}), draw({32, 64, 4, 4}), draw({8, 64, 20, 20})};
+  g.add_input("x", DType::f32, inputs[0].shape());
+  g.add_input("w", DType::f32, inputs[1].shape());
+  g.add_input("slope", DType::f32, inputs[2].shape());
+  g.add_node(Node{"ConvTranspose", "", "layer", {"x", "w"}, {"y"}, {{"strides", Ints{2, 2}}, {"pads", Ints{1, 1, 1, 1}}}});
+  const std::vector<std::string> wrt = {"x", "w"};
+  const auto names = append_gradients(g, "y", wrt, "slope");
+  ASSERT_TRUE(names) << names.error().message;
+  for (const auto& name : *names) g.outputs.push_back({name, DType::undefined, {}, {}, false});
+  const auto gradients = [&](std::size_t threads, bool fast) {
+    CompileOptions options{.batch_invariant = false, .threads = threads};
+    if (!fast) options.backends = {&reference_backend()};
+    const auto compiled = compile(g, std::move(options));
+    EXPECT_TRUE(compiled) << compiled.error().message;
+    EXPECT_EQ(fast, (*compiled)->why(8)->find("reference") == std::string::npos) << *(*compiled)->why(8);
+    Executor executor(*compiled, threads);
+    std::vector<Tensor> got;
+    EXPECT_TRUE(executor.run(inputs, got));
+    return got;
+  };
+  const auto wanted = gradients(1, false);
+  const auto one = gradients(1, true);
+  const auto three = gradients(3, true);
+  for (std::size_t k = 0; k < 2; ++k) {
+    ASSERT_EQ(to_string(one[k].shape()), to_string(wanted[k].shape()));
+    for (std::size_t i = 0; i < one[k].elements(); ++i)
+      ASSERT_NEAR(one[k].data<float>()[i], wanted[k].data<float>()[i], 5e-4) << k << " " << i;
+    EXPECT_TRUE(equal_bits(one[k], three[k])) << k;
+  }
+}
+
 TEST_F(ConvTransposes, AnImageIsTheSameAloneAndInABatch) {
   for (int round = 0; round < 12; ++round) {
     std::vector<Tensor> inputs;
@@ -130,6 +164,8 @@ TEST_F(ConvTransposes, AnImageIsTheSameAloneAndInABatch) {
     const std::size_t at = random_.below(5);
     std::ranges::copy(inputs[0].data<float>().subspan(at * one.elements(), one.elements()), one.mutable_data<float>().begin());
     const Tensor alone = run(g, {one}, 1);
+    ASSERT_GT(alone.elements(), 0U);
+    ASSERT_EQ(all.elements(), 5 * alone.elements());
     EXPECT_EQ(0, std::memcmp(alone.raw(), all.data<float>().data() + at * alone.elements(), alone.elements() * sizeof(float))) << round;
   }
 }
