@@ -27,6 +27,15 @@ FALAJ_LANES inline FALAJ_V exp_of(FALAJ_V in) {
   return where_nan(in, in, y);
 }
 
+// e^-|x|, which never overflows; NaN goes through.
+FALAJ_LANES inline FALAJ_V falling_exp_of(FALAJ_V in) {
+  const FALAJ_V least = all(in, -87.33654F);
+  const FALAJ_V x = or_bits(in, all(in, -0.0F));
+  FALAJ_V n;
+  const FALAJ_V y = add(reduced_exp(max(least, x), n), all(in, 1.0F));
+  return where_less(x, least, all(in, 0.0F), times_power_of_two(y, n));
+}
+
 // e^x - 1, of x that is not positive.
 FALAJ_LANES inline FALAJ_V exp_less_one_of(FALAJ_V in) {
   FALAJ_V n;
@@ -64,23 +73,23 @@ FALAJ_LANES inline FALAJ_V log_of(FALAJ_V in) {
 // log(1 + e^x)
 FALAJ_LANES inline FALAJ_V softplus_of(FALAJ_V x) {
   const FALAJ_V one = all(x, 1.0F);
-  const FALAJ_V e = exp_of(or_bits(x, all(x, -0.0F)));
+  const FALAJ_V e = falling_exp_of(x);
   const FALAJ_V u = add(one, e);
   const FALAJ_V rounded_off = sub(e, sub(u, one));
   return add(where_less(x, all(x, 0.0F), all(x, 0.0F), x), add(log_of(u), div(rounded_off, u)));
 }
 
 FALAJ_LANES inline FALAJ_V sigmoid_of(FALAJ_V x) {
-  // exp of -|x| never overflows; the other half by symmetry.
+  // The other half by symmetry.
   const FALAJ_V one = all(x, 1.0F);
-  const FALAJ_V e = exp_of(or_bits(x, all(x, -0.0F)));
+  const FALAJ_V e = falling_exp_of(x);
   return div(where_negative(x, e, one), add(one, e));
 }
 
 // x sigmoid(z)
 FALAJ_LANES inline FALAJ_V times_sigmoid(FALAJ_V x, FALAJ_V z) {
   const FALAJ_V one = all(x, 1.0F);
-  const FALAJ_V e = exp_of(or_bits(z, all(x, -0.0F)));
+  const FALAJ_V e = falling_exp_of(z);
   return div(mul(x, where_negative(z, e, one)), add(one, e));
 }
 FALAJ_LANES inline FALAJ_V swish_of(FALAJ_V x, FALAJ_V alpha) { return times_sigmoid(x, mul(x, alpha)); }
