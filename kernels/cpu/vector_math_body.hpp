@@ -120,7 +120,8 @@ FALAJ_LANES inline FALAJ_V tanh_of(FALAJ_V x) {
   p = fmadd(p, z, all(x, -3.33332819422e-1F));
   const FALAJ_V near = fmadd(mul(p, z), x, x);
   const FALAJ_V one = all(x, 1.0F);
-  const FALAJ_V far = sub(one, div(all(x, 2.0F), add(exp_of(add(a, a)), one)));
+  const FALAJ_V e = falling_exp_of(add(a, a));
+  const FALAJ_V far = sub(one, div(add(e, e), add(one, e)));
   return where_less(a, all(x, 0.625F), near, or_bits(far, sign));
 }
 
