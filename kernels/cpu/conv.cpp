@@ -418,6 +418,43 @@ class PoolKernel final : public Kernel {
   std::vector<Meet> rows_, columns_;
 };
 
+// The rows and columns of a kernel that meet the image at all: of a wide dilation over a small image, few do.
+struct Met {
+  std::int64_t first[2] = {0, 0}, count[2] = {0, 0};
+};
+Met places_met(const Window& w) {
+  Met met;
+  for (std::size_t d = 0; d < 2; ++d) {
+    const auto meets = [&](std::int64_t k) {
+      const std::int64_t at = k * w.dilations[d] - w.pad_begin[d];  // of the first pixel; the others are strides further
+      const std::int64_t before = at < 0 ? (-at + w.strides[d] - 1) / w.strides[d] : 0;
+      return before < w.out[d] && at + before * w.strides[d] < w.in[d];
+    };
+    std::int64_t end = w.kernel[d];
+    while (end > 1 && !meets(end - 1)) --end;
+    while (met.first[d] + 1 < end && !meets(met.first[d]) && w.pad_begin[d] >= (met.first[d] + 1) * w.dilations[d]) ++met.first[d];
+    met.count[d] = end - met.first[d];
+  }
+  return met;
+}
+
+// [..., kernel] with the places that are met, and the window for them.
+Tensor cut_kernel(const Tensor& weights, const Met& met, Window& w) {
+  const Shape& from = weights.shape();
+  Tensor cut(DType::f32, {from[0], from[1], met.count[0], met.count[1]});
+  float* to = cut.mutable_data<float>().data();
+  const float* at = weights.data<float>().data() + met.first[0] * from[3] + met.first[1];
+  for (std::int64_t i = 0; i < from[0] * from[1]; ++i, at += from[2] * from[3]) {
+    for (std::int64_t k = 0; k < met.count[0]; ++k, to += met.count[1]) std::copy_n(at + k * from[3], met.count[1], to);
+  }
+  for (std::size_t d = 0; d < 2; ++d) {
+    w.kernel[d] = met.count[d];
+    w.pad_begin[d] -= met.first[d] * w.dilations[d];
+    w.pad_end[d] = std::max<std::int64_t>((w.out[d] - 1) * w.strides[d] + w.extent(d) - w.in[d] - w.pad_begin[d], 0);
+  }
+  return cut;
+}
+
 Status check(const KernelCall& call) {
   FALAJ_TRY(check_f32(call, "avx2 convolution"));
   if (call.in(0).shape.rank() != 4) return refuse("only two spatial dimensions");
@@ -433,9 +470,16 @@ Result<KernelPtr> make_conv(const KernelCall& call) {
   if (weights == nullptr) return refuse("the weights are not known before the run");
   const ConvSpec& s = fused.conv;
   const bool depthwise = s.groups == s.channels && s.maps == s.channels && s.groups > 1;
-  const auto make = [&] { return depthwise ? pack_depthwise(*weights, s) : pack_weights(*weights, s); };
+  const Met met = places_met(s.window);
+  const bool whole = depthwise || (met.count[0] == s.window.kernel[0] && met.count[1] == s.window.kernel[1]);
+  Window window = s.window;
+  const Tensor cut = whole ? *weights : cut_kernel(*weights, met, window);
+  fused.conv.window = std::move(window);
+  const auto make = [&] { return depthwise ? pack_depthwise(cut, s) : pack_weights(cut, s); };
   const bool kept = call.packed != nullptr && !weights->borrowed();
-  auto packed = kept ? call.packed->get(*weights, format("channels last/{}", s.groups), make) : std::make_shared<const Tensor>(make());
+  const std::string places = whole ? "" : format("/{}+{}/{}+{}", met.first[0], met.count[0], met.first[1], met.count[1]);
+  auto packed =
+      kept ? call.packed->get(*weights, format("channels last/{}{}", s.groups, places), make) : std::make_shared<const Tensor>(make());
   if (depthwise && fused.pooled) return refuse("a depthwise convolution is not pooled");
   if (OneChannelKernel::fits(fused)) return std::make_unique<OneChannelKernel>(std::move(fused), std::move(packed));
   if (depthwise) return make_depthwise(std::move(fused), std::move(packed));

@@ -159,7 +159,12 @@ TEST_F(ChannelsLast, DepthwiseConvolutionsAgreeWhateverTheImageAndTheirEnd) {
     // A normalisation that no convolution takes.
     const std::string joined = g.add("Concat", {before, before}, {{"axis", std::int64_t{1}}});
     const std::string z = end(norm(g, joined, 2 * channels));
-    for (const auto& name : {y, z}) g.outputs.push_back({name, DType::f32, {}, {}, false});
+    // A dilation that leads most places of the kernel out of the image.
+    const Ints wide = {up_to(16), up_to(21)};
+    const std::string far = end(
+        g.add("Conv", {before, weights(g, {7, channels, 3, 3})},
+              {{"dilations", wide}, {"strides", Ints{up_to(2), up_to(2)}}, {"pads", Ints{wide[0], wide[1], wide[0] + up_to(2), wide[1]}}}));
+    for (const auto& name : {y, z, far}) g.outputs.push_back({name, DType::f32, {}, {}, false});
     const Tensor image = t(x);
     const std::string why = agree(g, image);
     EXPECT_NE(why.find("depthwise"), std::string::npos) << why;
