@@ -25,20 +25,8 @@ struct Run {
   float alpha;
 };
 
-namespace lanes8 {
-#define FALAJ_LANES FALAJ_AVX2
-#define FALAJ_V __m256
-#include "kernels/cpu/depthwise_body.hpp"
-#undef FALAJ_LANES
-#undef FALAJ_V
-}  // namespace lanes8
-namespace lanes16 {
-#define FALAJ_LANES FALAJ_AVX512
-#define FALAJ_V __m512
-#include "kernels/cpu/depthwise_body.hpp"
-#undef FALAJ_LANES
-#undef FALAJ_V
-}  // namespace lanes16
+#define FALAJ_BODY "kernels/cpu/depthwise_body.hpp"
+#include "kernels/cpu/both_widths.hpp"
 
 class Depthwise final : public Kernel {
  public:

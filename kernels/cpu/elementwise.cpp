@@ -50,20 +50,8 @@ constexpr std::size_t kUnaryOps = static_cast<std::size_t>(Unary::power_of_half)
 using BinaryRun = void (*)(const float*, bool, const float*, bool, float*, std::int64_t);
 using UnaryRun = void (*)(const float*, float*, std::int64_t, float, float);
 
-namespace lanes8 {
-#define FALAJ_LANES FALAJ_AVX2
-#define FALAJ_V __m256
-#include "kernels/cpu/elementwise_body.hpp"
-#undef FALAJ_LANES
-#undef FALAJ_V
-}  // namespace lanes8
-namespace lanes16 {
-#define FALAJ_LANES FALAJ_AVX512
-#define FALAJ_V __m512
-#include "kernels/cpu/elementwise_body.hpp"
-#undef FALAJ_LANES
-#undef FALAJ_V
-}  // namespace lanes16
+#define FALAJ_BODY "kernels/cpu/elementwise_body.hpp"
+#include "kernels/cpu/both_widths.hpp"
 
 BinaryRun run_of(Binary op) { return (has_avx512() ? lanes16::kBinary : lanes8::kBinary)[static_cast<std::size_t>(op)]; }
 UnaryRun run_of(Unary op) { return (has_avx512() ? lanes16::kUnary : lanes8::kUnary)[static_cast<std::size_t>(op)]; }

@@ -37,20 +37,8 @@ inline void fetch(const float* at, std::int64_t n, int gates) {
 
 enum Layer : std::uint8_t { kRnnTanh, kRnnRelu, kGru, kLstm, kLayers };
 
-namespace lanes8 {
-#define FALAJ_LANES FALAJ_AVX2
-#define FALAJ_V __m256
-#include "kernels/cpu/recurrent_body.hpp"
-#undef FALAJ_LANES
-#undef FALAJ_V
-}  // namespace lanes8
-namespace lanes16 {
-#define FALAJ_LANES FALAJ_AVX512
-#define FALAJ_V __m512
-#include "kernels/cpu/recurrent_body.hpp"
-#undef FALAJ_LANES
-#undef FALAJ_V
-}  // namespace lanes16
+#define FALAJ_BODY "kernels/cpu/recurrent_body.hpp"
+#include "kernels/cpu/both_widths.hpp"
 
 // Sequences of a part: a share for each thread, as R is read once a step for each part; but no more than the second cache holds the sums
 // of. They may follow the threads, for no sequence's bits depend on the others.

@@ -53,20 +53,8 @@ FALAJ_AVX512 inline __m512 gather(__m512, const float* from, const std::int32_t*
   return _mm512_i32gather_ps(_mm512_loadu_si512(at), from, 4);
 }
 
-namespace lanes8 {
-#define FALAJ_LANES FALAJ_AVX2
-#define FALAJ_V __m256
-#include "kernels/cpu/resize_body.hpp"
-#undef FALAJ_LANES
-#undef FALAJ_V
-}  // namespace lanes8
-namespace lanes16 {
-#define FALAJ_LANES FALAJ_AVX512
-#define FALAJ_V __m512
-#include "kernels/cpu/resize_body.hpp"
-#undef FALAJ_LANES
-#undef FALAJ_V
-}  // namespace lanes16
+#define FALAJ_BODY "kernels/cpu/resize_body.hpp"
+#include "kernels/cpu/both_widths.hpp"
 
 // Each of n numbers twice.
 FALAJ_AVX2 void twice(const float* x, float* y, std::int64_t n) {

@@ -38,20 +38,8 @@ struct Norm {
   double epsilon;
 };
 
-namespace lanes8 {
-#define FALAJ_LANES FALAJ_AVX2
-#define FALAJ_V __m256
-#include "kernels/cpu/rows_body.hpp"
-#undef FALAJ_LANES
-#undef FALAJ_V
-}  // namespace lanes8
-namespace lanes16 {
-#define FALAJ_LANES FALAJ_AVX512
-#define FALAJ_V __m512
-#include "kernels/cpu/rows_body.hpp"
-#undef FALAJ_LANES
-#undef FALAJ_V
-}  // namespace lanes16
+#define FALAJ_BODY "kernels/cpu/rows_body.hpp"
+#include "kernels/cpu/both_widths.hpp"
 
 // --- Transpose ----------------------------------------------------------------------------------------------------------------
 

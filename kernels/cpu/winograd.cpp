@@ -34,20 +34,8 @@ constexpr std::int64_t kBlockTilesMin = 12, kBlockTilesMax = 96;  // multiples o
 
 Error refuse(std::string_view why) { return Error{ErrorCode::unimplemented, format("winograd convolution: {}", why)}; }
 
-namespace lanes8 {
-#define FALAJ_LANES FALAJ_AVX2
-#define FALAJ_V __m256
-#include "kernels/cpu/winograd_body.hpp"
-#undef FALAJ_LANES
-#undef FALAJ_V
-}  // namespace lanes8
-namespace lanes16 {
-#define FALAJ_LANES FALAJ_AVX512
-#define FALAJ_V __m512
-#include "kernels/cpu/winograd_body.hpp"
-#undef FALAJ_LANES
-#undef FALAJ_V
-}  // namespace lanes16
+#define FALAJ_BODY "kernels/cpu/winograd_body.hpp"
+#include "kernels/cpu/both_widths.hpp"
 
 class WinogradKernel final : public Kernel {
  public:
