@@ -48,20 +48,9 @@ FALAJ_AVX2 inline void store_half(Half* to, __m256 v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(words));
 }
 
-namespace lanes8 {
-#define FALAJ_LANES FALAJ_AVX2
-#define FALAJ_V __m256
-#include "kernels/cpu/bf16_winograd_body.hpp"
-#undef FALAJ_LANES
-#undef FALAJ_V
-}  // namespace lanes8
-namespace lanes16 {
-#define FALAJ_LANES FALAJ_AVX512_BF16
-#define FALAJ_V __m512
-#include "kernels/cpu/bf16_winograd_body.hpp"
-#undef FALAJ_LANES
-#undef FALAJ_V
-}  // namespace lanes16
+#define FALAJ_BODY "kernels/cpu/bf16_winograd_body.hpp"
+#define FALAJ_WIDE FALAJ_AVX512_BF16
+#include "kernels/cpu/both_widths.hpp"
 
 class Bf16Winograd final : public Kernel {
  public:

@@ -425,21 +425,21 @@ struct Met {
 Met places_met(const Window& w) {
   Met met;
   for (std::size_t d = 0; d < 2; ++d) {
-    const auto meets = [&](std::int64_t k) {
-      const std::int64_t at = k * w.dilations[d] - w.pad_begin[d];  // of the first pixel; the others are strides further
-      const std::int64_t before = at < 0 ? (-at + w.strides[d] - 1) / w.strides[d] : 0;
-      return before < w.out[d] && at + before * w.strides[d] < w.in[d];
-    };
-    std::int64_t end = w.kernel[d];
-    while (end > 1 && !meets(end - 1)) --end;
-    while (met.first[d] + 1 < end && !meets(met.first[d]) && w.pad_begin[d] >= (met.first[d] + 1) * w.dilations[d]) ++met.first[d];
+    std::int64_t first = w.kernel[d] - 1;
+    std::int64_t end = 1;
+    for (const Meet& meet : all_meets(w, d)) {
+      if (meet.count == 0) continue;
+      first = std::min(first, meet.place);
+      end = std::max(end, meet.place + meet.count);
+    }
+    // What is left begins in the padding, or where the image does.
+    met.first[d] = std::max<std::int64_t>(std::min({first, end - 1, w.pad_begin[d] / w.dilations[d]}), 0);
     met.count[d] = end - met.first[d];
   }
   return met;
 }
 
-// [..., kernel] with the places that are met, and the window for them.
-Tensor cut_kernel(const Tensor& weights, const Met& met, Window& w) {
+Tensor cut_kernel(const Tensor& weights, const Met& met) {
   const Shape& from = weights.shape();
   Tensor cut(DType::f32, {from[0], from[1], met.count[0], met.count[1]});
   float* to = cut.mutable_data<float>().data();
@@ -447,12 +447,14 @@ Tensor cut_kernel(const Tensor& weights, const Met& met, Window& w) {
   for (std::int64_t i = 0; i < from[0] * from[1]; ++i, at += from[2] * from[3]) {
     for (std::int64_t k = 0; k < met.count[0]; ++k, to += met.count[1]) std::copy_n(at + k * from[3], met.count[1], to);
   }
+  return cut;
+}
+void cut_window(const Met& met, Window& w) {
   for (std::size_t d = 0; d < 2; ++d) {
     w.kernel[d] = met.count[d];
     w.pad_begin[d] -= met.first[d] * w.dilations[d];
     w.pad_end[d] = std::max<std::int64_t>((w.out[d] - 1) * w.strides[d] + w.extent(d) - w.in[d] - w.pad_begin[d], 0);
   }
-  return cut;
 }
 
 Status check(const KernelCall& call) {
@@ -472,10 +474,11 @@ Result<KernelPtr> make_conv(const KernelCall& call) {
   const bool depthwise = s.groups == s.channels && s.maps == s.channels && s.groups > 1;
   const Met met = places_met(s.window);
   const bool whole = depthwise || (met.count[0] == s.window.kernel[0] && met.count[1] == s.window.kernel[1]);
-  Window window = s.window;
-  const Tensor cut = whole ? *weights : cut_kernel(*weights, met, window);
-  fused.conv.window = std::move(window);
-  const auto make = [&] { return depthwise ? pack_depthwise(cut, s) : pack_weights(cut, s); };
+  if (!whole) cut_window(met, fused.conv.window);
+  const auto make = [&] {
+    if (depthwise) return pack_depthwise(*weights, s);
+    return whole ? pack_weights(*weights, s) : pack_weights(cut_kernel(*weights, met), s);
+  };
   const bool kept = call.packed != nullptr && !weights->borrowed();
   const std::string places = whole ? "" : format("/{}+{}/{}+{}", met.first[0], met.count[0], met.first[1], met.count[1]);
   auto packed =

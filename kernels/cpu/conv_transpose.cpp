@@ -9,6 +9,7 @@
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/makers.hpp"
 #include "kernels/cpu/turn.hpp"
+#include "kernels/cpu/windows.hpp"
 #include "kernels/ops/conv.hpp"
 #include "kernels/parallel.hpp"
 #include "kernels/plan.hpp"
@@ -18,7 +19,6 @@ namespace falaj::kernels::cpu {
 namespace {
 
 Error refuse(std::string_view why) { return Error{ErrorCode::unimplemented, format("transposed convolution: {}", why)}; }
-constexpr std::int64_t whole(std::int64_t elements) { return (elements + 15) / 16 * 16; }
 
 FALAJ_AVX2 void add_run(float* to, const float* from, std::int64_t n) {
   std::int64_t i = 0;
@@ -100,22 +100,14 @@ class ConvTransposeKernel final : public Kernel {
         small_(s_.window.out_elements()),
         large_(s_.window.in_elements()),
         parts_(s_.batch * s_.groups * layout_.chunks),
-        slots_(std::min(parts_, static_cast<std::int64_t>(threads))) {
+        slots_(std::min(parts_, static_cast<std::int64_t>(threads))),
+        meets_(all_meets(s_.window, s_.window.rank() - 1)) {
     const std::int64_t columns = layout_.places * layout_.together;
     band_ = std::clamp<std::int64_t>(kSumsTogether / columns / kTile * kTile, kTile, (small_ + kTile - 1) / kTile * kTile);
-    bias_floats_ = whole(columns);
-    rows_floats_ = whole(layout_.leads * static_cast<std::int64_t>(sizeof(std::int64_t) / sizeof(float)));
-    sums_floats_ = layout_.tiled ? 0 : whole(band_ * columns);
-    plane_floats_ = whole(large_ * layout_.together);
-    const Window& w = s_.window;
-    const std::size_t last = w.rank() - 1;
-    for (std::int64_t o = 0; o < w.out[last]; ++o) {
-      const std::int64_t start = o * w.strides[last] - w.pad_begin[last];
-      const std::int64_t step = w.dilations[last];
-      const std::int64_t first = start < 0 ? (-start + step - 1) / step : 0;
-      const std::int64_t end = std::min(w.kernel[last], w.in[last] > start ? (w.in[last] - start + step - 1) / step : 0);
-      meets_.push_back({start + first * step, first, std::max<std::int64_t>(end - first, 0)});
-    }
+    bias_floats_ = whole_lines(columns);
+    rows_floats_ = whole_lines(layout_.leads * static_cast<std::int64_t>(sizeof(std::int64_t) / sizeof(float)));
+    sums_floats_ = layout_.tiled ? 0 : whole_lines(band_ * columns);
+    plane_floats_ = whole_lines(large_ * layout_.together);
   }
 
   void run(const Io& io) const override {
@@ -140,10 +132,6 @@ class ConvTransposeKernel final : public Kernel {
  private:
   static constexpr std::int64_t kSumsTogether = std::int64_t{1} << 15;  // of a product before they are added up
   static constexpr std::int64_t kTile = 12;                             // rows of the product's tiles
-  // Of a pixel, in the last dimension: where its first kernel place within the output lies, which that is, and how many there are.
-  struct Meet {
-    std::int64_t at, first, count;
-  };
   [[nodiscard]] std::int64_t packed_floats() const { return s_.groups * layout_.chunks * layout_.chunk_step(); }
   [[nodiscard]] std::int64_t slot_floats() const { return bias_floats_ + rows_floats_ + sums_floats_ + plane_floats_; }
 
@@ -228,8 +216,8 @@ class ConvTransposeKernel final : public Kernel {
       if (meet.count == 0) continue;
       for (std::int64_t lead = 0; lead < layout_.leads; ++lead) {
         if (rows[lead] < 0) continue;
-        float* to = plane + (rows[lead] * w.in.back() + meet.at) * maps;
-        const float* from = sums + (lead * kernel + meet.first) * maps;
+        float* to = plane + (rows[lead] * w.in.back() + meet.first) * maps;
+        const float* from = sums + (lead * kernel + meet.place) * maps;
         if (step == 1) {
           add_run(to, from, meet.count * maps);
         } else {
@@ -245,9 +233,9 @@ class ConvTransposeKernel final : public Kernel {
   std::shared_ptr<const Tensor> packed_;  // null: packed in the run
   std::int64_t small_, large_;            // places of an image, here and there
   std::int64_t parts_, slots_;
-  std::int64_t band_ = 0;  // pixels of a product
+  std::vector<Meet> meets_;  // of the pixels of a row with the output, in the last dimension
+  std::int64_t band_ = 0;    // pixels of a product
   std::int64_t bias_floats_ = 0, rows_floats_ = 0, sums_floats_ = 0, plane_floats_ = 0;
-  std::vector<Meet> meets_;
   Multiply multiply_ = multiply_packed();
 };
 

@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/makers.hpp"
+#include "kernels/cpu/named_kernel.hpp"
 #include "kernels/cpu/vector_math.hpp"
 #include "kernels/ops/common.hpp"
 #include "kernels/parallel.hpp"
@@ -57,19 +58,8 @@ BinaryRun run_of(Binary op) { return (has_avx512() ? lanes16::kBinary : lanes8::
 UnaryRun run_of(Unary op) { return (has_avx512() ? lanes16::kUnary : lanes8::kUnary)[static_cast<std::size_t>(op)]; }
 
 template <class F>
-class Loop final : public Kernel {
- public:
-  explicit Loop(F f) : f_(std::move(f)) {}
-  void run(const Io& io) const override { f_(io); }
-  [[nodiscard]] std::string_view implementation() const override { return wide_ ? "avx512 loop" : "avx2 loop"; }
-
- private:
-  F f_;
-  bool wide_ = has_avx512();
-};
-template <class F>
 KernelPtr loop(F f) {
-  return std::make_unique<Loop<F>>(std::move(f));
+  return named_kernel(has_avx512() ? "avx512 loop" : "avx2 loop", std::move(f));
 }
 
 Error refuse(std::string_view why) { return Error{ErrorCode::unimplemented, format("avx2 loop: {}", why)}; }

@@ -11,6 +11,9 @@ namespace falaj::kernels::cpu {
 
 constexpr std::int64_t kPanel = 16;  // columns of the right operand that lie together when packed
 
+// Floats, to whole cache lines: what lies behind them is aligned as packed forms must be.
+constexpr std::int64_t whole_lines(std::int64_t floats) { return (floats + 15) / 16 * 16; }
+
 // Elements that the packed form of a k x n operand takes: whole panels, k x 16 each, zeros beyond n.
 std::size_t packed_elements(std::int64_t k, std::int64_t n);
 void pack(const float* b, std::int64_t row_stride, std::int64_t col_stride, std::int64_t k, std::int64_t n, float* packed);

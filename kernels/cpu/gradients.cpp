@@ -7,6 +7,7 @@
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/lanes.hpp"
 #include "kernels/cpu/makers.hpp"
+#include "kernels/cpu/named_kernel.hpp"
 #include "kernels/ops/common.hpp"
 #include "kernels/parallel.hpp"
 
@@ -16,20 +17,8 @@ namespace {
 Error refuse(std::string_view why) { return Error{ErrorCode::unimplemented, format("avx2 gradient: {}", why)}; }
 
 template <class F>
-class Gradient final : public Kernel {
- public:
-  explicit Gradient(F f, std::size_t scratch) : f_(std::move(f)), scratch_(scratch) {}
-  void run(const Io& io) const override { f_(io); }
-  [[nodiscard]] std::size_t scratch_bytes() const override { return scratch_; }
-  [[nodiscard]] std::string_view implementation() const override { return "avx2 gradient"; }
-
- private:
-  F f_;
-  std::size_t scratch_;
-};
-template <class F>
 KernelPtr gradient(F f, std::size_t scratch = 0) {
-  return std::make_unique<Gradient<F>>(std::move(f), scratch);
+  return named_kernel("avx2 gradient", std::move(f), scratch);
 }
 
 // --- Softmax ----------------------------------------------------------------------------------------------------------------------
@@ -249,27 +238,6 @@ FALAJ_AVX2 void gelu_back(const float* dy, const float* x, float* dx, std::int64
 
 // --- sums over rows ---------------------------------------------------------------------------------------------------------------
 
-// Columns [from, to) of a matrix, each added up in the order of its rows.
-FALAJ_AVX2 void sum_columns(const float* x, std::int64_t rows, std::int64_t width, std::int64_t from, std::int64_t to, float* y) {
-  constexpr int kVectors = 4;
-  for (std::int64_t j = from; j < to; j += 8 * kVectors) {
-    Double8 sums[kVectors] = {zeros(), zeros(), zeros(), zeros()};
-    if (to - j >= 8 * kVectors) {
-      for (std::int64_t r = 0; r < rows; ++r) {
-        const float* row = x + r * width + j;
-        for (int v = 0; v < kVectors; ++v) sums[v] = plus(sums[v], widened(_mm256_loadu_ps(row + 8 * v)));
-      }
-    } else {
-      for (std::int64_t r = 0; r < rows; ++r) {
-        for (int v = 0; v < kVectors && j + 8 * v < to; ++v)
-          sums[v] = plus(sums[v], widened(some8(x + r * width + j + 8 * v, to - j - 8 * v)));
-      }
-    }
-    for (int v = 0; v < kVectors && j + 8 * v < to; ++v)
-      put8(y + j + 8 * v, _mm256_set_m128(_mm256_cvtpd_ps(sums[v].high), _mm256_cvtpd_ps(sums[v].low)), to - j - 8 * v);
-  }
-}
-
 }  // namespace
 
 Result<KernelPtr> make_softmax_grad(const KernelCall& call) {
@@ -337,7 +305,7 @@ Result<KernelPtr> make_reduce_like(const KernelCall& call) {
   return gradient([rows = in.elements() / width, width](const Io& io) {
     const std::int64_t columns = (part_rows(rows) + 63) / 64 * 64;
     in_ranges(io, width, columns, [&](std::int64_t first, std::int64_t last) {
-      sum_columns(io.input<float>(0), rows, width, first, last, io.output<float>(0));
+      sum_columns(io.input<float>(0), rows, width, first, last, 1.0, io.output<float>(0));
     });
   });
 }

@@ -7,6 +7,7 @@
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/lanes.hpp"
 #include "kernels/cpu/makers.hpp"
+#include "kernels/cpu/named_kernel.hpp"
 #include "kernels/ops/common.hpp"
 #include "kernels/parallel.hpp"
 
@@ -16,18 +17,8 @@ namespace {
 Error refuse(std::string_view why) { return Error{ErrorCode::unimplemented, format("avx2 norm: {}", why)}; }
 
 template <class F>
-class Norms final : public Kernel {
- public:
-  explicit Norms(F f) : f_(std::move(f)) {}
-  void run(const Io& io) const override { f_(io); }
-  [[nodiscard]] std::string_view implementation() const override { return "avx2 norm"; }
-
- private:
-  F f_;
-};
-template <class F>
 KernelPtr norms(F f) {
-  return std::make_unique<Norms<F>>(std::move(f));
+  return named_kernel("avx2 norm", std::move(f));
 }
 
 constexpr int kChains = 4;  // of sums that wait for nothing but themselves

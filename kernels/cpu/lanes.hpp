@@ -49,6 +49,31 @@ FALAJ_AVX2 inline void add_to(double* p, Double8 v, std::int64_t left) {
   _mm256_store_pd(lane + 4, v.high);
   for (std::int64_t i = 0; i < left; ++i) p[i] += lane[i];
 }
+// Of each column from `from` to `to` the sum of its `rows` elements, `width` apart, divided by `divisor`. A sum is one chain in f64, in the
+// order of rows, whichever columns go with it.
+FALAJ_AVX2 inline void sum_columns(const float* x, std::int64_t rows, std::int64_t width, std::int64_t from, std::int64_t to,
+                                   double divisor, float* y) {
+  constexpr int kVectors = 4;
+  for (std::int64_t j = from; j < to; j += 8 * kVectors) {
+    Double8 sums[kVectors] = {zeros(), zeros(), zeros(), zeros()};
+    if (to - j >= 8 * kVectors) {
+      for (std::int64_t r = 0; r < rows; ++r) {
+        const float* row = x + r * width + j;
+        for (int v = 0; v < kVectors; ++v) sums[v] = plus(sums[v], widened(_mm256_loadu_ps(row + 8 * v)));
+      }
+    } else {
+      for (std::int64_t r = 0; r < rows; ++r) {
+        for (int v = 0; v < kVectors && j + 8 * v < to; ++v)
+          sums[v] = plus(sums[v], widened(some8(x + r * width + j + 8 * v, to - j - 8 * v)));
+      }
+    }
+    for (int v = 0; v < kVectors && j + 8 * v < to; ++v) {
+      const __m128 low = _mm256_cvtpd_ps(_mm256_div_pd(sums[v].low, _mm256_set1_pd(divisor)));
+      const __m128 high = _mm256_cvtpd_ps(_mm256_div_pd(sums[v].high, _mm256_set1_pd(divisor)));
+      put8(y + j + 8 * v, _mm256_set_m128(high, low), to - j - 8 * v);
+    }
+  }
+}
 FALAJ_AVX2 inline float largest8(__m256 v) {
   __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   m = _mm_max_ps(m, _mm_movehl_ps(m, m));

@@ -45,7 +45,6 @@ enum Layer : std::uint8_t { kRnnTanh, kRnnRelu, kGru, kLstm, kLayers };
 constexpr std::int64_t kSumsTogether = std::int64_t{1} << 17;
 
 Error refuse(std::string_view why) { return Error{ErrorCode::unimplemented, format("recurrent steps: {}", why)}; }
-constexpr std::int64_t whole(std::int64_t elements) { return (elements + 15) / 16 * 16; }
 
 // Who the loops can compute: what PyTorch and Keras export.
 std::optional<Layer> layer_of(const Recurrent& l) {
@@ -69,20 +68,23 @@ std::int64_t sequences_together(const Recurrent& l, std::int64_t threads) {
 // What both kernels do alike.
 class Recurrence {
  public:
-  Recurrence(Recurrent l, Layer layer, std::size_t outputs, std::size_t threads)
+  Recurrence(Recurrent l, Layer layer, const KernelCall& call)
       : l_(std::move(l)),
         loops_(has_avx512() ? lanes16::kLoops[layer] : lanes8::kLoops[layer]),
-        outputs_(outputs),
+        inputs_(call.inputs.size()),
+        outputs_(call.outputs.size()),
         n_(l_.hidden),
         next_row_(l_.row(0, 1)),
         sums_(l_.sums()),
-        together_(sequences_together(l_, static_cast<std::int64_t>(threads))),
+        together_(sequences_together(l_, static_cast<std::int64_t>(call.threads))),
         parts_((l_.batch + together_ - 1) / together_),
-        slots_(std::min(parts_, static_cast<std::int64_t>(threads))) {}
+        slots_(std::min(parts_, static_cast<std::int64_t>(call.threads))),
+        q_(whole_lines(together_ * sums_)),
+        state_(whole_lines(together_ * n_)) {}
 
  protected:
   [[nodiscard]] float* out(const Io& io, std::size_t i) const { return i < outputs_ ? io.output<float>(i) : nullptr; }
-  [[nodiscard]] std::int64_t packed_r() const { return whole(static_cast<std::int64_t>(packed_elements(n_, sums_))); }
+  [[nodiscard]] std::int64_t packed_r() const { return whole_lines(static_cast<std::int64_t>(packed_elements(n_, sums_))); }
 
   // Lengths are looked at before any part runs: parts cannot fail.
   [[nodiscard]] bool lengths_fit(const Io& io) const {
@@ -92,7 +94,7 @@ class Recurrence {
     return true;
   }
   void load_states(const Io& io, std::size_t input, std::int64_t first, std::int64_t last, float* to) const {
-    const float* from = input < io_inputs_ ? io.input<float>(input) : nullptr;
+    const float* from = input < inputs_ ? io.input<float>(input) : nullptr;
     for (std::int64_t b = first; b < last; ++b, to += n_) {
       if (from == nullptr) {
         std::fill_n(to, n_, 0.0F);
@@ -126,23 +128,20 @@ class Recurrence {
 
   Recurrent l_;
   Loops loops_;
-  std::size_t outputs_;
-  std::size_t io_inputs_ = 0;
+  std::size_t inputs_, outputs_;
   std::int64_t n_;
   std::int64_t next_row_;  // of the next sequence
   std::int64_t sums_;
   std::int64_t together_, parts_, slots_;
+  std::int64_t q_, state_;  // floats of a part's rows
   Multiply multiply_ = multiply_packed();
 };
 
 class Steps final : public Kernel, Recurrence {
  public:
   Steps(Recurrent l, Layer layer, const KernelCall& call, std::shared_ptr<const Tensor> packed)
-      : Recurrence(std::move(l), layer, call.outputs.size(), call.threads), packed_(std::move(packed)) {
-    io_inputs_ = call.inputs.size();
+      : Recurrence(std::move(l), layer, call), packed_(std::move(packed)) {
     packed_elements_ = packed_ == nullptr ? packed_r() : 0;
-    q_ = whole(together_ * sums_);
-    state_ = whole(together_ * n_);
   }
   void run(const Io& io) const override {
     if (!lengths_fit(io)) return;
@@ -185,16 +184,12 @@ class Steps final : public Kernel, Recurrence {
 
   std::shared_ptr<const Tensor> packed_;
   std::int64_t packed_elements_ = 0;
-  std::int64_t q_ = 0, state_ = 0;  // floats of a part's rows
 };
 
 class StepsGrad final : public Kernel, Recurrence {
  public:
-  StepsGrad(Recurrent l, Layer layer, const KernelCall& call) : Recurrence(std::move(l), layer, call.outputs.size(), call.threads) {
-    io_inputs_ = call.inputs.size();
-    q_ = whole(together_ * sums_);
-    state_ = whole(together_ * n_);
-    packed_back_ = whole(static_cast<std::int64_t>(packed_elements(sums_, n_)));
+  StepsGrad(Recurrent l, Layer layer, const KernelCall& call) : Recurrence(std::move(l), layer, call) {
+    packed_back_ = whole_lines(static_cast<std::int64_t>(packed_elements(sums_, n_)));
   }
   void run(const Io& io) const override {
     if (!lengths_fit(io)) return;
@@ -203,8 +198,8 @@ class StepsGrad final : public Kernel, Recurrence {
     all.packed = scratch;
     all.packed_back = all.packed + packed_r();
     all.kept = all.packed_back + packed_back_;
-    all.q_kept = all.kept + whole(l_.rows() * n_);
-    float* rows = all.q_kept + (l_.gates == 3 ? whole(l_.rows() * n_) : 0);
+    all.q_kept = all.kept + whole_lines(l_.rows() * n_);
+    float* rows = all.q_kept + (l_.gates == 3 ? whole_lines(l_.rows() * n_) : 0);
     pack(io.input<float>(2), 1, n_, n_, sums_, all.packed);
     pack(io.input<float>(2), n_, 1, sums_, n_, all.packed_back);
     if (l_.lengths) {
@@ -225,7 +220,7 @@ class StepsGrad final : public Kernel, Recurrence {
     });
   }
   [[nodiscard]] std::size_t scratch_bytes() const override {
-    const std::int64_t kept = whole(l_.rows() * n_) * (l_.gates == 3 ? 2 : 1);
+    const std::int64_t kept = whole_lines(l_.rows() * n_) * (l_.gates == 3 ? 2 : 1);
     return static_cast<std::size_t>(packed_r() + packed_back_ + kept + slots_ * part_floats()) * sizeof(float);
   }
   [[nodiscard]] std::string_view implementation() const override {
@@ -284,7 +279,6 @@ class StepsGrad final : public Kernel, Recurrence {
     store_states(at.c, first, last, out(io, 4));
   }
 
-  std::int64_t q_ = 0, state_ = 0;  // floats of a part's rows
   std::int64_t packed_back_ = 0;
 };
 

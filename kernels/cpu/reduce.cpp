@@ -35,24 +35,6 @@ FALAJ_AVX2 double sum_of_row(const float* x, std::int64_t n) {
   return total(plus(plus(sum[0], sum[1]), plus(sum[2], sum[3])));
 }
 
-// As many whole vectors of columns as kMany says, or the first `left` < 8 of one.
-template <int kMany>
-FALAJ_AVX2 void sum_columns(const float* x, const Reduced& r, std::int64_t left, float* y) {
-  Double8 sum[kMany];
-  FALAJ_UNROLL
-  for (auto& s : sum) s = zeros();
-  for (std::int64_t i = 0; i < r.size; ++i, x += r.inner) {
-    FALAJ_UNROLL
-    for (int k = 0; k < kMany; ++k) sum[k] = plus(sum[k], widened(some8(x + 8 * k, left)));
-  }
-  const __m256d divisor = _mm256_set1_pd(r.divisor);
-  FALAJ_UNROLL
-  for (int k = 0; k < kMany; ++k) {
-    const __m128 low = _mm256_cvtpd_ps(_mm256_div_pd(sum[k].low, divisor));
-    put8(y + 8 * k, _mm256_set_m128(_mm256_cvtpd_ps(_mm256_div_pd(sum[k].high, divisor)), low), left);
-  }
-}
-
 class ReduceKernel final : public Kernel {
  public:
   explicit ReduceKernel(const Reduced& r) : r_(r) {}
@@ -73,11 +55,8 @@ class ReduceKernel final : public Kernel {
 
  private:
   void sum_block(const Io& io, std::int64_t row, std::int64_t column) const {
-    const float* x = io.input<float>(0) + row * r_.size * r_.inner + column;
-    float* y = io.output<float>(0) + row * r_.inner + column;
-    const std::int64_t width = r_.inner - column;
-    if (width >= kColumns) return sum_columns<kVectors>(x, r_, 8, y);
-    for (std::int64_t c = 0; c < width; c += 8) sum_columns<1>(x + c, r_, width - c, y + c);
+    sum_columns(io.input<float>(0) + row * r_.size * r_.inner, r_.size, r_.inner, column, std::min(r_.inner, column + kColumns), r_.divisor,
+                io.output<float>(0) + row * r_.inner);
   }
 
   Reduced r_;

@@ -8,6 +8,7 @@
 #include "kernels/cpu/finish.hpp"
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/makers.hpp"
+#include "kernels/cpu/named_kernel.hpp"
 #include "kernels/cpu/turn.hpp"
 #include "kernels/ops/common.hpp"
 #include "kernels/parallel.hpp"
@@ -18,19 +19,8 @@ namespace {
 Error refuse(std::string_view why) { return Error{ErrorCode::unimplemented, format("avx2 rows: {}", why)}; }
 
 template <class F>
-class Rows final : public Kernel {
- public:
-  explicit Rows(F f) : f_(std::move(f)) {}
-  void run(const Io& io) const override { f_(io); }
-  [[nodiscard]] std::string_view implementation() const override { return wide_ ? "avx512 rows" : "avx2 rows"; }
-
- private:
-  F f_;
-  bool wide_ = has_avx512();
-};
-template <class F>
 KernelPtr rows(F f) {
-  return std::make_unique<Rows<F>>(std::move(f));
+  return named_kernel(has_avx512() ? "avx512 rows" : "avx2 rows", std::move(f));
 }
 
 struct Norm {

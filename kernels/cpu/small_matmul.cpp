@@ -35,8 +35,8 @@ class SmallMatMul final : public Kernel {
     together_ =
         std::clamp<std::int64_t>(kWork / std::max<std::int64_t>(spec.m * spec.n * spec.k, 1), 1, std::max<std::int64_t>(batches_, 1));
     slots_ = std::min<std::int64_t>(parts(), static_cast<std::int64_t>(threads));
-    if (packed_ == nullptr) right_ = static_cast<std::int64_t>((packed_elements(spec.k, spec.n) + 15) / 16 * 16);
-    if (operands == Operands::bf16) left_ = (spec.m * spec.k + 15) / 16 * 16;
+    if (packed_ == nullptr) right_ = whole_lines(static_cast<std::int64_t>(packed_elements(spec.k, spec.n)));
+    if (operands == Operands::bf16) left_ = whole_lines(spec.m * spec.k);
   }
   void run(const Io& io) const override {
     in_slots(io, parts(), slots_, [&](std::int64_t part, std::int64_t slot) {

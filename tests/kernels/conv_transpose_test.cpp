@@ -9,6 +9,7 @@
 #include "kernels/plan.hpp"
 #include "runtime/base/format.hpp"
 #include "tests/kernels/op_cases.hpp"
+#include "tests/kernels/run_graph.hpp"
 #include "tests/kernels/seeded.hpp"
 
 namespace falaj::kernels {
@@ -80,20 +81,9 @@ class ConvTransposes : public testing::Seeded {
   }
 
   static Tensor run(const Graph& graph, const std::vector<Tensor>& inputs, std::size_t threads, bool fast = true) {
-    CompileOptions options{.threads = threads};
-    if (!fast) options.backends = {&reference_backend()};
-    const auto compiled = compile(graph, std::move(options));
-    EXPECT_TRUE(compiled) << compiled.error().message;
-    if (!compiled) return {};
-    if (fast) {
-      const auto why = (*compiled)->why(1);
-      EXPECT_TRUE(why && why->find("transposed convolution") != std::string::npos) << (why ? *why : why.error().message);
-    }
-    Executor executor(*compiled, threads);
-    std::vector<Tensor> got;
-    const auto status = executor.run(inputs, got);
-    EXPECT_TRUE(status) << status.error().message;
-    return status ? got[0] : Tensor();
+    const auto got = testing::run_graph(graph, inputs, threads, fast,
+                                        [](const std::string& why) { return why.find("transposed convolution") != std::string::npos; });
+    return got.empty() ? Tensor() : got[0];
   }
 };
 

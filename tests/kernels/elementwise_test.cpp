@@ -7,6 +7,7 @@
 #include "kernels/plan.hpp"
 #include "runtime/base/format.hpp"
 #include "tests/kernels/op_cases.hpp"
+#include "tests/kernels/run_graph.hpp"
 #include "tests/kernels/seeded.hpp"
 
 namespace falaj::kernels {
@@ -60,20 +61,8 @@ class Elementwise : public testing::Seeded {
     }
     g.add_node(node);
     g.outputs.push_back({"y", DType::undefined, {}, {}, false});
-    CompileOptions options{.threads = threads};
-    if (!fast) options.backends = {&reference_backend()};
-    const auto compiled = compile(std::move(g), std::move(options));
-    EXPECT_TRUE(compiled) << compiled.error().message;
-    if (!compiled) return {};
-    if (fast) {
-      const auto why = (*compiled)->why(1);
-      EXPECT_TRUE(why && why->find(" loop") != std::string::npos) << (why ? *why : why.error().message);
-    }
-    Executor executor(*compiled, threads);
-    std::vector<Tensor> got;
-    const auto status = executor.run(std::span(inputs).first(std::min(known, inputs.size())), got);
-    EXPECT_TRUE(status) << status.error().message;
-    return got;
+    return testing::run_graph(g, std::span(inputs).first(std::min(known, inputs.size())), threads, fast,
+                              [](const std::string& why) { return why.find(" loop") != std::string::npos; });
   }
 
   void check(std::string_view op, const std::vector<Tensor>& inputs, Attributes attributes = {}, std::size_t known = 64,

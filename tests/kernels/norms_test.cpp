@@ -8,9 +8,9 @@
 #include <limits>
 
 #include "kernels/cpu/isa.hpp"
-#include "kernels/plan.hpp"
 #include "runtime/base/format.hpp"
 #include "tests/kernels/op_cases.hpp"
+#include "tests/kernels/run_graph.hpp"
 #include "tests/kernels/seeded.hpp"
 
 namespace falaj::kernels {
@@ -90,21 +90,12 @@ class Norms : public testing::Seeded {
   }
 
   static Tensor run(const Graph& graph, const Tensor& x, std::size_t threads, bool fast = true) {
-    CompileOptions options{.threads = threads};
-    if (!fast) options.backends = {&reference_backend()};
-    const auto compiled = compile(graph, std::move(options));
-    EXPECT_TRUE(compiled) << compiled.error().message;
-    if (!compiled) return {};
-    if (fast && graph.nodes[0].op != "PRelu") {  // which has none for short rows
-      const auto why = (*compiled)->why(x.shape()[0]);
-      EXPECT_TRUE(why && why->find("no fast kernel") == std::string::npos && why->find("cpu/") != std::string::npos)
-          << (why ? *why : why.error().message);
-    }
-    Executor executor(*compiled, threads);
-    std::vector<Tensor> got;
-    const auto status = executor.run(std::span(&x, 1), got);
-    EXPECT_TRUE(status) << status.error().message;
-    return status ? got[0] : Tensor();
+    const bool any = graph.nodes[0].op == "PRelu";  // which has none for short rows
+    const auto fits = [any](const std::string& why) {
+      return any || (why.find("no fast kernel") == std::string::npos && why.find("cpu/") != std::string::npos);
+    };
+    const auto got = testing::run_graph(graph, std::span(&x, 1), threads, fast, fits, x.shape()[0]);
+    return got.empty() ? Tensor() : got[0];
   }
 
   // Sample `at` alone gives what it gives among the others.

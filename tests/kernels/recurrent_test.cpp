@@ -12,6 +12,7 @@
 #include "kernels/train/trainer.hpp"
 #include "runtime/base/format.hpp"
 #include "tests/kernels/op_cases.hpp"
+#include "tests/kernels/run_graph.hpp"
 #include "tests/kernels/seeded.hpp"
 
 namespace falaj::kernels {
@@ -94,20 +95,8 @@ class RecurrentLayers : public testing::Seeded {
   }
 
   static std::vector<Tensor> run(const Graph& graph, const std::vector<Tensor>& inputs, std::size_t threads, bool fast = true) {
-    CompileOptions options{.threads = threads};
-    if (!fast) options.backends = {&reference_backend()};
-    const auto compiled = compile(graph, std::move(options));
-    EXPECT_TRUE(compiled) << compiled.error().message;
-    if (!compiled) return {};
-    if (fast) {
-      const auto why = (*compiled)->why(1);
-      EXPECT_TRUE(why && why->find("recurrent steps") != std::string::npos) << (why ? *why : why.error().message);
-    }
-    Executor executor(*compiled, threads);
-    std::vector<Tensor> got;
-    const auto status = executor.run(inputs, got);
-    EXPECT_TRUE(status) << status.error().message;
-    return got;
+    return testing::run_graph(graph, inputs, threads, fast,
+                              [](const std::string& why) { return why.find("recurrent steps") != std::string::npos; });
   }
 
   static void expect_near(const std::vector<Tensor>& a, const std::vector<Tensor>& b) {

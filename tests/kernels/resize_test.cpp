@@ -4,9 +4,9 @@
 #include <limits>
 
 #include "kernels/cpu/isa.hpp"
-#include "kernels/plan.hpp"
 #include "runtime/base/format.hpp"
 #include "tests/kernels/op_cases.hpp"
+#include "tests/kernels/run_graph.hpp"
 #include "tests/kernels/seeded.hpp"
 
 namespace falaj::kernels {
@@ -30,19 +30,8 @@ class Resizes : public testing::Seeded {
   }
 
   static Tensor run(const Graph& g, const Tensor& x, std::size_t threads, bool fast) {
-    CompileOptions options{.threads = threads};
-    if (!fast) options.backends = {&reference_backend()};
-    const auto compiled = compile(g, std::move(options));
-    EXPECT_TRUE(compiled) << compiled.error().message;
-    if (!compiled) return {};
-    if (fast) {
-      const auto why = (*compiled)->why(1);
-      EXPECT_TRUE(why && why->find("reference/") == std::string::npos) << (why ? *why : why.error().message);
-    }
-    Executor executor(*compiled, threads);
-    std::vector<Tensor> got;
-    const auto status = executor.run(std::vector<Tensor>{x}, got);
-    EXPECT_TRUE(status) << status.error().message;
+    const auto got = testing::run_graph(g, std::span(&x, 1), threads, fast,
+                                        [](const std::string& why) { return why.find("reference/") == std::string::npos; });
     return got.empty() ? Tensor() : got[0];
   }
 
